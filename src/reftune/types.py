@@ -1,0 +1,129 @@
+"""The nouns of reftune: what flows from a question to an update.
+
+problems -> prompts -> samples -> verdicts -> rewards -> advantages -> loss -> update
+
+Every per-token tensor below is response-only, shape (batch, time), right-padded: column t speaks of
+response token t in all of them, and `mask` is 1.0 on real tokens (the EOS included), 0.0 on padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Cot = Literal["natural", "program"]
+
+Outcome = Literal[
+    "ok",  # a number came out
+    "ok_text",  # a text came out (multiple choice, or a reward that accepts text)
+    "syntax_error",
+    "no_solution",  # the program defines no callable solution()
+    "no_result",  # nothing could be extracted, or solution() returned None
+    "not_a_number",
+    "non_finite",
+    "exception",
+    "timeout",
+    "memory",
+    "blocked",
+    "crash",
+    "exited",
+    "bad_result",
+    "too_long",
+    "unsupported",
+    "sandbox_error",  # our own fault: never charged to the policy
+    "truncated",  # the token limit came before the end of the answer
+]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+Answer = float | str
+
+
+class UserError(Exception):
+    """Report bad input in one sentence that names the place and the fix (exit code 2, no traceback)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its final answer and, for training, one annotated chain of thought.
+
+    `chain` holds the reasoning alone: for programs the whole `def solution(): ...` text, for natural
+    language the sentences before the answer trigger. `choices` are the option texts of a multiple
+    choice question, whose `answer` is then the letter of the right one.
+    """
+
+    id: str
+    question: str
+    answer: str
+    chain: str | None = None
+    choices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What running one program gave: a named outcome, and the value when there is one."""
+
+    outcome: Outcome
+    value: Answer | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one completion: outcome, extracted answer, correctness, score (the reward)."""
+
+    outcome: Outcome
+    answer: Answer | None
+    correct: bool
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled response as token ids, its EOS included when `finished`.
+
+    `logprobs` are the sampler's own, one per token, under the distribution it sampled from.
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+    logprobs: list[float]
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Rows of prompt + response + padding, as a model reads them; lengths tell which is which."""
+
+    input_ids: Int[Tensor, "batch total"]
+    prompt_lengths: Int[Tensor, " batch"]
+    response_lengths: Int[Tensor, " batch"]
+
+
+@dataclass(slots=True)
+class Rollouts:
+    """One global batch of judged and scored samples; rows of the same question share `groups`."""
+
+    samples: list[Sample]
+    texts: list[str]
+    problems: list[Problem]
+    verdicts: list[Verdict]
+    groups: Int[Tensor, " batch"]
+    scores: Float[Tensor, " batch"]
+    mask: Float[Tensor, "batch time"]
+    sampler_logprobs: Float[Tensor, "batch time"]
+    logprobs: Float[Tensor, "batch time"]
+    ref_logprobs: Float[Tensor, "batch time"]
+    values: Float[Tensor, "batch time"]
+    entropies: Float[Tensor, "batch time"]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the update aims at: token rewards, whitened advantages, returns for the critic."""
+
+    rewards: Float[Tensor, "batch time"]
+    advantages: Float[Tensor, "batch time"]
+    returns: Float[Tensor, "batch time"]
