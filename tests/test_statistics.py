@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reftune.statistics import bootstrap_difference, majority_vote, mcnemar, pass_at_k, wilson_interval
+
+
+def paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[list[bool], list[bool]]:
+    a = [True] * (both + only_a) + [False] * (only_b + neither)
+    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
+    return a, b
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [  # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_agrees_with_published_values(
+    correct: int, n: int, low: float, high: float
+) -> None:
+    assert wilson_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_of_all_correct_mirrors_that_of_none() -> None:
+    # With p = 1 the lower limit is n / (n + z^2): 20 / (20 + 3.8415) = 0.83887.
+    assert wilson_interval(20, 20) == pytest.approx((0.83887, 1.0), abs=1e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 1 - 0.83887), abs=1e-5)
+
+
+def test_wilson_interval_widens_with_confidence() -> None:
+    # p = 1/2: half-width is z / (2 sqrt(n + z^2)); z(99%) = 2.575829
+    half = 2.575829 / (2 * math.sqrt(100 + 2.575829**2))
+    assert wilson_interval(50, 100, confidence=0.99) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+
+
+def test_wilson_interval_without_questions_says_nothing() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(3, 2), (-1, 2), (0, -1)])
+def test_wilson_interval_refuses_impossible_counts(correct: int, n: int) -> None:
+    with pytest.raises(ValueError, match="cannot be correct"):
+        wilson_interval(correct, n)
+
+
+def test_mcnemar_by_hand() -> None:
+    # One loss against five gains: 2 * (C(6,0) + C(6,1)) / 2^6 = 14/64; the concordant pairs are silent.
+    assert mcnemar(*paired(both=40, only_a=1, only_b=5, neither=7)) == pytest.approx(14 / 64)
+    assert mcnemar(*paired(both=0, only_a=5, only_b=1, neither=0)) == pytest.approx(14 / 64)
+
+
+@pytest.mark.parametrize(("losses", "gains"), [(0, 1), (3, 3), (2, 11), (40, 171)])
+def test_mcnemar_is_the_exact_binomial_tail(losses: int, gains: int) -> None:
+    n = losses + gains
+    tail = Fraction(sum(math.comb(n, i) for i in range(min(losses, gains) + 1)), 2**n)
+    expected = float(min(Fraction(1), 2 * tail))
+    assert mcnemar(*paired(10, losses, gains, 10)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_without_discordant_pairs_is_one() -> None:
+    assert mcnemar([], []) == 1.0
+    assert mcnemar([True, False], [True, False]) == 1.0
+
+
+def test_mcnemar_refuses_different_lengths() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        mcnemar([True, False], [True])
+
+
+def test_bootstrap_difference_agrees_with_scipy() -> None:
+    a, b = paired(both=120, only_a=20, only_b=46, neither=64)
+    differences = np.array(b, float) - np.array(a, float)
+    reference = stats.bootstrap(
+        (differences,), np.mean, n_resamples=20_000, batch=1000, method="percentile", rng=1
+    ).confidence_interval
+    low, high = bootstrap_difference(a, b, resamples=20_000, seed=0)
+    # One question is 0.004 here; two bootstraps may differ by that.
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.0041)
+    assert low < 26 / 250 < high
+
+
+def test_bootstrap_difference_keeps_the_pairs_together() -> None:
+    # Equal accuracies: identical answers leave no doubt, opposite answers leave much.
+    half = [True] * 50 + [False] * 50
+    assert bootstrap_difference(half, half, resamples=1000, seed=0) == (0.0, 0.0)
+    low, high = bootstrap_difference(half, half[::-1], resamples=10_000, seed=0)
+    # differences of +-1 have a standard error of 0.1
+    assert (low, high) == pytest.approx((-0.196, 0.196), abs=0.021)
+
+
+def test_bootstrap_difference_sign_edges_and_seed() -> None:
+    assert bootstrap_difference([False] * 9, [True] * 9, resamples=100, seed=0) == (1.0, 1.0)
+    assert bootstrap_difference([True] * 9, [False] * 9, resamples=100, seed=0) == (-1.0, -1.0)
+    a, b = paired(20, 3, 9, 8)
+    first = bootstrap_difference(a, b, resamples=500, seed=3)
+    assert first == bootstrap_difference(a, b, resamples=500, seed=3)
+    wider = bootstrap_difference(a, b, resamples=500, seed=3, confidence=0.999)
+    assert wider[0] < first[0] < first[1] < wider[1]
+
+
+def test_bootstrap_difference_refuses_nothing_and_different_lengths() -> None:
+    with pytest.raises(ValueError, match="at least one question"):
+        bootstrap_difference([], [], resamples=100, seed=0)
+    with pytest.raises(ValueError, match="longer"):
+        bootstrap_difference([True], [True, False], resamples=100, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "winner"),
+    [
+        ([1.0, 2.0, 2.0], 2.0),
+        ([3.0, 5.0, 5.0, 3.0], 3.0),  # a tie: first seen
+        ([5.0, 3.0, 3.0, 5.0], 5.0),
+        ([None, None, None, 7.0], 7.0),  # the unparsable do not vote
+        ([math.nan, math.nan, 7.0], 7.0),
+        ([2.0, 3.333, 3.34, 2.0, 3.3334], 3.333),  # one number within 1e-2
+        ([1.0, 1.02, 1.02], 1.02),  # two numbers beyond 1e-2
+        (["b", "a", "a"], "a"),
+        (["1", 1.0, 1.0], 1.0),  # a text is never a number
+        ([math.inf, math.inf, 1.0], math.inf),
+        ([0.0, 0.0, 1.0], 0.0),  # zero is an answer
+        ([None], None),
+        ([], None),
+    ],
+)
+def test_majority_vote(answers: list[float | str | None], winner: float | str | None) -> None:
+    assert majority_vote(answers) == winner
+
+
+@pytest.mark.parametrize(("n", "correct"), [(5, 0), (5, 1), (5, 3), (6, 6)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n: int, correct: int) -> None:
+    samples = [True] * correct + [False] * (n - correct)
+    for k in range(1, n + 1):
+        subsets = list(itertools.combinations(samples, k))
+        assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_stays_exact_for_many_samples() -> None:
+    # 1 - prod_{i=n-c+1..n} (1 - k/i), the product form of Chen et al.
+    product = 1 - np.prod(1 - 100 / np.arange(10_000 - 7 + 1, 10_001))
+    assert pass_at_k(10_000, 7, 100) == pytest.approx(product, rel=1e-9)
+    assert pass_at_k(10_000, 2_500, 1) == 0.25
+
+
+@pytest.mark.parametrize(("n", "correct", "k"), [(5, 2, 6), (0, 0, 1), (5, 2, 0), (5, 6, 1), (5, -1, 1)])
+def test_pass_at_k_refuses_impossible_counts(n: int, correct: int, k: int) -> None:
+    with pytest.raises(ValueError, match=r"needs 1 <= k <= n|cannot be correct"):
+        pass_at_k(n, correct, k)
