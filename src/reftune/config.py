@@ -1,4 +1,4 @@
-"""The run configuration: TOML files checked by pydantic, every key with a default and one line of help."""
+"""The run configuration: TOML files checked by pydantic, every key with a default."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,7 +17,7 @@ from reftune.types import Cot, UserError
 class Section(BaseModel):
     """A table of the file; a key that it does not know is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Synthetic(Section):
@@ -52,7 +52,7 @@ class Data(Section):
     train_split: str = "train"
     test_split: str = "test"
     subset: str | None = Field(None, description="configuration name of the hub data set")
-    columns: Columns | None = Field(None, description="column names, where the format is not a known one")
+    columns: Columns | None = Field(None, description="column names, where the format is unknown")
     max_train: int | None = Field(None, ge=1, description="use only this many training problems")
     max_test: int | None = Field(None, ge=1, description="use only this many test problems")
     synthetic: Synthetic = Synthetic()
@@ -62,7 +62,7 @@ class Prompt(Section):
     """How a question becomes text; the defaults are the paper's exact strings."""
 
     template: str = "Question:\n{question}\nAnswer reasoning:\n"
-    trigger: str = Field("\nTherefore, the answer is: ", description="what precedes the answer (natural)")
+    trigger: str = Field("\nTherefore, the answer is: ", description="text before the answer (natural)")
     repeat_question: bool = Field(True, description="programs carry the question as their docstring")
     max_prompt_tokens: int = Field(300, ge=1)
     max_new_tokens: int = Field(400, ge=1)
@@ -74,7 +74,7 @@ class Model(Section):
     name: str | None = Field(None, description="Hugging Face name or directory")
     scratch: str | None = Field(None, description="size of a new small Llama: tiny or small")
     scratch_overrides: dict[str, int] = Field({}, description="LlamaConfig fields, e.g. hidden_size")
-    vocab_size: int = Field(512, ge=260, description="vocabulary of the tokenizer trained for a scratch model")
+    vocab_size: int = Field(512, ge=260, description="vocabulary of a scratch model's tokenizer")
     dtype: Literal["float32", "bfloat16"] = "float32"
     value_model: Literal["shared", "separate"] = Field(
         "shared", description="critic on the policy's own trunk, or a model of its own"
@@ -114,8 +114,8 @@ class Ppo(Section):
     questions_per_step: int = Field(32, ge=1)
     samples_per_question: int = Field(1, ge=1)
     updates_per_batch: int = Field(2, ge=1, description="passes over each batch (PPO epochs)")
-    minibatch_size: int | None = Field(None, ge=1, description="samples per optimizer step; default: all")
-    advantage: Literal["gae", "group"] = Field("gae", description="critic with GAE, or group baseline")
+    minibatch_size: int | None = Field(None, ge=1, description="samples per optimizer step; default all")
+    advantage: str = Field("gae", description="gae (with a critic) or group (baseline per question)")
     group_scale: bool = Field(False, description="group: divide by the question's standard deviation")
     learning_rate: float = Field(3e-7, gt=0)
     value_head_learning_rate: float | None = Field(None, gt=0, description="default: learning_rate")
@@ -130,7 +130,7 @@ class Ppo(Section):
     whiten: bool = Field(True, description="normalise advantages over all tokens of the batch")
     max_grad_norm: float = Field(1.0, gt=0)
     temperature: float = Field(1.0, gt=0)
-    partial_reward: float = Field(0.1, ge=0, le=1, description="score of a wrong answer of the right type")
+    partial_reward: float = Field(0.1, ge=0, le=1, description="score of a wrong but well-formed answer")
     reward: str | None = Field(None, description="your own reward: path.py:function")
     validate_every_steps: int = Field(10, ge=1)
     checkpoint_every_steps: int = Field(10, ge=1)
@@ -140,7 +140,7 @@ class Ppo(Section):
 class Evaluation(Section):
     """How the models are compared on the test questions."""
 
-    samples: int = Field(0, ge=0, description="samples per question for voting and pass@k; 0: greedy only")
+    samples: int = Field(0, ge=0, description="per question, for voting and pass@k; 0: greedy only")
     temperature: float = Field(1.0, gt=0)
     bootstrap: int = Field(10000, ge=100, description="resamples behind the interval of a difference")
 
@@ -154,7 +154,7 @@ class Compute(Section):
     sandbox_workers: int | None = Field(None, ge=1, description="default: one per core")
     sandbox_seconds: float = Field(2.0, gt=0, description="time limit of one program")
     sandbox_memory_mb: int = Field(256, ge=16)
-    trackers: list[str] = Field([], description="accelerate trackers: tensorboard, wandb, trackio, mlflow")
+    trackers: list[str] = Field([], description="accelerate's: tensorboard, wandb, trackio, mlflow")
 
 
 class Config(Section):
@@ -177,14 +177,20 @@ class Config(Section):
         return Path(self.output_dir) / self.name
 
 
+_MODEL_SOURCES = {"name", "scratch"}
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
     """Read a TOML file, its `extends` parents first, then apply `section.key=value` overrides.
+
+    What comes later wins; model.name and model.scratch replace each other. The run is called `name`,
+    or what the file itself says (not its parents), or else the file's stem.
 
     Raises UserError, in one sentence with the file and the key, for anything that is wrong.
     """
     values = _read_with_parents(Path(path), seen=())
     for override in overrides:
-        _set(values, override)
+        values = _merge(values, _parse_override(override))
     if name is not None:
         values["name"] = name
     values.setdefault("name", Path(path).stem)
@@ -213,27 +219,42 @@ def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     parent = values.pop("extends", None)
     if parent is None:
         return values
-    return _merge(_read_with_parents(path.parent / parent, (*seen, path.resolve())), values)
+    if not isinstance(parent, str):
+        raise UserError(f'{path}: extends names one file, as in extends = "base.toml", not {parent!r}')
+    inherited = _read_with_parents(path.parent / parent, (*seen, path.resolve()))
+    inherited.pop("name", None)  # two configs with one run directory would be in each other's way
+    return _merge(inherited, values)
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `top` laid over it, table by table."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = _merge(_without_other_source(old, value) if key == "model" else old, value)
+        else:
+            merged[key] = value
     return merged
 
 
-def _set(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
+def _without_other_source(model: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Drop the name from under a scratch, or the scratch from under a name: a model has one source."""
+    if not _MODEL_SOURCES & top.keys():
+        return model
+    return {key: value for key, value in model.items() if key not in _MODEL_SOURCES}
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    """Return `section.key=value` as the nested table that it stands for."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
         raise UserError(f"--set {override}: write section.key=value, for example ppo.kl_coef=0.05")
-    *tables, leaf = key.strip().split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise UserError(f"--set {override}: {table} is a value, not a section")
-    values[leaf] = _parse_value(text.strip())
+    value = _parse_value(text.strip())
+    for key in reversed(keys):
+        value = {key: value}
+    return cast(dict[str, Any], value)
 
 
 def _parse_value(text: str) -> Any:
@@ -251,6 +272,10 @@ def _first_problem(error: ValidationError) -> str:
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
         return f"unknown key {key}; {hint}"
+    if problem["type"] == "missing":
+        return f"the section [{key}] is missing"
+    if problem["type"] == "model_type":
+        return f"{key}: is a section with keys of its own, not {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return message
