@@ -1,0 +1,48 @@
+# PYTHON makes .venv. TORCH goes into it first, at the version in constraints.txt. On Linux that is the CUDA build;
+# without a GPU the far smaller CPU build does: PIP_EXTRA_INDEX_URL=<the CPU index of pytorch.org> make install
+PYTHON ?= python3
+TORCH ?= torch
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+install: $(INSTALLED)  ## create .venv with the pinned versions and .venv/bin/reftune
+
+demo: install  ## train and compare the models of configs/demo.toml
+	$(BIN)/reftune run configs/demo.toml
+
+test: install  ## run the test suite, less the slow and the GPU tests
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: install  ## run the tests that need minutes
+	$(BIN)/pytest -m "slow and not gpu"
+
+check: install  ## check format, lint, types and import layers
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## format the code and mend what the linter can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:  ## remove .venv, caches and build output; runs/ stays
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install $(TORCH) -c constraints.txt
+	$(BIN)/pip install -e '.[dev]' -c constraints.txt
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "reftune needs Python 3.11 or newer and $(PYTHON) is %d.%d; name a newer one: make install PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear .venv

@@ -1,0 +1,30 @@
+"""Set-up of the test suite: no network, one thread, types and tensor shapes checked at run time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
+
+# All of this before any test imports reftune: the hub's libraries read their switches once, and the hook
+# only reaches modules that are yet to be imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+install_import_hook("reftune", "conftest.check_types")
+
+torch.set_num_threads(1)  # the models here are so small that a second thread only waits
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real data sets beside the checkout; skip the test where there is none."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}")
+    return folder

@@ -1,0 +1,236 @@
+"""The run configuration: what is read, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from reftune.config import Config, dump_config, load_config
+from reftune.types import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+COMMITTED = sorted(CONFIGS.rglob("*.toml"))
+
+
+def write(folder: Path, text: str = "", name: str = "run.toml") -> Path:
+    """Write a config file; one that names no model and no parent gets a tiny one."""
+    if "model" not in text and "extends" not in text:
+        text += '\n[model]\nscratch = "tiny"\n'
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, overrides: Sequence[str] = ()) -> str:
+    """Return the one sentence with which a config is refused."""
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_are_the_papers(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
+    assert (config.sft.batch_size, config.sft.learning_rate, config.sft.epochs) == (48, 1e-5, 40)
+    assert (config.ppo.gamma, config.ppo.gae_lambda, config.ppo.value_coef) == (1.0, 0.95, 5.0)
+    assert (config.ppo.clip_range, config.ppo.updates_per_batch, config.ppo.partial_reward) == (
+        0.2,
+        2,
+        0.1,
+    )
+    assert config.prompt.template == "Question:\n{question}\nAnswer reasoning:\n"
+
+
+def test_name_is_the_files_stem_unless_given(tmp_path: Path) -> None:
+    path = write(tmp_path, name="trial-7.toml")
+    assert load_config(path).name == "trial-7"
+    assert load_config(path, name="other").name == "other"
+    assert load_config(path, ["name=third"]).run_dir == Path("runs/third")
+    assert load_config(write(tmp_path, 'name = "inside"')).name == "inside"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sede = 1", "unknown key sede; did you mean seed?"),
+        ("[pppo]\nsteps = 1", "unknown key pppo; did you mean ppo?"),
+        ("[ppo]\nkl_coeff = 0.1", "unknown key ppo.kl_coeff; did you mean kl_coef?"),
+        ("[data.synthetic]\npeeple = 3", "unknown key data.synthetic.peeple; did you mean people?"),
+        (
+            '[data.columns]\nquestions = "q"',
+            "unknown key data.columns.questions; did you mean question?",
+        ),
+        (
+            "[evaluation]\nzzz = 1",
+            "unknown key evaluation.zzz; known keys: bootstrap, samples, temperature",
+        ),
+    ],
+)
+def test_unknown_key_names_the_nearest(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    assert refusal(path) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[ppo]\nsteps = "many"', "ppo.steps: input should be a valid integer, .*, not 'many'"),
+        ("[ppo]\nsteps = 2.5", "ppo.steps: input should be a valid integer, .*, not 2.5"),
+        ("[ppo]\ngae_lambda = 1.5", "ppo.gae_lambda: input should be less than or equal to 1, not 1.5"),
+        ("[ppo]\nlearning_rate = inf", "ppo.learning_rate: input should be a finite number, not inf"),
+        ("[ppo]\nkl_coef = nan", "ppo.kl_coef: input should be a finite number, not nan"),
+        ('[data]\ncot = "python"', "data.cot: input should be 'natural' or 'program', not 'python'"),
+        ("seed = [1]", r"seed: input should be a valid integer, not \[1\]"),
+        ("ppo = 3", "ppo: is a section with keys of its own, not 3"),
+        ("[model]", r'set exactly one of model.name and model.scratch \("tiny" or "small"\)'),
+        (
+            '[model]\nname = "gpt2"\nscratch = "tiny"',
+            "set exactly one of model.name and model.scratch .*",
+        ),
+        ("[sft]\nepochs = 3\nwarmup_epochs = 4", "sft.warmup_epochs must not exceed sft.epochs"),
+    ],
+)
+def test_wrong_value_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    assert re.fullmatch(re.escape(f"{path}: ") + message, refusal(path))
+
+
+def test_warmup_may_be_the_whole_sft_run(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "[sft]\nepochs = 4\nwarmup_epochs = 4")).sft.warmup_epochs == 4
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.toml") == f"{tmp_path / 'none.toml'}: no such config file"
+    assert f"{tmp_path}: cannot be read" in refusal(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+    assert "latin.toml: cannot be read" in refusal(tmp_path / "latin.toml")
+    bad = write(tmp_path, "seed = 1\nseed 2")
+    assert re.match(re.escape(f"{bad}: not valid TOML: ") + ".*line 2", refusal(bad))
+    empty = tmp_path / "empty.toml"
+    empty.touch()
+    assert refusal(empty) == f"{empty}: the section [model] is missing"
+
+
+def test_overrides_are_parsed_as_toml_or_as_text(tmp_path: Path) -> None:
+    overrides = [
+        "ppo.kl_coef=0.05",
+        "ppo.learning_rate = 1e-4",
+        "ppo.whiten=false",
+        "ppo.reward=my rewards.py:f=g",
+        "data.cot=natural",
+        'data.train="a.jsonl"',
+        'compute.trackers=["wandb", "mlflow"]',
+        "data.synthetic.people=4",
+        "data.columns.question=problem",
+        "model.scratch_overrides.hidden_size=64",
+        "seed=1",
+        "seed=2",
+    ]
+    config = load_config(write(tmp_path, "[ppo]\nkl_coef = 0.2\nsteps = 5"), overrides)
+    assert (config.ppo.kl_coef, config.ppo.learning_rate, config.ppo.whiten) == (0.05, 1e-4, False)
+    assert config.ppo.steps == 5
+    assert config.ppo.reward == "my rewards.py:f=g"
+    assert (config.data.cot, config.data.train) == ("natural", "a.jsonl")
+    assert config.compute.trackers == ["wandb", "mlflow"]
+    assert (config.data.synthetic.people, config.data.synthetic.max_events) == (4, 4)
+    assert config.data.columns is not None
+    assert (config.data.columns.question, config.data.columns.answer) == ("problem", "answer")
+    assert config.model.scratch_overrides == {"hidden_size": 64}
+    assert config.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ppo.steps", "--set ppo.steps: write section.key=value"),
+        ("=3", "--set =3: write section.key=value"),
+        ("ppo.=3", "--set ppo.=3: write section.key=value"),
+        ("ppo.kl_coeff=0.1", "unknown key ppo.kl_coeff; did you mean kl_coef?"),
+        ("ppo=3", "ppo: is a section"),
+        ("seed.deep=1", "seed: input should be a valid integer, not {'deep': 1}"),
+        ("ppo.steps=0", "ppo.steps: input should be greater than or equal to 1, not 0"),
+    ],
+)
+def test_bad_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    assert message in refusal(write(tmp_path), [override])
+
+
+def test_one_model_source_replaces_the_other(tmp_path: Path) -> None:
+    hub = write(tmp_path, '[model]\nname = "gpt2"\ndtype = "bfloat16"', "hub.toml")
+    scratch = write(tmp_path, 'extends = "hub.toml"\n[model]\nscratch = "small"', "scratch.toml")
+    tiny = load_config(hub, ["model.scratch=tiny"]).model
+    assert (tiny.name, tiny.scratch, tiny.dtype) == (None, "tiny", "bfloat16")
+    child = load_config(scratch).model
+    assert (child.name, child.scratch) == (None, "small")
+    back = load_config(scratch, ["model.name=gpt2", "model.dtype=float32"]).model
+    assert (back.name, back.scratch, back.dtype) == ("gpt2", None, "float32")
+
+
+def test_extends_merges_from_a_parent_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(
+        tmp_path,
+        'name = "grand"\nseed = 1\n[ppo]\nsteps = 1\nkl_coef = 0.5\n[model]\nscratch = "tiny"',
+        "a.toml",
+    )
+    write(tmp_path, 'extends = "../a.toml"\nseed = 2\n[ppo]\nsteps = 2', "deep/b.toml")
+    config = load_config(write(tmp_path, 'extends = "b.toml"\n[ppo]\nsteps = 3', "deep/c.toml"))
+    assert (config.seed, config.ppo.steps, config.ppo.kl_coef) == (2, 3, 0.5)
+    assert config.name == "c"  # not the grandparent's: each run has a directory of its own
+
+
+def test_extends_that_leads_nowhere(tmp_path: Path) -> None:
+    assert "none.toml: no such config file" in refusal(write(tmp_path, 'extends = "none.toml"'))
+    assert "extends names one file" in refusal(write(tmp_path, "extends = 3"))
+    write(tmp_path, 'extends = "b.toml"', "a.toml")
+    circle = write(tmp_path, 'extends = "a.toml"', "b.toml")
+    assert refusal(circle) == f"{circle}: extends itself; remove the circle"
+
+
+def test_dump_reads_back_as_the_same_config(tmp_path: Path) -> None:
+    overrides = [
+        "model.scratch_overrides.hidden_size=64",
+        "data.columns.chain=steps",
+        "ppo.minibatch_size=7",
+    ]
+    config = load_config(write(tmp_path, 'name = "ünusual \\"name\\""'), overrides)
+    dumped = tmp_path / "dumped.toml"
+    dumped.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(dumped) == config
+    assert config.ppo.minibatch_size == 7
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_committed_config_parses_and_shrinks_to_a_laptop(path: Path) -> None:
+    assert isinstance(load_config(path), Config)
+    assert load_config(path, ["model.scratch=tiny"]).model.name is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kl_coef", "partial_reward", "warmup_epochs", "epochs", "questions"),
+    [
+        ("gsm8k_natural", 0.05, 0.1, 2, 300, 7465),
+        ("gsm8k_program", 0.01, 0.1, 2, 300, 7356),
+        ("svamp_natural", 0.05, 0.1, 2, 300, 3076),
+        ("svamp_program", 0.01, 0.1, 2, 300, 3043),
+        ("mathqa_mcq_natural", 0.05, 0.0, 5, 300, 14862),
+        ("mathqa_mcq_program", 0.01, 0.0, 2, 300, 15250),
+        ("mathqa_numeric_natural", 0.01, 0.1, 10, 300, 8955),
+        ("gsm8k_program_small", 0.01, 0.1, 10, 700, 7356),
+        ("svamp_program_small", 0.01, 0.1, 10, 700, 3043),
+        ("mathqa_mcq_program_small", 0.01, 0.0, 40, 700, 15250),
+    ],
+)
+def test_paper_configs_hold_the_papers_settings(
+    name: str, kl_coef: float, partial_reward: float, warmup_epochs: int, epochs: int, questions: int
+) -> None:
+    config = load_config(CONFIGS / "paper" / f"{name}.toml")
+    assert (config.ppo.kl_coef, config.ppo.partial_reward) == (kl_coef, partial_reward)
+    assert config.sft.warmup_epochs == warmup_epochs
+    assert config.ppo.steps == math.ceil(epochs * questions / config.ppo.questions_per_step)
+    assert config.data.cot == ("natural" if "natural" in name else "program")

@@ -1,0 +1,26 @@
+"""The nouns: their shapes are really checked here, which every other test relies on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from reftune.types import Sequences, Targets, Verdict
+
+
+def test_tensors_of_one_batch_share_their_shape() -> None:
+    wide, narrow = torch.zeros(2, 4), torch.zeros(2, 3)
+    assert Targets(wide, wide, wide).returns is wide
+    with pytest.raises(TypeCheckError, match="returns"):
+        Targets(wide, wide, narrow)
+
+
+def test_token_ids_are_integers() -> None:
+    lengths = torch.ones(2, dtype=torch.long)
+    with pytest.raises(TypeCheckError, match="input_ids"):
+        Sequences(torch.zeros(2, 4), lengths, lengths)
+
+
+def test_an_int_passes_for_a_float() -> None:
+    assert Verdict("ok", 3, True, 1).score == 1.0
