@@ -202,6 +202,9 @@ def test_dump_reads_back_as_the_same_config(tmp_path: Path) -> None:
     dumped = tmp_path / "dumped.toml"
     dumped.write_text(dump_config(config), encoding="utf-8")
     assert load_config(dumped) == config
+    assert (
+        "gae_lambda = 0.95" in dumped.read_text()
+    )  # complete: a default of today is part of the record
     assert config.ppo.minibatch_size == 7
 
 
