@@ -188,16 +188,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | Non
 
     Raises UserError, in one sentence with the file and the key, for anything that is wrong.
     """
-    values = _read_with_parents(Path(path), seen=())
-    for override in overrides:
-        values = _merge(values, _parse_override(override))
+    values = {"name": Path(path).stem} | _read_with_parents(Path(path), seen=())
     if name is not None:
         values["name"] = name
-    values.setdefault("name", Path(path).stem)
+    return parse_config(values, overrides, str(path))
+
+
+def parse_config(values: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+    """Check settings, with overrides applied on top; `source` names their place in error messages."""
+    for override in overrides:
+        values = _merge(values, _parse_override(override))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
+        raise UserError(f"{source}: {_first_problem(error)}") from None
 
 
 def dump_config(config: Config) -> str:

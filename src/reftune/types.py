@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -101,15 +102,28 @@ class Sequences:
     prompt_lengths: Int[Tensor, " batch"]
     response_lengths: Int[Tensor, " batch"]
 
+    def to(self, device: torch.device) -> Sequences:
+        """Return the same rows on `device`."""
+        return Sequences(
+            self.input_ids.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device)
+        )
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One judged sample: the problem, the sampled tokens, the completion they spell, its verdict."""
+
+    problem: Problem
+    sample: Sample
+    completion: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
 class Rollouts:
-    """One global batch of judged and scored samples; rows of the same question share `groups`."""
+    """One global batch of judged and scored samples; rows of the same question share a number in `groups`."""
 
-    samples: list[Sample]
-    texts: list[str]
-    problems: list[Problem]
-    verdicts: list[Verdict]
+    attempts: list[Attempt]
     groups: Int[Tensor, " batch"]
     scores: Float[Tensor, " batch"]
     mask: Float[Tensor, "batch time"]

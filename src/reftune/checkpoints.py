@@ -1,0 +1,130 @@
+"""Atomic files and directories, and checkpoints from which an interrupted stage goes on.
+
+A checkpoint is written under a temporary name, synced to disk and renamed: it is there as a whole or
+not at all. accelerate writes its contents (model, optimizer, random states), so that the same code
+serves one process, DDP and sharded training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from reftune.types import UserError
+
+STATE_FILE = "state.json"
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary directory that takes the place of `target` once the block has succeeded."""
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    if target.exists():  # a directory cannot be replaced in one step: move the old one aside first
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    temporary.rename(target)
+    shutil.rmtree(target.with_name(f".{target.name}.old"), ignore_errors=True)
+    _sync(target.parent)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path that takes the place of `target` once the block has succeeded."""
+    temporary = target.with_name(f".{target.name}.partial")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    _sync(temporary)
+    temporary.replace(target)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, as a whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, state: dict[str, Any]) -> None:
+    """Write checkpoint number `step` and remove the ones before it.
+
+    Args:
+        accelerator: holds the prepared model and optimizer; every process must call.
+        directory: the stage's directory.
+        step: optimizer or rollout steps done.
+        state: what the stage needs besides, as JSON.
+    """
+    target = directory / "checkpoints" / f"step-{step:08d}"
+    temporary = target.with_name(f".{target.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    _save_state(accelerator, temporary)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(temporary / STATE_FILE, {"step": step, **state})
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        temporary.rename(target)
+        _sync(target.parent)
+        for old in _complete(directory)[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, directory: Path) -> dict[str, Any] | None:
+    """Restore the newest complete checkpoint of a stage and return its state; None where there is none."""
+    complete = _complete(directory)
+    if not complete:
+        return None
+    accelerator.load_state(str(complete[-1]))
+    state: dict[str, Any] = read_json(complete[-1] / STATE_FILE)
+    return state
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Free the disk of a finished stage's checkpoints."""
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def _complete(directory: Path) -> list[Path]:
+    return sorted((directory / "checkpoints").glob("step-*"))
+
+
+def _save_state(accelerator: Accelerator, directory: Path) -> None:
+    try:
+        accelerator.save_state(str(directory))
+    except RuntimeError as error:  # torch reports a full disk as a failed write, without its errno
+        if shutil.disk_usage(directory).free < 2**20 or "write" in str(error).lower():
+            raise UserError(
+                f"{directory.parent}: cannot write a checkpoint, the disk is full; free some space and"
+                " start the same command again: it goes on from the last complete checkpoint"
+            ) from None
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,235 @@
+"""The commands. Heavy modules are imported when a command runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+# Read by the OpenMP runtime when torch is loaded: threads that spin while they wait for each other
+# make a machine with other work on it many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+
+if TYPE_CHECKING:
+    from reftune.config import Config
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help=(
+        "Make a language model reason better, and prove it.\n\n"
+        "You bring a model, questions with final answers, and some worked solutions. reftune first trains"
+        " on the worked solutions (SFT), then lets the model try each question again and again and"
+        " reinforces what led to the right answer (PPO). At the end it compares both on questions that"
+        " neither has seen.\n\n"
+        "Start with: [bold]reftune run configs/demo.toml[/bold]"
+    ),
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="TOML file; configs/demo.toml is one to start from")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="change one setting, e.g. --set ppo.kl_coef=0.05 (repeatable)"),
+]
+Name = Annotated[str | None, typer.Option(help="name of the run directory; default: the file's")]
+CotOption = Annotated[
+    str | None,
+    typer.Option("--cot", help="kind of chain: program (executed) or natural (text)"),
+]
+ModelOption = Annotated[str, typer.Option("--model", help="model directory or Hugging Face name")]
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
+    """Do everything: train, improve, compare, report.
+
+    The stages are SFT (the warm-up and the baseline), PPO, and the evaluation of the warm-up, SFT and
+    ReFT models on the test questions. Interrupt it at any time: the same command goes on where it was.
+    """
+    settings = _run_stages(config, overrides, name, ("sft", "ppo", "evaluation"))
+    _show_report(settings.run_dir)
+
+
+@app.command()
+def sft(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
+    """Only the first stage: train on the worked solutions."""
+    settings = _run_stages(config, overrides, name, ("sft",))
+    _say(f"models: {settings.run_dir / 'warmup' / 'model'} and {settings.run_dir / 'sft' / 'model'}")
+
+
+@app.command()
+def ppo(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
+    """Only the second stage: improve the warm-up model with PPO on checked answers."""
+    settings = _run_stages(config, overrides, name, ("ppo",))
+    _say(f"model: {settings.run_dir / 'ppo' / 'model'}")
+
+
+@app.command()
+def evaluate(
+    model: ModelOption,
+    data: Annotated[str, typer.Option(help="file or Hugging Face data set with questions and answers")],
+    cot: CotOption = None,
+    samples: Annotated[int, typer.Option(help="samples per question for voting and pass@k")] = 0,
+    out: Annotated[Path | None, typer.Option(help="write one JSON line per question here")] = None,
+    split: Annotated[str, typer.Option(help="split of a Hugging Face data set")] = "test",
+    subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure how many questions a model answers, with a 95% interval."""
+    from reftune.evaluation import summarise, write_answers
+    from reftune.pipeline import evaluate_model
+    from reftune.problems import load_problems
+
+    settings = _settings_for(model, [*(overrides or []), f"evaluation.samples={samples}"])
+    kind = _cot(cot)
+    problems = load_problems(
+        data, cot=kind or settings.data.cot, split=split, subset=subset, columns=settings.data.columns
+    )
+    rows = evaluate_model(settings, model, problems, kind)
+    if out is not None:
+        write_answers(out, rows)
+    _print_summary(summarise(rows), len(rows))
+
+
+@app.command()
+def sample(
+    model: ModelOption,
+    question: Annotated[str, typer.Option(help="the question, as plain text")],
+    cot: CotOption = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 gives the most likely chain")] = 0.0,
+    seed: Annotated[int, typer.Option(help="another seed gives another sample")] = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Ask one question; print the chain, its outcome and the answer."""
+    from reftune.pipeline import load_actor
+    from reftune.types import Problem
+
+    actor = load_actor(_settings_for(model, overrides or []), model, _cot(cot), accepts_text=True)
+    # The true answer is unknown here; nothing below shows whether this stand-in was met.
+    problem = Problem(id="question", question=question, answer="0")
+    [attempt] = actor.attempt([problem], 1, temperature, seed, "sample")
+    verdict = attempt.verdict
+    typer.echo(attempt.completion)
+    typer.echo(f"\noutcome: {verdict.outcome}\nanswer:  {'none' if verdict.answer is None else verdict.answer}")
+
+
+@app.command()
+def grade(
+    file: Annotated[Path, typer.Argument(help='JSONL with "id", "completion", "answer" and maybe "choices"')],
+    cot: Annotated[str, typer.Option("--cot", help="kind of chain: program (executed) or natural (text)")],
+    out: Annotated[Path | None, typer.Option(help="default: FILE with the ending .graded.jsonl")] = None,
+) -> None:
+    """Judge the outputs of any system: was each final answer right?"""
+    from reftune.grading import grade_file
+
+    kind = _cot(cot)
+    assert kind is not None
+    summary = grade_file(file, kind, out)
+    typer.echo(f"correct: {summary.accuracy:.1%} ({summary.correct} of {summary.judged} judged)")
+    for outcome, count in summary.outcomes.items():
+        typer.echo(f"  {outcome}: {count}")
+    typer.echo(f"verdicts: {summary.out}")
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="directory of a run, finished or not")]) -> None:
+    """Write report.html and report.md of a run: comparison, learning curves, samples."""
+    _show_report(run_dir)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence and exit code 2, Ctrl-C with 130."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _say("interrupted; nothing is lost, the same command goes on from the last checkpoint")
+        sys.exit(130)
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        _say(f"error: {message}")
+        sys.exit(2)
+
+
+def _explain(error: Exception) -> str | None:
+    """Return the sentence for an error that the user can mend; None for a fault of ours."""
+    from reftune.types import UserError
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{error.filename or 'output'}: the disk is full; free some space and start the same command"
+            " again, it goes on from the last checkpoint"
+        )
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: permission denied"
+    return None
+
+
+def _run_stages(
+    path: Path, overrides: list[str] | None, name: str | None, stages: tuple[str, ...]
+) -> Config:
+    from reftune.config import load_config
+    from reftune.pipeline import run_stages
+
+    settings = load_config(path, overrides or [], name)
+    if not run_stages(settings, stages, sys.argv):
+        _say(f"{settings.run_dir}: already finished, nothing to do")
+    return settings
+
+
+def _settings_for(model: str, overrides: list[str]) -> Config:
+    """Return settings for commands that take a model instead of a config file."""
+    from reftune.config import parse_config
+
+    return parse_config({"model": {"name": model}}, overrides, source="--set")
+
+
+def _cot(text: str | None) -> Any:
+    from reftune.types import UserError
+
+    if text not in (None, "natural", "program"):
+        raise UserError(f"--cot {text}: choose natural or program")
+    return text
+
+
+def _show_report(run_dir: Path) -> None:
+    if int(os.environ.get("RANK", "0")) > 0:  # under accelerate launch one process reports
+        return
+    from rich.console import Console
+
+    from reftune.report import final_table, write_report
+
+    page = write_report(run_dir)
+    Console().print(final_table(run_dir))
+    _say(f"report: {page}")
+
+
+def _print_summary(summary: dict[str, Any], n: int) -> None:
+    for strategy in ("greedy", "vote"):
+        if strategy in summary:
+            found = summary[strategy]
+            low, high = found["interval"]
+            label = strategy if strategy == "greedy" else f"vote of {found['k']}"
+            typer.echo(
+                f"{label}: {found['accuracy']:.1%} ({found['correct']} of {n}),"
+                f" 95% interval {low:.1%} to {high:.1%}"
+            )
+    for k, value in summary.get("pass", {}).items():
+        typer.echo(f"pass@{k}: {value:.1%}")
+
+
+def _say(message: str) -> None:
+    typer.echo(f"reftune: {message}", err=True)
+
+
+if __name__ == "__main__":
+    main()

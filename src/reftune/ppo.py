@@ -1,0 +1,222 @@
+"""Stage 2: on-line PPO whose reward is the checked answer.
+
+Read `run_ppo` from top to bottom: problems -> samples -> verdicts -> rewards -> advantages -> loss ->
+update -> evaluation. What problems are made of, and how answers are checked, this module does not know.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from reftune.advantages import ADVANTAGES, explained_variance, token_rewards, whiten
+from reftune.batches import collate, minibatches, shuffled
+from reftune.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint, write_json
+from reftune.config import Config, Ppo
+from reftune.losses import policy_loss, ratio_statistics, sequence_mean, value_loss
+from reftune.models import PolicyWithValue
+from reftune.prompts import Prompter
+from reftune.rewards import Judge
+from reftune.rollouts import accuracy, attempt_rows, collect, make_actor
+from reftune.run_log import RunLog
+from reftune.training import make_optimizer, optimizer_step, save_model, set_learning_rates
+from reftune.types import Problem, Rollouts, Targets, UserError
+
+
+def run_ppo(
+    config: Config,
+    policy: PolicyWithValue,
+    reference: PolicyWithValue,
+    prompter: Prompter,
+    judge: Judge,
+    train: Sequence[Problem],
+    validation: Sequence[Problem],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Improve `policy`, the warm-up model, with PPO; write `ppo/model` into the run directory.
+
+    Goes on from the newest checkpoint if there is one. `reference` is a frozen copy of the warm-up.
+    Returns what it also writes to `ppo/result.json`. Raises UserError on a non-finite loss, with the
+    step's samples saved.
+    """
+    ppo, directory = config.ppo, config.run_dir / "ppo"
+    optimizer = make_optimizer(
+        policy, ppo.learning_rate, ppo.weight_decay, ppo.value_head_learning_rate
+    )
+    model, optimizer = accelerator.prepare(policy, optimizer)
+    model.eval()  # no dropout: the ratio compares the same network at two times
+    actor = make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)
+    state = load_checkpoint(accelerator, directory) or {
+        "step": 0, "seconds": 0.0, "best_validation_accuracy": -1.0, "best_step": 0,
+    }  # fmt: skip
+    with RunLog(directory, accelerator, "ppo", ppo.steps, state["step"]) as log:
+        for step in range(state["step"] + 1, ppo.steps + 1):
+            started = time.perf_counter()
+            questions = _questions(train, step, ppo.questions_per_step, config.seed)
+            rollouts = collect(
+                actor, policy, reference, questions, ppo.samples_per_question, ppo.temperature,
+                config.compute.tokens_per_microbatch, config.seed, "ppo", step,
+            )  # fmt: skip
+            sampled = time.perf_counter()
+            targets = compute_targets(rollouts, ppo)
+            set_learning_rates(optimizer, float(step > ppo.critic_warmup_steps), 1.0)
+            losses = update(model, optimizer, rollouts, targets, config, accelerator, step)
+            row = describe(rollouts, targets) | losses
+            row |= _timings(rollouts, started, sampled)
+            if step % ppo.validate_every_steps == 0 or step == ppo.steps:
+                solved = accuracy(actor.attempt(validation, 1, 0.0, config.seed, "validation"))
+                row["validation_accuracy"] = solved
+                if solved > state["best_validation_accuracy"]:
+                    state["best_validation_accuracy"], state["best_step"] = solved, step
+                    save_model(policy, directory / "model", prompter, accelerator)
+            state["seconds"] += time.perf_counter() - started
+            log.samples(step, attempt_rows(rollouts.attempts[: ppo.samples_logged_per_step]))
+            log.metrics(step, {**row, "seconds": state["seconds"]})
+            if step % ppo.checkpoint_every_steps == 0 and step < ppo.steps:
+                save_checkpoint(accelerator, directory, step, state)
+    return _finish(directory, state, accelerator)
+
+
+def compute_targets(rollouts: Rollouts, ppo: Ppo) -> Targets:
+    """Turn scores into token rewards, advantages and returns (PAPER sections 3 and 4).
+
+    Returns are raw advantage + value; only the policy's advantages are whitened.
+    """
+    rewards = token_rewards(
+        rollouts.scores, rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask, ppo.kl_coef
+    )
+    estimator = ADVANTAGES[ppo.advantage]
+    advantages = estimator.function(rewards, rollouts.values, rollouts.mask, rollouts.groups, ppo)
+    returns = (advantages + rollouts.values) * rollouts.mask
+    return Targets(rewards, whiten(advantages, rollouts.mask) if ppo.whiten else advantages, returns)
+
+
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollouts: Rollouts,
+    targets: Targets,
+    config: Config,
+    accelerator: Accelerator,
+    step: int,
+) -> dict[str, float]:
+    """Pass over the batch `updates_per_batch` times in minibatches; return the mean statistics."""
+    ppo = config.ppo
+    lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.attempts]
+    judged = rollouts.mask.any(dim=1)
+    history = []
+    for epoch in range(ppo.updates_per_batch):
+        order = [i for i in shuffled(len(lengths), config.seed, "update", step, epoch) if judged[i]]
+        for rows in minibatches(order, ppo.minibatch_size or len(order)):
+            loss_fn = _make_loss(model, rollouts, targets, rows, ppo, accelerator)
+            sums = optimizer_step(
+                accelerator, model, optimizer, rows, lengths,
+                config.compute.tokens_per_microbatch, ppo.max_grad_norm, loss_fn,
+            )  # fmt: skip
+            if not math.isfinite(sums["loss"] + sums["grad_norm"]):
+                _stop_on_non_finite(config, rollouts, rows, step, accelerator)
+            history.append(sums)
+    return {key: sum(h[key] for h in history) / len(history) for key in history[0]} if history else {}
+
+
+def _make_loss(
+    model: nn.Module,
+    rollouts: Rollouts,
+    targets: Targets,
+    rows: Sequence[int],
+    ppo: Ppo,
+    accelerator: Accelerator,
+) -> Any:
+    """Return the loss of some rows of the minibatch `rows`, for `optimizer_step`."""
+    tokens = float(rollouts.mask[list(rows)].sum())
+    value_coef = ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0
+
+    def loss_fn(mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        samples = [rollouts.attempts[i].sample for i in mine]
+        batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
+        scores = model(batch.to(accelerator.device), ppo.temperature)
+        time = scores.logprobs.shape[1]
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[mine, :time].to(accelerator.device)
+
+        mask, old_logprobs = pick(rollouts.mask) * weights.unsqueeze(1), pick(rollouts.logprobs)
+        policy = policy_loss(
+            scores.logprobs, old_logprobs, pick(targets.advantages), mask, ppo.clip_range
+        ).sum() / len(rows)
+        value = value_loss(
+            scores.values, pick(rollouts.values), pick(targets.returns), mask, ppo.value_clip_range
+        ).sum() / len(rows)
+        statistics = ratio_statistics(scores.logprobs, old_logprobs, mask, ppo.clip_range)
+        statistics = {name: total / tokens for name, total in statistics.items()}
+        return policy + value_coef * value, {"policy_loss": policy, "value_loss": value, **statistics}
+
+    return loss_fn
+
+
+def describe(rollouts: Rollouts, targets: Targets) -> dict[str, Any]:
+    """Return the statistics of one batch under the field's names, before the update.
+
+    `kl` is the mean over samples of the summed log-ratio to the reference; `logprob_gap` the largest
+    difference between the sampler's and the trainer's log-probabilities.
+    """
+    mask, attempts = rollouts.mask, rollouts.attempts
+    gap = (rollouts.sampler_logprobs - rollouts.logprobs) * mask
+    return {
+        "reward": float(rollouts.scores.mean()),
+        "accuracy": accuracy(attempts),
+        "kl": float(((rollouts.logprobs - rollouts.ref_logprobs) * mask).sum(1).mean()),
+        "entropy": float(sequence_mean(rollouts.entropies, mask).mean()),
+        "response_length": sum(len(a.sample.tokens) for a in attempts) / len(attempts),
+        "truncated": sum(not a.sample.finished for a in attempts) / len(attempts),
+        "explained_variance": explained_variance(rollouts.values, targets.returns, mask),
+        "logprob_gap": float(gap.abs().max()),
+        "outcomes": dict(Counter(a.verdict.outcome for a in attempts)),
+    }
+
+
+def _questions(train: Sequence[Problem], step: int, count: int, seed: int) -> list[Problem]:
+    """Return the questions of step `step` (from 1): endless shuffled passes, cut into batches."""
+    positions = range((step - 1) * count, step * count)
+    passes = {p // len(train) for p in positions}
+    orders = {p: shuffled(len(train), seed, "questions", p) for p in passes}
+    return [train[orders[p // len(train)][p % len(train)]] for p in positions]
+
+
+def _timings(rollouts: Rollouts, started: float, sampled: float) -> dict[str, float]:
+    tokens = sum(len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.attempts)
+    now = time.perf_counter()
+    return {
+        "seconds_rollouts": sampled - started,
+        "seconds_update": now - sampled,
+        "tokens_per_second": tokens / (now - started),
+    }
+
+
+def _stop_on_non_finite(
+    config: Config, rollouts: Rollouts, rows: Sequence[int], step: int, accelerator: Accelerator
+) -> None:
+    path = config.run_dir / "ppo" / f"non_finite_step_{step}.json"
+    if accelerator.is_main_process:
+        write_json(path, attempt_rows([rollouts.attempts[i] for i in rows]))
+    raise UserError(
+        f"ppo: the loss is not finite at step {step}; its samples are in {path}. Lower ppo.learning_rate"
+        " or raise ppo.kl_coef under a new --name (the weights before this step are in ppo/checkpoints)"
+    )
+
+
+def _finish(directory: Path, state: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+    result = {key: state[key] for key in ("best_step", "best_validation_accuracy", "seconds")}
+    if accelerator.is_main_process:
+        write_json(directory / "result.json", result)
+        remove_checkpoints(directory)
+    accelerator.wait_for_everyone()
+    return result

@@ -1,0 +1,134 @@
+"""Text to token ids and back: the question's prompt, the annotated response, the sampled completion.
+
+An SFT example is encoded in the same three pieces that RL works with - prompt, forced opening, rest -
+so the boundary at which sampling starts is a token boundary the model was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from reftune.config import Prompt
+from reftune.types import Cot, Problem, Sample, UserError
+
+PROGRAM_HEAD = "def solution():\n"
+SETTINGS_FILE = "reftune_prompt.json"
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Turns problems into token ids, and sampled ids into completions."""
+
+    tokenizer: PreTrainedTokenizerBase
+    settings: Prompt
+    cot: Cot
+
+    @property
+    def eos(self) -> int:
+        """Return the id that ends a response."""
+        eos = self.tokenizer.eos_token_id
+        if not isinstance(eos, int):
+            raise UserError("the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
+        return eos
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer and the prompt's settings into a model directory."""
+        self.tokenizer.save_pretrained(directory)
+        settings = {"cot": self.cot, "prompt": self.settings.model_dump()}
+        (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def encode_prompt(self, problem: Problem) -> list[int]:
+        """Return the ids that a response is sampled from (for programs the opening lines included)."""
+        return self._question(problem) + self._opening(problem)
+
+    def encode_example(self, problem: Problem) -> tuple[list[int], list[int]]:
+        """Return (prompt, response) ids of an annotated problem, as SFT trains on them.
+
+        The response is all that follows the question, the opening lines of a program included.
+        """
+        if problem.chain is None:
+            raise UserError(f"problem {problem.id} has no chain; SFT needs annotated problems")
+        rest = self._rest(problem, problem.chain)
+        return self._question(problem), self._opening(problem) + rest
+
+    def decode(self, problem: Problem, sample: Sample) -> str:
+        """Return the completion that a sample spells: a whole program, or the reasoning with its answer.
+
+        The docstring is left out of a program: it is the question's text, and hides no computation.
+        """
+        ids = sample.tokens[:-1] if sample.finished else sample.tokens
+        if self.cot == "natural":
+            return self._text(ids)
+        # Some tokenizers drop the first token's space: decode the rest together with what precedes it.
+        opening = self._opening(problem)
+        body = self._text(opening + ids)[len(self._text(opening)) :]
+        return PROGRAM_HEAD + body
+
+    def annotation(self, problem: Problem) -> str:
+        """Return the annotated chain as the text that a perfect completion would be."""
+        chain = problem.chain or ""
+        return chain if self.cot == "program" else f"{chain}{self.settings.trigger}{problem.answer}"
+
+    def _question(self, problem: Problem) -> list[int]:
+        text = self.settings.template.replace("{question}", problem.question)
+        return list(self.tokenizer(text).input_ids) if self._adds_bos else self._plain(text)
+
+    def _opening(self, problem: Problem) -> list[int]:
+        if self.cot == "natural":
+            return []
+        return self._continuation(PROGRAM_HEAD + self._docstring(problem))
+
+    def _rest(self, problem: Problem, chain: str) -> list[int]:
+        if self.cot == "natural":
+            return [*self._continuation(self.annotation(problem)), self.eos]
+        if not chain.startswith(PROGRAM_HEAD):
+            raise UserError(f'problem {problem.id}: a program chain must start with "def solution():"')
+        return [*self._continuation(chain.removeprefix(PROGRAM_HEAD).rstrip()), self.eos]
+
+    def _docstring(self, problem: Problem) -> str:
+        if not self.settings.repeat_question:
+            return ""
+        question = problem.question.replace("\\", "\\\\").replace('"""', "'''")
+        return f'    """{question}"""\n'
+
+    @property
+    def _adds_bos(self) -> bool:
+        return bool(getattr(self.tokenizer, "add_bos_token", False))
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _continuation(self, text: str) -> list[int]:
+        """Encode text that continues other text.
+
+        Tokenizers of the SentencePiece kind put a space before whatever they encode, which would
+        indent a program's first line wrongly: encode behind a newline then, and drop the newline.
+        """
+        ids = self._plain(text)
+        anchor = self._plain("\n")
+        if self._text(anchor + ids) == "\n" + text:
+            return ids
+        anchored = self._plain("\n" + text)
+        return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else ids
+
+    def _text(self, ids: list[int]) -> str:
+        return str(
+            self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+
+def load_prompter(tokenizer: PreTrainedTokenizerBase, model: str, cot: Cot | None) -> Prompter:
+    """Return the prompter that a model was trained with; the paper's prompts where it does not say.
+
+    Raises UserError where neither the model nor the caller names the kind of chain.
+    """
+    path = Path(model) / SETTINGS_FILE
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    cot = cot or saved.get("cot")
+    if cot is None:
+        raise UserError(f"{model}: say with --cot whether it writes natural or program chains")
+    return Prompter(tokenizer, Prompt.model_validate(saved.get("prompt", {})), cot)

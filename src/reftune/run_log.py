@@ -1,0 +1,129 @@
+"""What a stage tells while it works: metrics.jsonl, samples.jsonl, trackers, and progress on the screen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 10.0  # where there is no terminal, say something this often
+
+# key in metrics -> (label, format) on the screen, in this order
+SHOWN = {
+    "loss": ("loss", ".3f"),
+    "reward": ("reward", ".3f"),
+    "accuracy": ("accuracy", ".1%"),
+    "validation_accuracy": ("validation", ".1%"),
+    "kl": ("KL", ".3f"),
+    "response_length": ("length", ".0f"),
+    "tokens_per_second": ("tokens/s", ",.0f"),
+}
+
+
+class RunLog:
+    """Writes the files of one stage and shows its progress (main process only).
+
+    Use it as a context manager; `metrics` advances the progress.
+
+    Args:
+        directory: of the stage.
+        accelerator: its trackers get the metrics, too.
+        title: what the stage is called on the screen.
+        total: steps of the whole stage.
+        done: steps done before (rows beyond them, left by an interrupted run, are removed).
+    """
+
+    def __init__(
+        self, directory: Path, accelerator: Accelerator, title: str, total: int, done: int = 0
+    ) -> None:
+        self.accelerator = accelerator
+        self.directory = directory
+        self.title = title
+        self.total = total
+        self.console = Console(stderr=True)
+        self.shown: dict[str, str] = {}
+        self.last_line = time.monotonic()
+        self.started, self.done_before = time.monotonic(), done
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (self.console.is_terminal and accelerator.is_main_process),
+        )
+        self.task = self.progress.add_task(title, total=total, completed=done, status="")
+        if accelerator.is_main_process:
+            directory.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                _rewind(directory / name, done)
+
+    def __enter__(self) -> RunLog:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def metrics(self, step: int, row: Mapping[str, Any]) -> None:
+        """Record the metrics of one finished step and move the progress there."""
+        if not self.accelerator.is_main_process:
+            return
+        _append(self.directory / "metrics.jsonl", [{"step": step, **row}])
+        numbers = {f"{self.title}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
+        self.accelerator.log(numbers, step=step)
+        for key, (label, form) in SHOWN.items():
+            if key in row:
+                self.shown[key] = f"{label} {row[key]:{form}}"
+        status = "  ".join(self.shown[key] for key in SHOWN if key in self.shown)
+        self.progress.update(self.task, completed=step, status=status)
+        if not self.console.is_terminal:
+            self._plain_line(step, status)
+
+    def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Record some samples of one step."""
+        if self.accelerator.is_main_process:
+            _append(self.directory / "samples.jsonl", [{"step": step, **row} for row in rows])
+
+    def say(self, message: str) -> None:
+        """Print one line beside the progress."""
+        if self.accelerator.is_main_process:
+            self.console.print(message, highlight=False)
+
+    def _plain_line(self, step: int, status: str) -> None:
+        now = time.monotonic()
+        if now - self.last_line < PLAIN_LINE_SECONDS and step < self.total:
+            return
+        self.last_line = now
+        left = (now - self.started) / max(1, step - self.done_before) * (self.total - step)
+        self.say(f"{self.title} {step}/{self.total}  {status}  {left:.0f} s left")
+
+
+def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _rewind(path: Path, done: int) -> None:
+    """Drop rows of steps beyond `done`, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > done:
+            break
+        kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")

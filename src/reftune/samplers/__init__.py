@@ -1,0 +1,30 @@
+"""Engines that turn prompts into samples, behind one small protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from reftune.types import Sample
+
+
+class Sampler(Protocol):
+    """What every engine offers."""
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[Sample]:
+        """Sample one response per prompt, in order; repeat a prompt to get several.
+
+        Args:
+            prompts: token ids.
+            seeds: one signed 64-bit number per prompt, the source of that row's randomness.
+            max_new_tokens: limit of a response; one that reaches it without EOS is not `finished`.
+            temperature: 0 decodes greedily.
+        """
+        ...
