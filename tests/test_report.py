@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from reftune.report import final_table, write_report
+from reftune.types import UserError
+
+HOSTILE = '</script><img src=x onerror="alert(1)"><!-- <b>`|*\n# heading\u2028\ud800 & {{ 7 * 7 }}'
+
+CONFIG = """
+name = "trial"
+[data]
+cot = "program"
+[sft]
+epochs = 4
+[ppo]
+steps = 3
+kl_coef = 0.05
+"""
+
+GREEDY = {
+    "warmup": {"correct": 650, "accuracy": 0.65, "interval": [0.6199, 0.6789]},
+    "sft": {"correct": 710, "accuracy": 0.71, "interval": [0.6811, 0.7373]},
+    "reft": {"correct": 841, "accuracy": 0.841, "interval": [0.817, 0.8624]},
+}
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and the content of its JSON script."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.json = "", ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        last = self.tags[-1] if self.tags else None
+        if last == ("script", {"type": "application/json", "id": "data"}) and not self.json:
+            self.json = data
+        elif last and last[0] not in ("style", "script"):
+            self.text += data + " "
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def put(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps(row) + "\n" for row in value] if isinstance(value, list) else [json.dumps(value)]
+    path.write_text("".join(rows), encoding="utf-8")
+
+
+def comparison(**values: Any) -> dict[str, Any]:
+    row = {
+        "a": "sft",
+        "b": "reft",
+        "strategy": "greedy",
+        "difference": 0.131,
+        "interval": [0.109, 0.153],
+    }
+    return row | {"mcnemar_p": 1.24e-9} | values
+
+
+def result(*comparisons: dict[str, Any]) -> dict[str, Any]:
+    models: dict[str, Any] = {key: {"greedy": greedy} for key, greedy in GREEDY.items()}
+    models["reft"]["vote"] = {"k": 8, "correct": 880, "accuracy": 0.88, "interval": [0.8584, 0.8987]}
+    models["reft"]["pass"] = {"1": 0.8, "8": 0.95}
+    return {"n": 1000, "models": models, "comparisons": list(comparisons)}
+
+
+def start_run(directory: Path) -> Path:
+    directory.mkdir()
+    (directory / "config.toml").write_text(CONFIG, encoding="utf-8")
+    put(
+        directory / "run.json",
+        {"command": "reftune run trial.toml", "seed": 42, "versions": {"torch": "2"}},
+    )
+    return directory
+
+
+def finish_run(directory: Path, text: str = "return 4") -> Path:
+    start_run(directory)
+    put(
+        directory / "data/report.json", {"train": 1500, "validation": 200, "test": 1000, "duplicates": 3}
+    )
+    validation = {"validation_accuracy": 0.6}
+    put(
+        directory / "sft/metrics.jsonl",
+        [{"step": s, "epoch": s, "loss": 1 / s} | validation for s in (1, 2)],
+    )
+    put(directory / "sft/result.json", {"best_epoch": 2, "best_validation_accuracy": 0.715})
+    sample = {
+        "id": "t1",
+        "question": f"How many? {text}",
+        "answer": "4",
+        "completion": text,
+        "outcome": "ok",
+    }
+    judged = sample | {"value": 4.0, "correct": True}
+    step = {"reward": 0.7, "accuracy": 0.6, "kl": 0.1, "outcomes": {"ok": 3, "timeout": 1}}
+    put(directory / "ppo/metrics.jsonl", [step | {"step": s} for s in (1, 2, 3)])
+    put(directory / "ppo/samples.jsonl", [judged | {"step": 2, "score": 1.0}])
+    put(directory / "ppo/result.json", {"best_step": 3, "best_validation_accuracy": 0.845})
+    put(
+        directory / "evaluation/sft.jsonl", [judged | {"value": text, "outcome": text, "correct": False}]
+    )
+    put(directory / "evaluation/reft.jsonl", [judged])
+    put(directory / "evaluation/result.json", result(comparison()))
+    return directory
+
+
+def test_a_finished_run_says_its_result_in_one_sentence(tmp_path: Path) -> None:
+    path = write_report(finish_run(tmp_path / "run"))
+    headline = (
+        "ReFT answers 84.1% of 1000 unseen questions, SFT 71.0%: +13.1 points, "
+        "95% interval [10.9, 15.3], McNemar p = 1.2e-9."
+    )
+    page = Page(path)
+    assert path == tmp_path / "run/report.html"
+    assert headline in page.words
+    assert "The interval excludes 0: ReFT is better than SFT." in page.words
+    assert "Still missing" not in page.words
+    markdown = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert f"**{headline}**" in markdown
+    assert "| ReFT | 84.1% [81.7, 86.2] | 88.0% [85.8, 89.9] | 80.0% | 95.0% |" in markdown
+    assert "| SFT | 71.0% [68.1, 73.7] |  |  |  |" in markdown
+    assert "| ReFT against SFT | greedy | +13.1 | [10.9, 15.3] | p = 1.2e-9 |" in markdown
+
+
+def test_the_page_shows_tables_curves_settings_and_samples(tmp_path: Path) -> None:
+    page = Page(write_report(finish_run(tmp_path / "run")))
+    for words in (
+        "greedy vote of 8 pass@1 pass@8",
+        "ReFT 84.1% [81.7, 86.2] 88.0% [85.8, 89.9] 80.0% 95.0%",
+        "SFT done best epoch 2: 71.5% on validation",
+        "training questions 1500",
+        "KL coefficient 0.05",
+        "torch 2",
+        "ReFT right, SFT wrong 1 of 1",
+    ):
+        assert words in page.words
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5  # loss, 2 x accuracy or reward, KL, outcomes
+    data = json.loads(page.json)
+    assert data["questions"][0]["chains"]["reft"]["text"] == "return 4"
+    assert data["rollouts"][0]["samples"][0]["outcome"] == "ok"
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    run = finish_run(tmp_path / "run", HOSTILE)
+    put(run / "run.json", {"command": HOSTILE, "seed": HOSTILE, "git_commit": HOSTILE})
+    path = write_report(run)
+    page = Page(path)
+    tags = [tag for tag, _ in page.tags]
+    assert "img" not in tags
+    assert "b" in tags  # our own
+    assert tags.count("script") == 2
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    chains = json.loads(page.json)["questions"][0]["chains"]
+    assert chains["reft"]["text"] == HOSTILE
+    assert chains["sft"] == {"text": HOSTILE, "outcome": HOSTILE, "value": HOSTILE, "correct": False}
+    assert json.loads(page.json)["rollouts"][0]["samples"][0]["question"] == f"How many? {HOSTILE}"
+    assert '<img src=x onerror="alert(1)">' in page.text  # the command, as text
+    assert "{{ 7 * 7 }}" in page.text
+
+
+def test_hostile_text_in_markdown_stays_in_code_blocks(tmp_path: Path) -> None:
+    path = write_report(finish_run(tmp_path / "run", HOSTILE)).with_suffix(".md")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    hostile = [line for line in lines if "onerror" in line or "heading" in line]
+    assert len(hostile) >= 6
+    assert all(line.startswith("    ") for line in hostile)
+
+
+def test_the_page_needs_no_other_file_and_no_network(tmp_path: Path) -> None:
+    path = write_report(finish_run(tmp_path / "run"))
+    page = Page(path)
+    links = [
+        v
+        for _, attributes in page.tags
+        for k, v in attributes.items()
+        if k in ("src", "href", "xlink:href")
+    ]
+    assert all(link is not None and link.startswith("#") for link in links)
+    assert not [tag for tag, _ in page.tags if tag in ("link", "iframe", "object", "base")]
+    text = path.read_text(encoding="utf-8")
+    assert "@import" not in text
+    assert set(re.findall(r"https?://[\w.]+", text)) == {"http://www.w3.org"}  # names of XML dialects
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)", text))
+
+
+def test_markdown_shows_the_pictures_beside_it(tmp_path: Path) -> None:
+    run = finish_run(tmp_path / "run")
+    markdown = write_report(run).with_suffix(".md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", markdown)
+    assert len(pictures) == 5
+    assert all((run / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_a_run_that_has_just_begun_lists_what_is_missing(tmp_path: Path) -> None:
+    page = Page(write_report(start_run(tmp_path / "run")))
+    assert "This run has not been evaluated yet." in page.words
+    assert "Still missing: Data, SFT, PPO, Evaluation." in page.words
+    assert "goes on from there: reftune run trial.toml" in page.words
+    assert "Accuracy on" not in page.words
+    assert json.loads(page.json)["questions"] == []
+
+
+def test_a_run_cut_off_in_ppo_shows_what_there_is(tmp_path: Path) -> None:
+    run = finish_run(tmp_path / "run")
+    for name in (
+        "ppo/result.json",
+        "evaluation/result.json",
+        "evaluation/sft.jsonl",
+        "evaluation/reft.jsonl",
+    ):
+        (run / name).unlink()
+    with (run / "ppo/metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')
+    path = write_report(run)
+    page = Page(path)
+    assert "Still missing: PPO (step 3 of 3), Evaluation." in page.words
+    assert "ppo/metrics.jsonl: 1 of 4 lines cannot be read and are left out." in page.words
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
+    assert "- PPO: unfinished (step 3 of 3)" in path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_an_interval_around_zero_claims_nothing(tmp_path: Path) -> None:
+    run = finish_run(tmp_path / "run")
+    put(run / "evaluation/result.json", result(comparison(difference=-0.004, interval=[-0.02, 0.012])))
+    words = Page(write_report(run)).words
+    assert "\N{MINUS SIGN}0.4 points, 95% interval [\N{MINUS SIGN}2.0, 1.2]" in words
+    assert "The interval includes 0: these questions do not tell the two models apart." in words
+
+
+def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
+    run = finish_run(tmp_path / "run")
+    lost = comparison(difference=-0.1, interval=[-0.12, -0.08], mcnemar_p=0.0123)
+    put(run / "evaluation/result.json", result(comparison(a="warmup", difference=0.2), lost))
+    words = Page(write_report(run)).words
+    assert "SFT 71.0%: \N{MINUS SIGN}10.0 points" in words
+    assert "McNemar p = 0.012." in words
+    assert "The interval excludes 0: SFT is better than ReFT." in words
+
+
+def test_without_a_comparison_the_accuracies_are_the_headline(tmp_path: Path) -> None:
+    run = finish_run(tmp_path / "run")
+    put(run / "evaluation/result.json", result())
+    words = Page(write_report(run)).words
+    assert "Right answers on 1000 unseen questions: Warm-up 65.0%, SFT 71.0%, ReFT 84.1%." in words
+
+
+def test_final_table(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(final_table(finish_run(tmp_path / "run")))
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert re.search(r"model\s*┃\s*greedy\s*┃\s*vote of 8", printed)
+    assert re.search(r"SFT\s*│ 71\.0% \[68\.1, 73\.7\] │\s*│", printed)
+    assert re.search(r"ReFT\s*│ 84\.1% \[81\.7, 86\.2\] │ 88\.0% \[85\.8, 89\.9\]", printed)
+    assert "+13.1 points" in " ".join(printed.split())
+
+
+def test_final_table_needs_an_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not evaluated yet; finish the run"):
+        final_table(start_run(tmp_path / "run"))
+
+
+def test_what_is_no_run_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such run directory"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="not a run directory"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
