@@ -25,7 +25,7 @@ from reftune.evaluation import answer_questions, read_answers, write_answers, wr
 from reftune.models import PolicyWithValue, build_model, load_model, load_tokenizer
 from reftune.ppo import run_ppo
 from reftune.problems import Splits, load_splits, write_problems
-from reftune.prompts import Prompter, load_prompter
+from reftune.prompts import Prompter, Wording, load_prompter
 from reftune.rewards import Judge, make_judge
 from reftune.rollouts import Actor, make_actor
 from reftune.sandbox import Sandbox
@@ -131,7 +131,8 @@ def _sft(run: Run) -> None:
     if not any(problem.chain for problem in splits.train):
         raise UserError(f"{config.data.train}: no problem has a chain; SFT needs annotated chains")
     train = [problem for problem in splits.train if problem.chain]
-    texts = [_training_text(config, problem) for problem in train]
+    wording = Wording(config.prompt, config.data.cot)
+    texts = [text for problem in train for text in wording.pieces(problem)]
     model, tokenizer = build_model(config.model, texts, config.seed)
     prompter = Prompter(tokenizer, config.prompt, config.data.cot)
     everyone = [*splits.train, *splits.validation, *splits.test]
@@ -189,13 +190,6 @@ def _make_judge(config: Config, cot: Cot, reward: str | None, *, accepts_text: b
         sandbox=sandbox,
         reward=reward,
     )
-
-
-def _training_text(config: Config, problem: Problem) -> str:
-    annotation = problem.chain or ""
-    if config.data.cot == "natural":
-        annotation += config.prompt.trigger + problem.answer
-    return config.prompt.template.replace("{question}", problem.question) + annotation
 
 
 def _check(config: Config) -> None:

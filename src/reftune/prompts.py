@@ -20,12 +20,54 @@ SETTINGS_FILE = "reftune_prompt.json"
 
 
 @dataclass(frozen=True)
+class Wording:
+    """The strings of PAPER section 2, before any tokenizer."""
+
+    settings: Prompt
+    cot: Cot
+
+    def question(self, problem: Problem) -> str:
+        """Return the prompt."""
+        return self.settings.template.replace("{question}", problem.question)
+
+    def opening(self, problem: Problem) -> str:
+        """Return the start of the response that RL and evaluation give away (programs only)."""
+        if self.cot == "natural":
+            return ""
+        # Whatever the question holds, it must not end its own docstring.
+        text = problem.question.replace("\\", "\\\\").replace('"""', "'''")
+        return PROGRAM_HEAD + (f'    """{text}"""\n' if self.settings.repeat_question else "")
+
+    def rest(self, problem: Problem) -> str:
+        """Return what the annotated response says after the opening.
+
+        Raises UserError if there is no chain, or a program does not define solution().
+        """
+        if problem.chain is None:
+            raise UserError(f"problem {problem.id} has no chain; SFT needs annotated problems")
+        if self.cot == "natural":
+            return f"{problem.chain}{self.settings.trigger}{problem.answer}"
+        if not problem.chain.startswith(PROGRAM_HEAD):
+            raise UserError(f'problem {problem.id}: a program chain must start with "def solution():"')
+        return problem.chain.removeprefix(PROGRAM_HEAD).rstrip()
+
+    def pieces(self, problem: Problem) -> list[str]:
+        """Return an annotated problem as the texts that are encoded one by one."""
+        return [self.question(problem), self.opening(problem), self.rest(problem)]
+
+
+@dataclass(frozen=True)
 class Prompter:
     """Turns problems into token ids, and sampled ids into completions."""
 
     tokenizer: PreTrainedTokenizerBase
     settings: Prompt
     cot: Cot
+
+    @property
+    def wording(self) -> Wording:
+        """Return the strings that this prompter encodes."""
+        return Wording(self.settings, self.cot)
 
     @property
     def eos(self) -> int:
@@ -35,72 +77,43 @@ class Prompter:
             raise UserError("the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
         return eos
 
+    def encode_prompt(self, problem: Problem) -> list[int]:
+        """Return the ids that a response is sampled from (for programs the opening included)."""
+        return self._question(problem) + self._opening(problem)
+
+    def encode_example(self, problem: Problem) -> tuple[list[int], list[int]]:
+        """Return (prompt, response) ids of an annotated problem, as SFT trains on them.
+
+        The response is all that follows the question, the opening of a program included.
+        """
+        rest = self._continuation(self.wording.rest(problem))
+        return self._question(problem), [*self._opening(problem), *rest, self.eos]
+
+    def decode(self, problem: Problem, sample: Sample) -> str:
+        """Return the completion that a sample spells: a whole program, or the reasoning with its answer.
+
+        The docstring is left out of a program: it is the question's text, and computes nothing.
+        """
+        ids = sample.tokens[:-1] if sample.finished else sample.tokens
+        if self.cot == "natural":
+            return self._text(ids)
+        # Some tokenizers drop the first token's space: decode together with what precedes it.
+        opening = self._opening(problem)
+        return PROGRAM_HEAD + self._text(opening + ids)[len(self._text(opening)) :]
+
     def save(self, directory: Path) -> None:
         """Write the tokenizer and the prompt's settings into a model directory."""
         self.tokenizer.save_pretrained(directory)
         settings = {"cot": self.cot, "prompt": self.settings.model_dump()}
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def encode_prompt(self, problem: Problem) -> list[int]:
-        """Return the ids that a response is sampled from (for programs the opening lines included)."""
-        return self._question(problem) + self._opening(problem)
-
-    def encode_example(self, problem: Problem) -> tuple[list[int], list[int]]:
-        """Return (prompt, response) ids of an annotated problem, as SFT trains on them.
-
-        The response is all that follows the question, the opening lines of a program included.
-        """
-        if problem.chain is None:
-            raise UserError(f"problem {problem.id} has no chain; SFT needs annotated problems")
-        rest = self._rest(problem, problem.chain)
-        return self._question(problem), self._opening(problem) + rest
-
-    def decode(self, problem: Problem, sample: Sample) -> str:
-        """Return the completion that a sample spells: a whole program, or the reasoning with its answer.
-
-        The docstring is left out of a program: it is the question's text, and hides no computation.
-        """
-        ids = sample.tokens[:-1] if sample.finished else sample.tokens
-        if self.cot == "natural":
-            return self._text(ids)
-        # Some tokenizers drop the first token's space: decode the rest together with what precedes it.
-        opening = self._opening(problem)
-        body = self._text(opening + ids)[len(self._text(opening)) :]
-        return PROGRAM_HEAD + body
-
-    def annotation(self, problem: Problem) -> str:
-        """Return the annotated chain as the text that a perfect completion would be."""
-        chain = problem.chain or ""
-        return chain if self.cot == "program" else f"{chain}{self.settings.trigger}{problem.answer}"
-
     def _question(self, problem: Problem) -> list[int]:
-        text = self.settings.template.replace("{question}", problem.question)
-        return list(self.tokenizer(text).input_ids) if self._adds_bos else self._plain(text)
+        adds_bos = bool(getattr(self.tokenizer, "add_bos_token", False))
+        bos = [self.tokenizer.bos_token_id] if adds_bos else []
+        return [*bos, *self._plain(self.wording.question(problem))]
 
     def _opening(self, problem: Problem) -> list[int]:
-        if self.cot == "natural":
-            return []
-        return self._continuation(PROGRAM_HEAD + self._docstring(problem))
-
-    def _rest(self, problem: Problem, chain: str) -> list[int]:
-        if self.cot == "natural":
-            return [*self._continuation(self.annotation(problem)), self.eos]
-        if not chain.startswith(PROGRAM_HEAD):
-            raise UserError(f'problem {problem.id}: a program chain must start with "def solution():"')
-        return [*self._continuation(chain.removeprefix(PROGRAM_HEAD).rstrip()), self.eos]
-
-    def _docstring(self, problem: Problem) -> str:
-        if not self.settings.repeat_question:
-            return ""
-        question = problem.question.replace("\\", "\\\\").replace('"""', "'''")
-        return f'    """{question}"""\n'
-
-    @property
-    def _adds_bos(self) -> bool:
-        return bool(getattr(self.tokenizer, "add_bos_token", False))
-
-    def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return self._continuation(self.wording.opening(problem))
 
     def _continuation(self, text: str) -> list[int]:
         """Encode text that continues other text.
@@ -114,6 +127,9 @@ class Prompter:
             return ids
         anchored = self._plain("\n" + text)
         return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else ids
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _text(self, ids: list[int]) -> str:
         return str(
