@@ -1,0 +1,186 @@
+"""Grading files of completions, as written by any system."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reftune.config import Compute
+from reftune.grading import extract_program, grade_file
+from reftune.types import UserError
+
+ONE_WORKER = Compute(sandbox_workers=1, sandbox_seconds=0.5)
+RIGHT = {"id": 1, "completion": "So #### 1,000", "answer": "1000"}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_natural_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "outputs.jsonl",
+        [
+            RIGHT,
+            {"id": "two", "completion": "The answer is 5.", "answer": 6, "model": "m"},
+            {
+                "id": "3",
+                "completion": "Therefore, the answer is: (B)",
+                "answer": "b",
+                "choices": [38, "27"],
+            },
+            {"id": "4", "completion": "I do not know.", "answer": 0.5},
+        ],
+    )
+    summary = grade_file(path, "natural")
+    assert read(tmp_path / "outputs.graded.jsonl") == [
+        {"id": "1", "outcome": "ok", "value": 1000.0, "correct": True, "score": 1.0},
+        {"id": "two", "outcome": "ok", "value": 5.0, "correct": False, "score": 0.1},
+        {"id": "3", "outcome": "ok_text", "value": "b", "correct": True, "score": 1.0},
+        {"id": "4", "outcome": "no_result", "value": None, "correct": False, "score": 0.0},
+    ]
+    assert (summary.total, summary.judged, summary.correct, summary.accuracy) == (4, 4, 2, 0.5)
+    assert list(summary.outcomes.items()) == [("ok", 2), ("ok_text", 1), ("no_result", 1)]
+    assert summary.out == tmp_path / "outputs.graded.jsonl"
+
+
+def test_program_file(tmp_path: Path) -> None:
+    bare = "def solution():\n    return 6 * 7\n"
+    path = write(
+        tmp_path / "outputs.jsonl",
+        [
+            {"id": "bare", "completion": bare, "answer": "42"},
+            {
+                "id": "fenced",
+                "completion": f"Let us compute.\n```python\n{bare}```\nDone.",
+                "answer": "42",
+            },
+            {"id": "wrong", "completion": f"```\n{bare}```", "answer": "43"},
+            {"id": "letter", "completion": bare, "answer": "b", "choices": ["41", "42"]},
+            {"id": "prose", "completion": "It is 42, I think.", "answer": "42"},
+            {"id": "hang", "completion": "def solution():\n    while True: pass", "answer": "42"},
+        ],
+    )
+    out = tmp_path / "new" / "verdicts.jsonl"
+    summary = grade_file(path, "program", out, partial_reward=0.25, compute=ONE_WORKER)
+    rows = {row["id"]: (row["outcome"], row["value"], row["score"]) for row in read(out)}
+    assert rows["bare"] == rows["fenced"] == ("ok", 42.0, 1.0)
+    assert rows["wrong"] == ("ok", 42.0, 0.25)
+    assert rows["letter"] == ("ok_text", "b", 1.0)
+    assert rows["prose"] == ("syntax_error", None, 0.0)
+    assert rows["hang"] == ("timeout", None, 0.0)
+    assert (summary.total, summary.correct) == (6, 3)
+    assert [path.name for path in out.parent.iterdir()] == ["verdicts.jsonl"]  # no partial file is left
+
+
+def test_faults_of_our_own_are_not_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONTY_BIN", f"{tmp_path}/missing")  # so that no program can run
+    own = tmp_path / "own.py"
+    own.write_text("def reward(question, completion, answer):\n    return 1\n", encoding="utf-8")
+    path = write(tmp_path / "in.jsonl", [RIGHT])
+    for reward in (None, f"{own}:reward"):
+        summary = grade_file(path, "program", reward=reward, compute=ONE_WORKER)
+        assert read(summary.out)[0] == {
+            "id": "1",
+            "outcome": "sandbox_error",
+            "value": None,
+            "correct": False,
+            "score": 0.0,
+        }
+        assert (summary.total, summary.judged, summary.accuracy) == (1, 0, 0.0)
+
+
+def test_extract_program() -> None:
+    first, second = "def solution():\n    return 1\n", "def solution():\n    return 2\n"
+    assert extract_program(first) == first
+    assert extract_program(f"```py\n{first}```") == first
+    assert extract_program(f"```python\n{first}```\nBetter:\n```python\n{second}```") == second
+    assert extract_program(f"```python\n{first}```\n```\nprint(solution())\n```") == first
+    assert (
+        extract_program(f"Sure!\n```python\nimport math\n{second}") == f"import math\n{second}"
+    )  # cut off
+    assert extract_program("```text\nno program\n```") == "```text\nno program\n```"
+
+
+def test_own_reward_and_trigger(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "def long(question, completion, answer):\n    return len(completion) > 9\n", encoding="utf-8"
+    )
+    rows = [
+        {"id": "a", "completion": "Answer => 7", "answer": "free text"},
+        {"id": "b", "completion": "=> 8", "answer": "9"},
+    ]
+    path = write(tmp_path / "in.jsonl", rows)
+    summary = grade_file(path, "natural", reward=f"{own}:long", trigger="=> ")
+    assert [(row["value"], row["score"]) for row in read(summary.out)] == [("7", 1.0), (8.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"id": 1,', "not JSON"),
+        ("[1]", "not an object"),
+        ('{"completion": "x", "answer": "1"}', "id must be"),
+        ('{"id": 1, "answer": "1"}', "completion must be"),
+        ('{"id": 1, "completion": null, "answer": "1"}', "completion must be"),
+        ('{"id": 1, "completion": "x"}', "answer must be"),
+        ('{"id": 1, "completion": "x", "answer": true}', "answer must be"),
+        ('{"id": 1, "completion": "x", "answer": ""}', "problem 1: answer '' is empty"),
+        ('{"id": 1, "completion": "x", "answer": NaN}', "not a finite number"),
+        ('{"id": 1, "completion": "x", "answer": "b", "choices": "a ) 1"}', "choices must be a list"),
+        (
+            '{"id": 1, "completion": "x", "answer": "f", "choices": ["1", "2"]}',
+            "names none of its choices",
+        ),
+        ("[" * 10**5, "not JSON"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(f"{json.dumps(RIGHT)}\n\n{line}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"bad\.jsonl:3: .*{re.escape(words)}"):
+        grade_file(path, "natural")
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
+        grade_file(tmp_path / "none.jsonl", "natural")
+    (tmp_path / "latin.jsonl").write_bytes(b"\xe9")
+    with pytest.raises(UserError, match=r"latin\.jsonl: cannot be read"):
+        grade_file(tmp_path / "latin.jsonl", "natural")
+    (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"empty\.jsonl: nothing to grade"):
+        grade_file(tmp_path / "empty.jsonl", "natural")
+    path = write(tmp_path / "good.jsonl", [RIGHT])
+    with pytest.raises(UserError, match="is the file to grade"):
+        grade_file(path, "natural", path)
+    with pytest.raises(UserError, match="cannot be written"):
+        grade_file(path, "natural", path / "below_a_file.jsonl")
+
+
+def test_lone_surrogates_do_not_break_the_output(tmp_path: Path) -> None:
+    row = {"id": "\ud800", "completion": "The answer is \ud800", "answer": "Tuesday"}
+    summary = grade_file(write(tmp_path / "in.jsonl", [row]), "natural")
+    assert read(summary.out)[0]["value"] == "\ud800"
+
+
+def test_gsm8k_solutions_are_all_right(tmp_path: Path, shared_data: Path) -> None:
+    lines = (shared_data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    solutions = [json.loads(line)["answer"] for line in lines]
+    rows = [
+        {"id": number, "completion": solution, "answer": solution.rpartition("#### ")[2]}
+        for number, solution in enumerate(solutions)
+    ]
+    summary = grade_file(write(tmp_path / "gold.jsonl", rows), "natural")
+    assert (summary.total, summary.correct) == (1319, 1319)
