@@ -39,26 +39,36 @@ def length_sorted(order: Sequence[int], lengths: Sequence[int], size: int) -> li
 
 
 def cut(
-    rows: Sequence[int], lengths: Sequence[int], token_budget: int, processes: int = 1
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    token_budget: int,
+    processes: int = 1,
+    groups: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Cut rows into micro-batches whose padded size stays within the budget of all processes together.
 
     Rows are sorted by length, longest first, so that little is padding and memory runs out at once
-    or never. A row longer than the budget gets a micro-batch of its own.
+    or never; rows of a group stay together, so that they can share their prompt. A row longer than
+    the budget gets a micro-batch of its own.
 
     Args:
         rows: indices to cut.
-        lengths: tokens of every row, indexed by the entries of `rows`.
-        token_budget: padded tokens per process and micro-batch.
+        lengths: tokens of every row, prompt included, indexed by the entries of `rows`.
+        token_budget: padded tokens per process and micro-batch, shared prompts counted in every row.
         processes: how many processes share each micro-batch.
+        groups: which question each row answers, indexed likewise; default: all different.
     """
+    group = (lambda row: row) if groups is None else groups.__getitem__
+    longest: dict[int, int] = {}
+    for row in rows:
+        longest[group(row)] = max(lengths[row], longest.get(group(row), 0))
     pieces: list[list[int]] = []
-    for row in sorted(rows, key=lambda r: (-lengths[r], r)):
-        rows_that_fit = max(1, token_budget // max(1, lengths[pieces[-1][0]])) if pieces else 0
-        if pieces and len(pieces[-1]) < rows_that_fit * processes:
-            pieces[-1].append(row)
-        else:
-            pieces.append([row])
+    fits = 0
+    for row in sorted(rows, key=lambda r: (-longest[group(r)], group(r), r)):
+        if not pieces or len(pieces[-1]) >= fits:
+            pieces.append([])
+            fits = processes * max(1, token_budget // max(1, longest[group(row)]))
+        pieces[-1].append(row)
     return pieces
 
 
@@ -68,7 +78,8 @@ def deal(rows: Sequence[int], rank: int, processes: int) -> tuple[list[int], lis
     A process that gets no row is dealt the first one with weight 0: collective operations need every
     process to run every micro-batch.
     """
-    mine = list(rows[rank::processes])
+    start, end = (len(rows) * r // processes for r in (rank, rank + 1))
+    mine = list(rows[start:end])
     return (mine, [1.0] * len(mine)) if mine else ([rows[0]], [0.0])
 
 
@@ -87,21 +98,18 @@ def length_mask(lengths: Sequence[int], width: int | None = None) -> Float[Tenso
     return (torch.arange(width) < torch.tensor(list(lengths)).unsqueeze(1)).float()
 
 
-def collate(
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    device: torch.device | str = "cpu",
-) -> Sequences:
-    """Join prompts and responses into right-padded rows of ids.
+def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
+    """Stack ids: equal prompts once and left-padded, responses right-padded.
 
-    The padding id is 0 whatever the tokenizer says: lengths, never ids, tell what is real.
+    The padding id is 0 whatever the tokenizer says.
     """
-    rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
+    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    place = {prompt: i for i, prompt in enumerate(distinct)}
+    width, time = max(map(len, distinct)), max(map(len, responses))
     return Sequences(
-        input_ids=ids,
-        prompt_lengths=torch.tensor([len(p) for p in prompts]),
+        prompts=torch.tensor([[0] * (width - len(p)) + list(p) for p in distinct]),
+        prompt_lengths=torch.tensor([len(p) for p in distinct]),
+        parents=torch.tensor([place[tuple(p)] for p in prompts]),
+        responses=torch.tensor([list(r) + [0] * (time - len(r)) for r in responses]),
         response_lengths=torch.tensor([len(r) for r in responses]),
     )

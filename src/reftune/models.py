@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from reftune.config import Model
+from reftune.reading import read_responses
 from reftune.types import Sequences, UserError
 
 logging.disable_progress_bar()  # our own progress is on the screen
@@ -86,24 +87,12 @@ class PolicyWithValue(nn.Module):
 
         The value of token t is read at the position that predicts it, before it is emitted.
         """
-        ids = sequences.input_ids
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        # Rows are right-padded and attention is causal: no real token ever sees padding, and no mask is needed.
-        time = int(sequences.response_lengths.max())
-        offsets = torch.arange(time, device=ids.device)
+        offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
         mask = offsets < sequences.response_lengths.unsqueeze(1)
-        index = (sequences.prompt_lengths.unsqueeze(1) - 1 + offsets).clamp(max=ids.shape[1] - 2)
-        states = self._states(ids, positions, index)
-        logprobs, entropies = self._score(states, ids.gather(1, index + 1), temperature)
-        values = self._values(states, ids, positions, index)
+        states = read_responses(self.policy.base_model if self._head_is_plain else self.policy, sequences)
+        logprobs, entropies = self._score(states, sequences.responses, temperature)
+        values = self._values(states, sequences)
         return TokenScores(*(torch.where(mask, x, 0.0) for x in (logprobs, entropies, values)))
-
-    def _states(self, ids: Tensor, positions: Tensor, index: Tensor) -> Tensor:
-        """Return what the head reads (or, where the head is not plain, the logits) at response positions."""
-        if self._head_is_plain:
-            hidden = self.policy.base_model(input_ids=ids, position_ids=positions, use_cache=False)
-            return _pick(hidden.last_hidden_state, index)
-        return _pick(self.policy(input_ids=ids, position_ids=positions, use_cache=False).logits, index)
 
     def _score(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = self.policy.get_output_embeddings() if self._head_is_plain else nn.Identity()
@@ -120,13 +109,11 @@ class PolicyWithValue(nn.Module):
         logprobs, entropies = scored.unflatten(1, targets.shape)
         return logprobs, entropies
 
-    def _values(self, states: Tensor, ids: Tensor, positions: Tensor, index: Tensor) -> Tensor:
+    def _values(self, states: Tensor, sequences: Sequences) -> Tensor:
         if self.value_head is None:
-            return torch.zeros_like(index, dtype=torch.float32)
+            return torch.zeros(states.shape[:2], device=states.device)
         if self.value_trunk is not None or not self._head_is_plain:
-            trunk = self.policy.base_model if self.value_trunk is None else self.value_trunk
-            hidden = trunk(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
-            states = _pick(hidden, index)
+            states = read_responses(self.value_trunk or self.policy.base_model, sequences)
         with torch.autocast(states.device.type, enabled=False):
             return torch.as_tensor(self.value_head(states.float())).squeeze(-1)
 
@@ -213,10 +200,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
-
-
-def _pick(states: Tensor, index: Tensor) -> Tensor:
-    return states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
 
 def _score_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperature: float) -> Tensor:

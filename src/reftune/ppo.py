@@ -120,6 +120,7 @@ def update(
             sums = optimizer_step(
                 accelerator, model, optimizer, rows, lengths,
                 config.compute.tokens_per_microbatch, ppo.max_grad_norm, loss_fn,
+                rollouts.groups.tolist(),
             )  # fmt: skip
             if not math.isfinite(sums["loss"] + sums["grad_norm"]):
                 _stop_on_non_finite(config, rollouts, rows, step, accelerator)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from reftune.batches import collate, cut, length_mask, pad
+from reftune.batches import collate, cut, deal, length_mask, pad
 from reftune.models import PolicyWithValue, TokenScores
 from reftune.prompts import Prompter
 from reftune.rewards import Judge
@@ -95,7 +95,7 @@ def collect(
     ref_scored = score(reference, attempts, temperature, token_budget, actor.accelerator)
     return Rollouts(
         attempts=attempts,
-        groups=torch.arange(len(problems)).repeat_interleave(samples),
+        groups=torch.tensor(question_groups(attempts)),
         scores=torch.tensor([a.verdict.score for a in attempts]),
         mask=mask,
         sampler_logprobs=pad([a.sample.logprobs for a in attempts]),
@@ -116,12 +116,14 @@ def score(
 ) -> TokenScores:
     """Score every response with `model`, each process a share; the result is whole on all of them."""
     samples = [a.sample for a in attempts]
+    groups = question_groups(attempts)
     lengths = [len(s.prompt) + len(s.tokens) for s in samples]
     time = max(len(s.tokens) for s in samples)
     totals = torch.zeros(3, len(samples), time, device=accelerator.device)
-    for rows in cut(range(len(samples)), lengths, token_budget, accelerator.num_processes):
-        mine = rows[accelerator.process_index :: accelerator.num_processes]
-        if not mine:
+    processes = accelerator.num_processes
+    for rows in cut(range(len(samples)), lengths, token_budget, processes, groups):
+        mine, weights = deal(rows, accelerator.process_index, processes)
+        if not any(weights):
             continue
         batch = collate([samples[i].prompt for i in mine], [samples[i].tokens for i in mine])
         with accelerator.autocast():
@@ -130,6 +132,12 @@ def score(
     whole = accelerator.reduce(totals, reduction="sum") if accelerator.num_processes > 1 else totals
     assert isinstance(whole, Tensor)
     return TokenScores(*whole.cpu())
+
+
+def question_groups(attempts: Sequence[Attempt]) -> list[int]:
+    """Number the attempts by question: equal numbers answer the same one."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(a.problem.id, len(numbers)) for a in attempts]
 
 
 def accuracy(attempts: Sequence[Attempt]) -> float:

@@ -60,6 +60,7 @@ def optimizer_step(
     token_budget: int,
     max_grad_norm: float,
     loss_fn: LossFn,
+    groups: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Take one exact optimizer step on `rows`, however they are cut and dealt.
 
@@ -72,6 +73,7 @@ def optimizer_step(
         token_budget: padded tokens per process and micro-batch.
         max_grad_norm: the gradient is scaled down to this norm.
         loss_fn: gives the loss of some rows, already divided by what the whole minibatch is divided by.
+        groups: which rows share their prompt (see `cut`).
 
     Returns:
         Sums of the loss and the statistics over all rows and processes, and `grad_norm` before
@@ -79,7 +81,7 @@ def optimizer_step(
     """
     optimizer.zero_grad()
     processes = accelerator.num_processes
-    pieces = cut(rows, lengths, token_budget, processes)
+    pieces = cut(rows, lengths, token_budget, processes, groups)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
     for i, piece in enumerate(pieces):
         mine, weights = deal(piece, accelerator.process_index, processes)

@@ -96,17 +96,18 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Rows of prompt + response + padding, as a model reads them; lengths tell which is which."""
+    """Prompts and responses as a model reads them; lengths, never ids, tell what is padding."""
 
-    input_ids: Int[Tensor, "batch total"]
-    prompt_lengths: Int[Tensor, " batch"]
+    prompts: Int[Tensor, "prompts width"]  # distinct, left-padded
+    prompt_lengths: Int[Tensor, " prompts"]
+    parents: Int[Tensor, " batch"]  # which prompt each response belongs to
+    responses: Int[Tensor, "batch time"]  # right-padded
     response_lengths: Int[Tensor, " batch"]
 
     def to(self, device: torch.device) -> Sequences:
-        """Return the same rows on `device`."""
-        return Sequences(
-            self.input_ids.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device)
-        )
+        """Return the same on `device`."""
+        fields = (self.prompts, self.prompt_lengths, self.parents, self.responses, self.response_lengths)
+        return Sequences(*(tensor.to(device) for tensor in fields))
 
 
 @dataclass(frozen=True, slots=True)
