@@ -15,7 +15,8 @@ from random import Random
 from reftune.config import Synthetic
 from reftune.types import Cot, Problem, UserError
 
-NAMES = ("Ann", "Bob", "Cal", "Dan", "Eve", "Fay")
+NAMES = ("Ann", "Bob", "Cal", "Dan", "Eve", "Fay", "Gus", "Ida")
+FEWEST_NAMES = 4  # in use; more only where a story may have more people
 THINGS = ("apples", "coins", "shells")
 
 # A sentence with the updates that it stands for. Sentences are drawn uniformly, so that a kind of
@@ -31,14 +32,10 @@ EVENTS = (
     ("{a} gets {n} more.", "a = a + n"),
     ("{a} finds {n} {things}.", "a = a + n"),
     ("{a} loses {n}.", "a = a - n"),
-    ("{a} sells {n} {things}.", "a = a - n"),
     ("{a} gives {n} to {b}.", "a = a - n; b = b + n"),
-    ("{b} gets {n} {things} from {a}.", "a = a - n; b = b + n"),
     ("{a} doubles the {things}.", "a = a * 2"),
-    ("{a} triples the {things}.", "a = a * 3"),
     ("{a} finds as many as {b} has.", "a = a + b"),
     ("{a} loses half the {things}.", "a = a // 2"),
-    ("{a} gives half to {b}.", "a = a // 2; b = b + a"),  # what is left is what was given
 )
 DISTRACTORS = ("{a} is {n} years old.", "{a} sees {n} birds.")
 
@@ -113,7 +110,8 @@ def _check(settings: Synthetic) -> None:
 
 
 def _tell(settings: Synthetic, rng: Random) -> _Story:
-    people = rng.sample(NAMES, rng.randint(2, settings.people))
+    names = NAMES[: max(FEWEST_NAMES, settings.people)]
+    people = rng.sample(names, rng.randint(2, settings.people))
     story = _Story(people, rng.choice(THINGS))
     for count, person in enumerate(people):
         pairs = [(person, other) for other in people[:count]] or [(person, person)]
@@ -206,9 +204,9 @@ def _relevant(story: _Story) -> list[_Step]:
 
 
 def _program(story: _Story, rng: Random) -> str:
-    """Write a P-CoT: everybody or only who matters, step by step, in place, or as one expression."""
+    """Write a P-CoT: everybody or only who matters, assigned or updated in place."""
     steps = rng.choice((story.steps, _relevant(story)))
-    body = rng.choice((_assigned(steps), _augmented(steps), _folded(story)))
+    body = rng.choice((_assigned, _augmented))(steps)
     total = f" {story.op} ".join(story.asked)
     end = rng.choice(((f"result = {total}", "return result"), (f"return {total}",)))
     return "\n    ".join(("def solution():", *body, *end)).lower()  # the people become variables
@@ -225,17 +223,6 @@ def _augmented(steps: Sequence[_Step]) -> list[str]:
         f"{step.target} {step.op}= {step.right}" if step.left == step.target else line
         for step, line in zip(steps, _assigned(steps), strict=True)
     ]
-
-
-def _folded(story: _Story) -> list[str]:
-    """Write each asked amount as one expression of the story's numbers."""
-    texts: dict[str | int, str] = {}
-    for step in story.steps:
-        left, right = texts.get(step.left, f"{step.left}"), texts.get(step.right, f"{step.right}")
-        if step.op in ("*", "//") and not left.isdigit():
-            left = f"({left})"
-        texts[step.target] = f"{left} {step.op} {right}" if step.op else left
-    return [f"{person} = {texts[person]}" for person in story.asked]
 
 
 def _sentences(story: _Story, rng: Random) -> str:
