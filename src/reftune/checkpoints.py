@@ -8,6 +8,7 @@ serves one process, DDP and sharded training.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from accelerate import Accelerator
 from reftune.types import UserError
 
 STATE_FILE = "state.json"
+
+# accelerate warns at every checkpoint that tied weights are stored once; that is what we want.
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -80,7 +84,7 @@ def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, state:
     _save_state(accelerator, temporary)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_json(temporary / STATE_FILE, {"step": step, **state})
+        write_json(temporary / STATE_FILE, {**state, "step": step})
         for path in temporary.rglob("*"):
             if path.is_file():
                 _sync(path)

@@ -82,6 +82,7 @@ def run_stages(
             continue
         set_seed(config.seed)
         {"sft": _sft, "ppo": _ppo, "evaluation": _evaluate}[stage](run)
+        accelerator.free_memory()  # or the next stage's checkpoints would hold this one's model, too
         ran.append(stage)
     accelerator.end_training()
     return ran

@@ -1,0 +1,49 @@
+"""Two processes under accelerate do what one does with the same global batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+
+LAUNCHER = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+PORT = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    config = str(tiny_run.write_config(folder))
+    tiny_run.finish(tiny_run.start(["run", config, "--name", "one"]))
+    tiny_run.finish(tiny_run.start(["run", config, "--name", "two"], launcher=[*LAUNCHER, *PORT]))
+    return folder / "runs"
+
+
+def _metrics(runs: Path, name: str, stage: str) -> list[dict[str, Any]]:
+    text = (runs / name / stage / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys"),
+    [
+        ("sft", ("loss", "grad_norm")),
+        ("ppo", ("loss", "policy_loss", "value_loss", "reward", "kl", "entropy", "explained_variance")),
+    ],
+)
+def test_two_processes_give_the_losses_of_one(runs: Path, stage: str, keys: tuple[str, ...]) -> None:
+    one, two = _metrics(runs, "one", stage), _metrics(runs, "two", stage)
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two, strict=True):
+        for key in keys:
+            assert b[key] == pytest.approx(a[key], abs=1e-5, rel=1e-5), (stage, a["step"], key)
+
+
+def test_every_sample_is_there_once_and_in_order(runs: Path) -> None:
+    rows = [(runs / name / "evaluation" / "reft.jsonl").read_text().splitlines() for name in ("one", "two")]
+    one, two = ([json.loads(row) for row in lines] for lines in rows)
+    assert [row["id"] for row in two] == [row["id"] for row in one]
+    assert [row["completion"] for row in two] == [row["completion"] for row in one]
