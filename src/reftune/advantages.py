@@ -117,10 +117,15 @@ def explained_variance(
     returns: Float[Tensor, "batch time"],
     mask: Float[Tensor, "batch time"],
 ) -> float:
-    """Return 1 - Var(returns - values) / Var(returns) over real tokens: 1 is a perfect critic, 0 a constant."""
+    """Return 1 - Var(returns - values) / Var(returns) over real tokens.
+
+    1 is a perfect critic, 0 a constant one; 0 too where all returns are the same.
+    """
     real = mask.bool()
+    if not real.any():
+        return 0.0
     spread = returns[real].var(correction=0)
-    if not real.any() or spread == 0:
+    if spread < 1e-10:  # equal scores: what is left is the rounding of advantage + value
         return 0.0
     return float(1 - (returns - values)[real].var(correction=0) / spread)
 

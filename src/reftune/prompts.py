@@ -36,6 +36,8 @@ class Wording:
             return ""
         # Whatever the question holds, it must not end its own docstring.
         text = problem.question.replace("\\", "\\\\").replace('"""', "'''")
+        if text.endswith('"'):
+            text = text[:-1] + '\\"'
         return PROGRAM_HEAD + (f'    """{text}"""\n' if self.settings.repeat_question else "")
 
     def rest(self, problem: Problem) -> str:
@@ -108,9 +110,11 @@ class Prompter:
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def _question(self, problem: Problem) -> list[int]:
-        adds_bos = bool(getattr(self.tokenizer, "add_bos_token", False))
-        bos = [self.tokenizer.bos_token_id] if adds_bos else []
-        return [*bos, *self._plain(self.wording.question(problem))]
+        text = self.wording.question(problem)
+        ids, bos = self._plain(text), self.tokenizer.bos_token_id
+        # See what the tokenizer does: the attribute add_bos_token is often missing, or lost on saving.
+        starts_with_bos = self.tokenizer(text).input_ids[: len(ids) + 1] == [bos, *ids]
+        return [bos, *ids] if starts_with_bos else ids
 
     def _opening(self, problem: Problem) -> list[int]:
         return self._continuation(self.wording.opening(problem))

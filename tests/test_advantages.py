@@ -1,0 +1,255 @@
+"""Token rewards, GAE, the group baseline, whitening: by hand, and against the papers' other formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from reftune.advantages import ADVANTAGES, explained_variance, gae, group, token_rewards, whiten
+from reftune.config import Ppo
+
+LENGTHS = [6, 1, 0, 4, 5]  # of the ragged batch: a single token and a row without any among them
+
+
+def row(*numbers: float) -> Tensor:
+    return torch.tensor([numbers], dtype=torch.float64)
+
+
+def mask_of(lengths: list[int], width: int) -> Tensor:
+    return torch.tensor([[1.0] * n + [0.0] * (width - n) for n in lengths], dtype=torch.float64)
+
+
+def ragged(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return random rewards and values (with rubbish in the padding of the values), mask, groups."""
+    random = np.random.default_rng(seed)
+    mask = mask_of(LENGTHS, 6)
+    rewards = torch.tensor(random.normal(size=(5, 6))) * mask
+    return rewards, torch.tensor(random.normal(size=(5, 6))), mask, torch.arange(5)
+
+
+def averaged_returns(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """Estimate advantages as GAE is defined: the exponential average of k-step estimators.
+
+    Schulman et al. 2016, equations 14 and 16, for an episode that ends: A^(k) sums k rewards and
+    bootstraps from the value behind them, and all the weight beyond the end falls on the last one.
+    """
+    steps = len(rewards)
+    advantages = []
+    for t in range(steps):
+        left = steps - t
+        estimators = []
+        for k in range(1, left + 1):
+            behind = gamma**k * values[t + k] if t + k < steps else 0.0
+            estimators.append(sum(gamma**i * rewards[t + i] for i in range(k)) + behind - values[t])
+        weights = [(1 - lam) * lam ** (k - 1) for k in range(1, left)] + [lam ** (left - 1)]
+        advantages.append(math.fsum(w * a for w, a in zip(weights, estimators, strict=True)))
+    return advantages
+
+
+def test_token_rewards_by_hand() -> None:
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.5, 7.0], [7.0, 7.0, 7.0]])
+    ref_logprobs = torch.tensor([[-2.0, -2.0, -1.0], [-1.5, 0.0, -7.0], [-7.0, -7.0, -7.0]])
+    scores = torch.tensor([1.0, 0.1, 1.0])
+    rewards = token_rewards(scores, logprobs, ref_logprobs, mask_of([3, 2, 0], 3).float(), kl_coef=0.5)
+    # Row 0: -0.5 * (1, 0, -2), and 1 on the last; row 1: -0.5 * (1, -0.5), and 0.1; row 2 has no token.
+    expected = torch.tensor([[-0.5, 0.0, 2.0], [-0.5, 0.35, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(rewards, expected)
+
+
+def test_the_score_goes_to_the_last_real_token() -> None:
+    lengths = [4, 1, 3, 0, 2]
+    zeros = torch.zeros(5, 4)
+    rewards = token_rewards(torch.arange(1.0, 6.0), zeros, zeros, mask_of(lengths, 4).float(), 0.05)
+    placed = {(i, t): rewards[i, t].item() for i, t in torch.nonzero(rewards).tolist()}
+    assert placed == {(0, 3): 1.0, (1, 0): 2.0, (2, 2): 3.0, (4, 1): 5.0}
+
+
+@pytest.mark.parametrize(
+    ("gamma", "lam", "expected"),
+    [
+        # rewards 0, 0, 1; values 0.5, 0.25, 0.5, and 0 after the end
+        # deltas -0.25, 0.25, 0.5; A = 0.5, 0.25 + 0.95 * 0.5, -0.25 + 0.95 * 0.725
+        (1.0, 0.95, (0.43875, 0.725, 0.5)),
+        # deltas 0.125 - 0.5, 0.25 - 0.25, 0.5; A = 0.5, 0.25 * 0.5, -0.375 + 0.25 * 0.125
+        (0.5, 0.5, (-0.34375, 0.125, 0.5)),
+        (1.0, 0.0, (-0.25, 0.25, 0.5)),  # the deltas themselves
+        (1.0, 1.0, (0.5, 0.75, 0.5)),  # return 1 minus the value
+    ],
+)
+def test_gae_by_hand(gamma: float, lam: float, expected: tuple[float, ...]) -> None:
+    ppo = Ppo(gamma=gamma, gae_lambda=lam)
+    advantages = gae(row(0, 0, 1), row(0.5, 0.25, 0.5), row(1, 1, 1), torch.tensor([0]), ppo)
+    torch.testing.assert_close(advantages, row(*expected))
+
+
+def test_the_defaults_are_the_papers() -> None:
+    advantages = gae(row(0, 0, 1), row(0.5, 0.25, 0.5), row(1, 1, 1), torch.tensor([0]), Ppo())
+    torch.testing.assert_close(advantages, row(0.43875, 0.725, 0.5))
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.99, 0.0), (0.8, 1.0)])
+def test_gae_is_the_average_of_k_step_estimators(gamma: float, lam: float) -> None:
+    rewards, values, mask, groups = ragged()
+    advantages = gae(rewards, values, mask, groups, Ppo(gamma=gamma, gae_lambda=lam))
+    for i, n in enumerate(LENGTHS):
+        reference = averaged_returns(rewards[i, :n].tolist(), values[i, :n].tolist(), gamma, lam)
+        assert advantages[i].tolist() == pytest.approx([*reference, *[0.0] * (6 - n)], abs=1e-12)
+
+
+def test_gae_with_lambda_one_is_return_minus_value() -> None:
+    rewards, values, mask, groups = ragged()
+    advantages = gae(rewards, values, mask, groups, Ppo(gamma=1.0, gae_lambda=1.0))
+    for i, n in enumerate(LENGTHS):
+        for t in range(n):
+            to_go = math.fsum(rewards[i, t:n].tolist())
+            assert advantages[i, t].item() == pytest.approx(to_go - values[i, t].item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gae", "group"])
+@pytest.mark.parametrize("scale", [False, True])
+def test_padding_and_row_order_change_nothing(name: str, scale: bool) -> None:
+    rewards, values, mask, _ = ragged()
+    groups = torch.tensor([0, 1, 0, 1, 0])
+    ppo, function = Ppo(group_scale=scale), ADVANTAGES[name].function
+    whole = function(rewards, values, mask, groups, ppo)
+
+    wider = pad(values, (0, 3), value=9.0)
+    zeros = torch.zeros(5, 3, dtype=torch.float64)
+    padded = function(torch.cat([rewards, zeros], 1), wider, torch.cat([mask, zeros], 1), groups, ppo)
+    torch.testing.assert_close(padded, torch.cat([whole, zeros], 1))
+
+    order = torch.tensor([3, 0, 4, 2, 1])
+    permuted = function(rewards[order], values[order], mask[order], groups[order], ppo)
+    torch.testing.assert_close(permuted, whole[order])
+
+
+def test_gae_of_a_row_does_not_depend_on_the_other_rows() -> None:
+    rewards, values, mask, groups = ragged()
+    whole = gae(rewards, values, mask, groups, Ppo())
+    for i in range(5):
+        alone = gae(rewards[i : i + 1], values[i : i + 1], mask[i : i + 1], groups[:1], Ppo())
+        torch.testing.assert_close(alone, whole[i : i + 1])
+
+
+GROUP_REWARDS = torch.tensor(
+    [
+        [0.0, 1.0, 0.0],  # question 7: totals 1, 0, 0.5, mean 0.5
+        [0.5, 0.5, 9.0],  # question 2: totals 1 and 0, mean 0.5; the third number is padding
+        [-0.5, 0.5, 0.0],
+        [0.25, 0.25, 0.0],
+        [0.0, 0.0, 0.0],
+        [4.0, 4.0, 4.0],  # question 7 again, not judged: no token, and in no mean
+    ]
+)
+GROUP_MASK = mask_of([3, 2, 3, 2, 1, 0], 3).float()
+GROUPS = torch.tensor([7, 2, 7, 7, 2, 7])
+
+
+def test_group_by_hand() -> None:
+    expected = torch.tensor(
+        [
+            [0.5, 0.5, 0.5],
+            [0.5, 0.5, 0.0],
+            [-0.5, -0.5, -0.5],
+            [0.0, 0.0, 0.0],
+            [-0.5, 0.0, 0.0],
+            [0.0, 0.0, 0.0],
+        ]
+    )
+    values = torch.full((6, 3), 3.0)  # there is no critic: whatever it says is not looked at
+    torch.testing.assert_close(group(GROUP_REWARDS, values, GROUP_MASK, GROUPS, Ppo()), expected)
+
+
+def test_group_scale_by_hand() -> None:
+    advantages = group(
+        GROUP_REWARDS, torch.zeros(6, 3), GROUP_MASK, GROUPS, Ppo(advantage="group", group_scale=True)
+    )
+    # Question 7: deviations 0.5, -0.5, 0, so the standard deviation is sqrt(0.5 / 3) = 0.40825, and
+    # 0.5 / 0.40825 = 1.22474. Question 2: deviations +-0.5, standard deviation 0.5.
+    expected = torch.tensor([1.22474, 1.0, -1.22474, 0.0, -1.0, 0.0])
+    torch.testing.assert_close(advantages[:, 0], expected, atol=5e-4, rtol=0)
+
+
+def test_a_question_whose_samples_all_score_the_same_teaches_nothing() -> None:
+    rewards = torch.full((5, 1), 0.1)
+    groups = torch.tensor([0, 0, 0, 0, 3])  # question 3 has one sample only
+    for scale in (False, True):
+        advantages = group(rewards, rewards, torch.ones(5, 1), groups, Ppo(group_scale=scale))
+        torch.testing.assert_close(advantages, torch.zeros(5, 1), atol=1e-3, rtol=0)
+
+
+def test_whiten_by_hand() -> None:
+    # Four real tokens 1, 3, 5, 7: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5. They count one by one,
+    # not row by row, and the padding's 100 does not.
+    advantages = torch.tensor([[1.0, 3.0, 5.0], [7.0, 100.0, 100.0]])
+    mask = mask_of([3, 1], 3).float()
+    expected = torch.tensor([[-3.0, -1.0, 1.0], [3.0, 0.0, 0.0]]) / math.sqrt(5)
+    torch.testing.assert_close(whiten(advantages, mask), expected)
+
+
+def test_a_whitened_batch_has_mean_zero_and_variance_one() -> None:
+    _, noise, mask, _ = ragged(seed=5)
+    real = whiten(40 + 3 * noise, mask)[mask.bool()].numpy()
+    assert real.mean() == pytest.approx(0, abs=1e-9)
+    assert real.var() == pytest.approx(1, abs=1e-6)
+
+
+def test_whiten_is_finite_where_there_is_nothing_to_scale() -> None:
+    mask = mask_of([2, 0], 2)
+    constant = torch.full((2, 2), 0.7, dtype=torch.float64)
+    torch.testing.assert_close(whiten(constant, mask), torch.zeros_like(mask), atol=1e-6, rtol=0)
+    torch.testing.assert_close(whiten(constant, 0 * mask), torch.zeros_like(mask))
+
+
+def test_whiten_ignores_padding_and_row_order() -> None:
+    _, noise, mask, _ = ragged()
+    whole = whiten(noise, mask)
+    order = torch.tensor([4, 2, 0, 1, 3])
+    torch.testing.assert_close(whiten(noise[order], mask[order]), whole[order])
+    wider = pad(noise, (0, 2), value=9.0)
+    padded = whiten(wider, pad(mask, (0, 2)))
+    torch.testing.assert_close(padded, pad(whole, (0, 2)))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0.0, 2.0), 1.0),
+        ((5.0, 7.0), 1.0),  # off by a constant: all of the variance is explained
+        ((1.0, 1.0), 0.0),
+        ((0.5, 1.5), 0.75),  # errors -0.5 and 0.5: 1 - 0.25 / 1
+        ((2.0, 0.0), -3.0),  # errors 2 and -2: 1 - 4 / 1
+    ],
+)
+def test_explained_variance_by_hand(values: tuple[float, float], expected: float) -> None:
+    returns = torch.tensor([[0.0, 99.0], [2.0, 99.0]])  # the second column is padding
+    guesses = torch.tensor([[values[0], -99.0], [values[1], 50.0]])
+    assert explained_variance(guesses, returns, mask_of([1, 1], 2).float()) == pytest.approx(expected)
+
+
+def test_explained_variance_without_variance_is_zero() -> None:
+    noise, ones = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.ones(2, 2)
+    assert explained_variance(noise, ones, ones) == 0.0
+    assert explained_variance(ones, noise, 0 * ones) == 0.0  # no real token
+
+
+def test_explained_variance_of_equal_scores_is_zero_in_spite_of_rounding() -> None:
+    values = torch.linspace(-1, 1, 64 * 30).reshape(64, 30)
+    rewards, mask = torch.zeros(64, 30), torch.ones(64, 30)
+    rewards[:, -1] = 0.1  # every answer is wrong
+    returns = values + gae(rewards, values, mask, torch.arange(64), Ppo(gae_lambda=1.0))
+    assert returns.unique().numel() > 1
+    assert explained_variance(values, returns, mask) == 0.0
+
+
+def test_only_gae_needs_a_critic() -> None:
+    assert {name: estimator.critic for name, estimator in ADVANTAGES.items()} == {
+        "gae": True,
+        "group": False,
+    }
+    assert (ADVANTAGES["gae"].function, ADVANTAGES["group"].function) == (gae, group)

@@ -1,0 +1,251 @@
+"""Accuracies and comparisons of hand-made answers, and how the answers come about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+
+from reftune.config import Evaluation, Prompt
+from reftune.evaluation import (
+    answer_questions,
+    compare,
+    read_answers,
+    read_result,
+    summarise,
+    write_answers,
+    write_result,
+)
+from reftune.models import train_tokenizer
+from reftune.prompts import Prompter
+from reftune.rewards import make_judge
+from reftune.rollouts import Actor
+from reftune.types import Answer, Problem, Sample
+
+Row = dict[str, Any]
+
+
+def row(correct: bool, *samples: tuple[Answer | None, bool]) -> Row:
+    drawn = [{"value": value, "correct": right} for value, right in samples]
+    return {"correct": correct, "samples": drawn} if samples else {"correct": correct}
+
+
+def greedy(*correct: int) -> list[Row]:
+    return [row(bool(c)) for c in correct]
+
+
+FOUR = [
+    row(True, (5.0, False), (17.0, True), (17.0, True)),  # the majority is right
+    row(False, (3.0, False), (8.0, True), (None, False)),  # a tie: the one seen first, which is wrong
+    row(True, (None, False), (None, False), (4.0, True)),  # what cannot be read has no vote
+    row(True, (None, False), (None, False), (None, False)),  # nobody votes
+]
+
+
+def test_summarise_by_hand() -> None:
+    summary = summarise(FOUR)
+    assert list(summary) == ["greedy", "vote", "pass"]
+    # Wilson for 3 of 4 with z = 1.959964: centre 0.627527, half-width 0.326886;
+    # for 2 of 4: 1/2 and z / (2 sqrt(4 + z^2)) = 0.349961.
+    assert summary["greedy"]["correct"] == 3
+    assert summary["greedy"]["accuracy"] == 0.75
+    assert summary["greedy"]["interval"] == pytest.approx([0.300641, 0.954413], abs=2e-6)
+    assert (summary["vote"]["k"], summary["vote"]["correct"], summary["vote"]["accuracy"]) == (3, 2, 0.5)
+    assert summary["vote"]["interval"] == pytest.approx([0.150039, 0.849961], abs=2e-6)
+    # 2, 1, 1 and 0 of 3 samples are right. Of the three pairs of samples 3, 2, 2 and 0 hold a right one.
+    assert summary["pass"] == pytest.approx({"1": 1 / 3, "2": 7 / 12, "3": 3 / 4})
+
+
+def test_summarise_without_samples_has_greedy_alone() -> None:
+    assert summarise(greedy(1, 1, 0, 1)) == {"greedy": summarise(FOUR)["greedy"]}
+
+
+@pytest.mark.parametrize(
+    ("samples", "right"),
+    [
+        ([(2.0, False), (1.0, True), (1.0, True)], True),
+        ([(1.0, True), (2.0, False)], True),  # a tie, and the right one was first
+        ([(2.0, False), (1.0, True)], False),
+        ([(2.0, False), (2.0, False), (1.0, True)], False),
+        ([(None, False), (1.0, True)], True),
+        ([(None, False), (None, False)], False),
+        ([("b", True), ("c", False), ("b", True)], True),
+        ([("b", True), ("c", False), ("c", False)], False),
+        # One number within 1e-2, which counts as its first spelling was judged.
+        ([(7.0, False), (3.333, True), (7.0, False), (3.34, True), (3.3334, True)], True),
+        ([(0.995, False), (1.0, True), (1.0, True)], False),
+        ([(0.0, True), (None, False)], True),  # zero is an answer
+    ],
+)
+def test_the_majority_vote_counts_as_its_answer_was_judged(
+    samples: list[tuple[Answer | None, bool]], right: bool
+) -> None:
+    assert summarise([row(False, *samples)])["vote"]["correct"] == right
+
+
+@pytest.mark.parametrize(
+    ("count", "ks"),
+    [(1, "1"), (2, "1 2"), (6, "1 2 4 6"), (8, "1 2 4 8"), (100, "1 2 4 8 16 32 64 100")],
+)
+def test_pass_is_given_for_the_powers_of_two_and_for_all_samples(count: int, ks: str) -> None:
+    summary = summarise([row(True, (1.0, True), *[(2.0, False)] * (count - 1))])
+    assert list(summary["pass"]) == ks.split()
+    # One of them is right: k of them hold it with probability k / count.
+    assert summary["pass"] == pytest.approx({k: int(k) / count for k in ks.split()})
+
+
+def test_compare_by_hand() -> None:
+    # b gains questions 5-9 and loses question 4: +4 of 10, and 2 * (C(6,0) + C(6,1)) / 2^6 = 14/64.
+    a, b = greedy(1, 1, 1, 1, 1, 0, 0, 0, 0, 0), greedy(1, 1, 1, 1, 0, 1, 1, 1, 1, 1)
+    [result] = compare(a, b, resamples=1000, seed=0)
+    assert result["strategy"] == "greedy"
+    assert result["difference"] == pytest.approx(0.4)
+    assert result["mcnemar_p"] == pytest.approx(14 / 64)
+    low, high = result["interval"]
+    # Differences of +1 (5), -1 (1) and 0 (4) have mean 0.4 and a standard error of sqrt(0.44 / 10).
+    assert (low, high) == pytest.approx((0.4 - 1.96 * 0.21, 0.4 + 1.96 * 0.21), abs=0.11)
+    assert compare(a, b, resamples=1000, seed=0) == [result]
+
+
+def test_compare_counts_what_the_second_model_gains() -> None:
+    better, worse = greedy(1, 1, 1), greedy(0, 0, 0)
+    [gain], [loss] = compare(worse, better, 100, seed=1), compare(better, worse, 100, seed=1)
+    assert (gain["difference"], gain["interval"]) == (1.0, [1.0, 1.0])
+    assert (loss["difference"], loss["interval"]) == (-1.0, [-1.0, -1.0])
+
+
+def test_compare_takes_the_votes_where_both_models_have_them() -> None:
+    never = [row(False, (1.0, False)) for _ in FOUR]
+    results = {result["strategy"]: result for result in compare(never, FOUR, 100, seed=0)}
+    assert {name: result["difference"] for name, result in results.items()} == {
+        "greedy": 0.75,
+        "vote": 0.5,
+    }
+    assert results["vote"]["mcnemar_p"] == pytest.approx(0.5)  # two gains: 2 / 2^2
+    for a, b in ((FOUR, greedy(0, 0, 0, 0)), (greedy(0, 0, 0, 0), FOUR)):
+        assert [result["strategy"] for result in compare(a, b, 100, seed=0)] == ["greedy"]
+
+
+def test_compare_refuses_answers_to_different_numbers_of_questions() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        compare(greedy(1, 0), greedy(1), 100, seed=0)
+
+
+def test_write_result_compares_each_model_with_the_one_before_and_the_last_with_the_first(
+    tmp_path: Path,
+) -> None:
+    answers = {"warmup": greedy(0, 0, 0, 1), "sft": greedy(0, 0, 1, 1), "reft": greedy(0, 1, 1, 1)}
+    write_result(tmp_path, answers, resamples=200, seed=3)
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert read_result(tmp_path) == result
+    assert list(result) == ["n", "models", "comparisons"]
+    assert result["n"] == 4
+    assert {name: m["greedy"]["accuracy"] for name, m in result["models"].items()} == {
+        "warmup": 0.25, "sft": 0.5, "reft": 0.75,
+    }  # fmt: skip
+    assert [(c["a"], c["b"], c["strategy"], c["difference"]) for c in result["comparisons"]] == [
+        ("warmup", "sft", "greedy", 0.25),
+        ("sft", "reft", "greedy", 0.25),
+        ("warmup", "reft", "greedy", 0.5),
+    ]
+    [expected] = compare(answers["sft"], answers["reft"], 200, 3)
+    assert result["comparisons"][1] == {"a": "sft", "b": "reft", **expected}
+
+
+@pytest.mark.parametrize(("names", "pairs"), [(["a"], []), (["a", "b"], [("a", "b")])])
+def test_write_result_of_one_and_of_two_models(
+    tmp_path: Path, names: list[str], pairs: list[tuple[str, str]]
+) -> None:
+    write_result(tmp_path, dict.fromkeys(names, FOUR), resamples=100, seed=0)
+    result = read_result(tmp_path)
+    assert result["models"] == {name: summarise(FOUR) for name in names}
+    found = [(c["a"], c["b"], c["strategy"]) for c in result["comparisons"]]
+    assert found == [(a, b, strategy) for a, b in pairs for strategy in ("greedy", "vote")]
+
+
+def test_answers_survive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "test" / "sft.jsonl"
+    rows = [*FOUR, {"correct": False, "value": None, "completion": "two\nlines\u2028and \x85 more 🍏"}]
+    write_answers(path, rows)
+    assert read_answers(path) == rows
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == rows
+    assert lines[-1] == ""
+    assert list(path.parent.iterdir()) == [path]
+
+
+class Script:
+    """A sampler that says what was written down, and remembers what it was asked."""
+
+    def __init__(self, prompter: Prompter, *replies: list[str]) -> None:
+        self.prompter, self.replies = prompter, list(replies)
+        self.calls: list[tuple[float, list[int]]] = []
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[Sample]:
+        self.calls.append((temperature, list(seeds)))
+        said = [self.prompter.tokenizer(text).input_ids for text in self.replies.pop(0)]
+        return [
+            Sample(list(prompt), [*ids, self.prompter.eos], [0.0] * (len(ids) + 1), True)
+            for prompt, ids in zip(prompts, said, strict=True)
+        ]
+
+
+TRIGGER = Prompt().trigger
+PROBLEMS = [Problem("p", "One and one?", "2"), Problem("q", "Two and two?", "4")]
+
+
+def scripted(*replies: list[str]) -> tuple[Actor, Script]:
+    prompter = Prompter(train_tokenizer(["One and one? Two."], 300), Prompt(), "natural")
+    script = Script(prompter, *replies)
+    judge = make_judge("natural", trigger=TRIGGER, partial_reward=0.1)
+    return Actor(script, judge, prompter, Accelerator(cpu=True)), script
+
+
+def test_answer_questions_gives_each_question_its_own_samples() -> None:
+    drawn = [f"So.{TRIGGER}{answer}" for answer in ("2", "3", "2", "5", "4")] + ["no idea"]
+    actor, script = scripted([f"It is{TRIGGER}{answer}" for answer in ("2", "7")], drawn)
+    rows = answer_questions(actor, PROBLEMS, Evaluation(samples=3, temperature=0.5), seed=7)
+    assert [(r["id"], r["question"], r["answer"], r["correct"], r["value"]) for r in rows] == [
+        ("p", "One and one?", "2", True, 2.0),
+        ("q", "Two and two?", "4", False, 7.0),
+    ]
+    assert rows[1]["completion"] == f"It is{TRIGGER}7"
+    assert [[s["value"] for s in r["samples"]] for r in rows] == [[2.0, 3.0, 2.0], [5.0, 4.0, None]]
+    assert [[s["correct"] for s in r["samples"]] for r in rows] == [
+        [True, False, True],
+        [False, True, False],
+    ]
+    assert rows[1]["samples"][2] == {
+        "completion": "no idea", "outcome": "no_result", "value": None, "correct": False,
+    }  # fmt: skip
+    assert [temperature for temperature, _ in script.calls] == [0.0, 0.5]
+    assert len(set(script.calls[1][1])) == 6  # no two samples share their randomness
+
+
+def test_answer_questions_without_samples_is_greedy() -> None:
+    replies = [f"It is{TRIGGER}{answer}" for answer in ("2", "4")]
+    actor, script = scripted(replies)
+    rows = answer_questions(actor, PROBLEMS, Evaluation(), seed=7)
+    assert [r["correct"] for r in rows] == [True, True]
+    assert all("samples" not in r for r in rows)
+    assert len(script.calls) == 1
+
+
+def test_answer_questions_depends_on_the_seed_alone() -> None:
+    seeds = []
+    for seed in (7, 7, 8):
+        actor, script = scripted(["a", "b"], ["c", "d"])
+        answer_questions(actor, PROBLEMS, Evaluation(samples=1), seed)
+        seeds.append(script.calls[1][1])
+    assert seeds[0] == seeds[1] != seeds[2]
