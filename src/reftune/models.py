@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
@@ -54,7 +55,7 @@ VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 class TokenScores(NamedTuple):
-    """What the policy says of given responses, (batch, time) each; columns beyond a row's length are 0."""
+    """What the policy says of given responses, (batch, time) each; beyond a row's length they are 0."""
 
     logprobs: Float[Tensor, "batch time"]
     entropies: Float[Tensor, "batch time"]
@@ -73,7 +74,7 @@ class PolicyWithValue(nn.Module):
     def __init__(self, policy: PreTrainedModel, critic: str = "none") -> None:
         super().__init__()
         self.policy = policy
-        self.value_trunk = copy.deepcopy(policy.base_model) if critic == "separate" else None
+        self.value_trunk = copy.deepcopy(_trunk(policy)) if critic == "separate" else None
         self.value_head: nn.Linear | None = None
         if critic != "none":
             width = policy.get_output_embeddings().weight.shape[1]
@@ -89,7 +90,7 @@ class PolicyWithValue(nn.Module):
         """
         offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
         mask = offsets < sequences.response_lengths.unsqueeze(1)
-        states = read_responses(self.policy.base_model if self._head_is_plain else self.policy, sequences)
+        states = read_responses(_trunk(self.policy) if self._head_is_plain else self.policy, sequences)
         logprobs, entropies = self._score(states, sequences.responses, temperature)
         values = self._values(states, sequences)
         return TokenScores(*(torch.where(mask, x, 0.0) for x in (logprobs, entropies, values)))
@@ -113,7 +114,7 @@ class PolicyWithValue(nn.Module):
         if self.value_head is None:
             return torch.zeros(states.shape[:2], device=states.device)
         if self.value_trunk is not None or not self._head_is_plain:
-            states = read_responses(self.value_trunk or self.policy.base_model, sequences)
+            states = read_responses(self.value_trunk or _trunk(self.policy), sequences)
         with torch.autocast(states.device.type, enabled=False):
             return torch.as_tensor(self.value_head(states.float())).squeeze(-1)
 
@@ -132,13 +133,21 @@ class PolicyWithValue(nn.Module):
 def load_model(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a causal language model by Hugging Face name or from a directory.
 
-    Raises UserError where there is none, or a directory holds no weights.
+    Raises UserError where there is none, or weights are missing, damaged or of another shape.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: cannot load a causal language model: {_first_line(error)}") from None
-    return model  # type: ignore[no-any-return]
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(name), dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = _reason(name, error)
+        raise UserError(f"{name}: cannot load a causal language model: {reason}") from None
+    model, loading = loaded
+    if loading["missing_keys"]:  # transformers starts them at random
+        first, *others = sorted(loading["missing_keys"])
+        raise UserError(f"{name}: the weights of {first} and {len(others)} others are missing")
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -149,12 +158,12 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{name}: cannot load a tokenizer: {_first_line(error)}") from None
+        raise UserError(f"{name}: cannot load a tokenizer: {_reason(name, error)}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{name}: the tokenizer has no EOS token; set eos_token in tokenizer_config.json"
         )
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def build_model(
@@ -214,20 +223,30 @@ def _score_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperature: 
 def _head_is_plain(policy: PreTrainedModel) -> bool:
     """Tell whether logits are just the output embedding of the trunk's last hidden state.
 
-    Most models, but not all (soft-capped or scaled logits): ask the model itself rather than a list of names.
+    Most models, but not all (soft-capped or scaled logits): ask the model itself rather than a list of
+    names. Only bit for bit the same will do, for a soft cap hardly shows while the logits are small.
     """
     was_training = policy.training
     policy.eval()
     ids = torch.tensor([[1, 2, 3]], device=policy.device)
     expected = policy(input_ids=ids).logits
     try:
-        actual = policy.get_output_embeddings()(policy.base_model(input_ids=ids).last_hidden_state)
+        actual = policy.get_output_embeddings()(_trunk(policy)(input_ids=ids).last_hidden_state)
     except (AttributeError, RuntimeError, TypeError):
         return False
     finally:
         policy.train(was_training)
-    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-3, atol=1e-3)
+    return torch.equal(actual.float(), expected.float())
 
 
-def _first_line(error: Exception) -> str:
+def _trunk(policy: PreTrainedModel) -> PreTrainedModel:
+    trunk = policy.base_model
+    assert isinstance(trunk, PreTrainedModel)
+    return trunk
+
+
+def _reason(name: str | Path, error: Exception) -> str:
+    """Return the first line of a loading error, in words that fit a path, too."""
+    if len(Path(name).parts) > 2 and not Path(name).exists():  # the hub's names have one slash at most
+        return "no such directory"
     return str(error).strip().split("\n")[0]

@@ -29,6 +29,11 @@ def read_responses(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     return _read_behind_shared_prompts(model, sequences)
 
 
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep (or repeat) rows of a cache, be it of keys and values or of recurrent states."""
+    cache.reorder_cache(rows)  # type: ignore[arg-type]  # it asks for the legacy LongTensor
+
+
 def _read_rows(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """Read prompt and response as one right-padded row each.
 
@@ -62,7 +67,7 @@ def _read_behind_shared_prompts(model: PreTrainedModel, sequences: Sequences) ->
             use_cache=True,
         )
     )[:, -1:]
-    cache.batch_select_indices(parents)
+    select_rows(cache, parents)
     inputs = sequences.responses[:, :-1]  # nothing is predicted from the last token
     if inputs.shape[1] == 0:
         return last_of_prompt[parents]

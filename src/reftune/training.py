@@ -44,7 +44,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, policy: float, critic: 
 
 
 def linear_schedule(step: int, total: int, warmup_share: float) -> float:
-    """Return the factor of optimizer step `step` (from 0): up to 1 in the warm-up, then down towards 0."""
+    """Return the factor of optimizer step `step` (from 0): up in the warm-up, then down towards 0."""
     warmup = max(1, round(total * warmup_share)) if warmup_share else 0
     if step < warmup:
         return (step + 1) / warmup
@@ -112,5 +112,5 @@ def _reduce(accelerator: Accelerator, sums: dict[str, Tensor]) -> dict[str, floa
     names: Iterable[str] = sorted(sums)
     stacked = torch.stack([sums[name].float() for name in names])
     if accelerator.num_processes > 1:
-        stacked = accelerator.reduce(stacked, reduction="sum")  # type: ignore[assignment]
+        stacked = accelerator.reduce(stacked, reduction="sum")
     return dict(zip(names, stacked.tolist(), strict=True))

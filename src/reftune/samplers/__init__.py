@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from reftune.types import Sample
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What every engine offers."""
 

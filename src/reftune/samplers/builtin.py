@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from reftune.types import Sample
+from reftune.reading import select_rows
+from reftune.types import Sample, UserError
 
 KEEP_UNTIL = 0.75  # rows are dropped once this share is still running: dropping copies the cache
 
@@ -25,7 +26,7 @@ class PreallocatedLayer(DynamicLayer):
     """Cache of one layer that is written in place instead of being copied for every token."""
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
+        DynamicLayer.__init__(self)
         self.capacity = capacity
         self.length = 0
 
@@ -35,6 +36,8 @@ class PreallocatedLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = self._room(key_states), self._room(value_states)
+        assert self.keys is not None
+        assert self.values is not None
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
@@ -43,12 +46,12 @@ class PreallocatedLayer(DynamicLayer):
         """Return the number of positions written."""
         return self.length
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep (or repeat) rows, copying only what is written."""
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_empty(len(indices), *old.shape[1:])
-            new[:, :, : self.length] = old[:, :, : self.length].index_select(0, indices)
+            new = old.new_empty(len(beam_idx), *old.shape[1:])
+            new[:, :, : self.length] = old[:, :, : self.length].index_select(0, beam_idx)
             setattr(self, name, new)
 
     def _room(self, states: Tensor) -> Tensor:
@@ -63,6 +66,8 @@ class BuiltinSampler:
         model: the policy; it is read, never changed, and must be in eval mode.
         eos: ids that end a response.
         max_rows: responses decoded at once.
+
+    Raises UserError for a model that keeps no key-value cache.
     """
 
     def __init__(self, model: PreTrainedModel, eos: Sequence[int], max_rows: int = 512) -> None:
@@ -70,6 +75,9 @@ class BuiltinSampler:
         self.eos = torch.tensor(list(eos), device=model.device)
         self.max_rows = max_rows
         accepted = inspect.signature(model.forward).parameters
+        if "past_key_values" not in accepted:
+            kind = model.config.model_type
+            raise UserError(f"a model of type {kind} cannot be sampled from: it has no key-value cache")
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     @torch.no_grad()
@@ -120,7 +128,7 @@ class BuiltinSampler:
             if alive <= KEEP_UNTIL * len(rows):
                 keep = running.nonzero().squeeze(1)
                 rows, chosen, attended = rows[keep], chosen[keep], attended[keep]
-                cache.batch_select_indices(keep)
+                select_rows(cache, keep)
             attended = torch.cat((attended, attended.new_ones(len(rows), 1)), dim=1)
             logits = self._forward(chosen.unsqueeze(1), attended, cache)
         return _collect(prompts, tokens, logprobs, lengths, ended)
@@ -148,7 +156,7 @@ class BuiltinSampler:
         if len(distinct) == len(prompts):
             return logits, cache, attended
         parents = torch.tensor([place[tuple(p)] for p in prompts], device=device)
-        cache.batch_select_indices(parents)
+        select_rows(cache, parents)
         return logits[parents], cache, attended[parents]
 
     def _forward(self, ids: Tensor, attended: Tensor, cache: DynamicCache) -> Tensor:
@@ -181,15 +189,21 @@ def choose(logits: Tensor, streams: Tensor, t: int, temperature: float) -> tuple
     logprobs = torch.log_softmax(logits / temperature if temperature else logits, dim=-1)
     if temperature:
         cumulative = logprobs.exp().cumsum(-1)
-        threshold = uniform(streams, t).to(logprobs.dtype).unsqueeze(1) * cumulative[:, -1:]
-        chosen = (cumulative <= threshold).sum(-1).clamp(max=logits.shape[-1] - 1)
+        total = cumulative[:, -1:]
+        threshold = uniform(streams, t).to(logprobs.dtype).unsqueeze(1) * total
+        # Rounded to `total` it would choose the last token, however unlikely: stay below.
+        threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))
+        chosen = (cumulative <= threshold).sum(-1)
     else:
         chosen = logprobs.argmax(-1)
     return chosen, logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
 
 def uniform(streams: Tensor, t: int) -> Tensor:
-    """Return the t-th number of each stream, uniform in [0, 1), as float64 (SplitMix64, Steele et al. 2014)."""
+    """Return the t-th number of each stream, uniform in [0, 1), as float64.
+
+    This is SplitMix64 (Steele et al. 2014), whose output can be computed for any t at once.
+    """
     z = streams + _signed((t + 1) * 0x9E3779B97F4A7C15)
     z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)

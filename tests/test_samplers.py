@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from scipy.stats import chisquare
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
+
+from reftune.batches import collate
+from reftune.models import PolicyWithValue
+from reftune.rollouts import score
+from reftune.samplers.builtin import BuiltinSampler, choose, uniform
+from reftune.types import Attempt, Problem, Sample, UserError, Verdict
+from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
+
+ENDS = [EOS, *range(2, 13)]  # many, so that random responses end at different times
+NEVER = [VOCAB]
+NEW = 12
+MASK64 = 2**64 - 1
+GAMMA = 0x9E3779B97F4A7C15
+
+
+def make_prompts() -> list[list[int]]:
+    """Return prompts of 1 to 11 tokens, some of them several times."""
+    rng = random.Random(7)
+    distinct = [[rng.randrange(13, VOCAB) for _ in range(n)] for n in (3, 11, 1, 5, 8, 2, 9, 3)]
+    return [*distinct, *distinct[:4], distinct[1]]
+
+
+def attempts_of(samples: Sequence[Sample]) -> list[Attempt]:
+    """Return samples as the attempts that `score` takes."""
+    problem = Problem(id="1", question="q", answer="1")
+    return [Attempt(problem, s, "", Verdict("no_result", None, False, 0.0)) for s in samples]
+
+
+def generate_greedily(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
+    """Return what `model.generate` writes after left-padded prompts, up to the first end."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[EOS] * (width - len(p)) + p for p in prompts])
+    attended = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    output: Any = model.generate(
+        ids, attention_mask=attended, do_sample=False, max_new_tokens=NEW,
+        pad_token_id=EOS, eos_token_id=ENDS,
+    )  # fmt: skip
+    rows = output[:, width:].tolist()
+    return [row[: next((i + 1 for i, x in enumerate(row) if x in ENDS), NEW)] for row in rows]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_are_those_of_generate(family: str) -> None:
+    model, prompts = tiny_model(family), make_prompts()
+    samples = BuiltinSampler(model, ENDS).sample(
+        prompts, range(len(prompts)), max_new_tokens=NEW, temperature=0.0
+    )
+    assert [s.tokens for s in samples] == generate_greedily(model, prompts)
+    assert [s.prompt for s in samples] == prompts
+    assert [s.finished for s in samples] == [s.tokens[-1] in ENDS for s in samples]
+    lengths = {len(s.tokens) for s in samples}
+    assert len(lengths) >= 3, "the rows should end at different times, or nothing is dropped"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_trainer_agree_on_log_probabilities(family: str, temperature: float) -> None:
+    model, prompts = tiny_model(family), make_prompts()
+    samples = BuiltinSampler(model, ENDS).sample(
+        prompts, range(len(prompts)), max_new_tokens=NEW, temperature=temperature
+    )
+    assert len({len(s.tokens) for s in samples}) >= 3
+    scores = score(PolicyWithValue(model), attempts_of(samples), temperature, 64, Accelerator(cpu=True))
+    for row, sample in zip(scores.logprobs.tolist(), samples, strict=True):
+        assert row[: len(sample.tokens)] == pytest.approx(sample.logprobs, abs=1e-4)
+        assert not any(row[len(sample.tokens) :])
+
+
+def test_scores_do_not_depend_on_how_the_batch_is_cut() -> None:
+    policy = PolicyWithValue(tiny_model(), "shared")
+    assert policy.value_head is not None
+    torch.nn.init.normal_(policy.value_head.weight)
+    prompts = make_prompts()
+    samples = BuiltinSampler(policy.policy, ENDS).sample(
+        prompts, range(len(prompts)), max_new_tokens=NEW, temperature=1.0
+    )
+    with torch.no_grad():
+        whole = policy(collate(prompts, [s.tokens for s in samples]))
+    for budget in (1, 50, 10_000):
+        cut = score(policy, attempts_of(samples), 1.0, budget, Accelerator(cpu=True))
+        for expected, actual in zip(whole, cut, strict=True):
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_a_sample_depends_on_nothing_but_its_prompt_and_seed() -> None:
+    model, prompts = tiny_model(), make_prompts()
+    seeds = [3 - 2**63, -5, 0, 2**63 - 1, *range(10, 10 + len(prompts) - 4)]
+
+    def draw(order: Sequence[int], max_rows: int) -> dict[int, Sample]:
+        samples = BuiltinSampler(model, [EOS], max_rows).sample(
+            [prompts[i] for i in order], [seeds[i] for i in order], max_new_tokens=NEW, temperature=1.0
+        )
+        return dict(zip(order, samples, strict=True))
+
+    everyone = range(len(prompts))
+    expected = draw(everyone, 512)
+    assert len({tuple(s.tokens) for s in expected.values()}) == len(prompts)
+    alone = {i: draw([i], 512)[i] for i in everyone}
+    for samples in (draw(everyone, 1), draw(everyone, 4), draw(everyone[::-1], 5), alone):
+        for i, sample in samples.items():
+            assert sample.tokens == expected[i].tokens
+            assert sample.logprobs == pytest.approx(expected[i].logprobs, abs=1e-5)
+
+
+def test_equal_prompts_share_a_prefill_and_finished_rows_leave() -> None:
+    model, prompts = tiny_model(), make_prompts()
+    shapes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    samples = BuiltinSampler(model, ENDS).sample(
+        prompts * 4, range(4 * len(prompts)), max_new_tokens=NEW, temperature=1.0
+    )
+    assert shapes[0] == (8, 11)  # 8 distinct prompts, the longest of 11 tokens
+    for t, (rows, width) in enumerate(shapes[1:], start=1):
+        running = sum(len(s.tokens) > t for s in samples)
+        assert width == 1
+        assert running <= rows
+        assert 0.75 * rows < running
+    assert shapes[1][0] > shapes[-1][0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_tokens_come_as_often_as_the_softmax_says(temperature: float) -> None:
+    model, count = tiny_model("gemma2", final_logit_softcapping=1.5), 10_000
+    samples = BuiltinSampler(model, ENDS, count).sample(
+        [[8, 9, 10]] * count, range(count), max_new_tokens=1, temperature=temperature
+    )
+    with torch.no_grad():
+        logits = model(torch.tensor([[8, 9, 10]])).logits[0, -1].double()
+    weights = torch.exp(logits / temperature).tolist()
+    expected = [count * w / sum(weights) for w in weights]
+    assert min(expected) > 5
+    seen = Counter(s.tokens[0] for s in samples)
+    assert chisquare([seen[i] for i in range(VOCAB)], expected).pvalue > 0.01
+
+
+def test_numbers_of_neighbouring_seeds_and_positions_are_independent() -> None:
+    seeds = torch.arange(10_000)
+    now, next_token, neighbour = uniform(seeds, 0), uniform(seeds, 1), uniform(seeds + 1, 0)
+    for other in (next_token, neighbour):
+        cells = torch.bincount((now * 8).long() * 8 + (other * 8).long(), minlength=64)
+        assert chisquare(cells.tolist()).pvalue > 0.01
+
+
+def test_uniform_is_splitmix64() -> None:
+    # the generator's well-known output for seed 1234567
+    published = [
+        6457827717110365317, 3203168211198807973, 9817491932198370423,
+        4593380528125082431, 16408922859458223821,
+    ]  # fmt: skip
+    for t, number in enumerate(published):
+        assert uniform(torch.tensor([1234567]), t).item() == (number >> 11) / 2**53
+
+
+def test_uniform_agrees_with_whole_numbers_on_every_seed() -> None:
+    rng = random.Random(0)
+    seeds = [0, -1, 2**63 - 1, -(2**63), *(rng.randrange(-(2**63), 2**63) for _ in range(200))]
+    for t in (0, 1, 5000):
+        assert uniform(torch.tensor(seeds), t).tolist() == [
+            (mix(seed + (t + 1) * GAMMA) >> 11) / 2**53 for seed in seeds
+        ]
+
+
+def test_a_token_of_probability_0_is_never_chosen() -> None:
+    lowest, highest = -GAMMA, unmix(MASK64) - GAMMA
+    seeds = torch.tensor([(s + 2**63) % 2**64 - 2**63 for s in (lowest, highest)])
+    assert uniform(seeds, 0).tolist() == [0.0, 1 - 2**-53]  # which rounds to 1 in float32
+    logits = torch.tensor([[-1e9, 0.0, 1.0, -1e9, -1e9]]).expand(2, -1)
+    tokens, logprobs = choose(logits, seeds, 0, 1.0)
+    assert tokens.tolist() == [1, 2]
+    assert logprobs.tolist() == pytest.approx([-1.313262, -0.313262], abs=1e-5)
+
+
+def test_the_most_likely_token_keeps_its_plain_probability() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    tokens, logprobs = choose(logits, torch.tensor([0]), 0, 0.0)
+    assert tokens.tolist() == [1]
+    assert logprobs.tolist() == pytest.approx([-0.407606], abs=1e-5)
+
+
+def test_a_response_is_finished_only_if_it_ends_within_the_limit() -> None:
+    model, prompt = tiny_model("gpt2"), [9, 8, 7]
+
+    def greedy(eos: list[int], limit: int) -> Sample:
+        [sample] = BuiltinSampler(model, eos).sample(
+            [prompt], [0], max_new_tokens=limit, temperature=0.0
+        )
+        return sample
+
+    free = greedy(NEVER, NEW)
+    assert len(free.tokens) == len(free.logprobs) == NEW
+    assert not free.finished
+    end = next(i for i, token in enumerate(free.tokens) if i >= 2 and token not in free.tokens[:i])
+    just_in_time = greedy([free.tokens[end]], end + 1)
+    assert (just_in_time.tokens, just_in_time.finished) == (free.tokens[: end + 1], True)
+    too_late = greedy([free.tokens[end]], end)
+    assert (too_late.tokens, too_late.finished) == (free.tokens[:end], False)
+    one = greedy([free.tokens[0]], 1)
+    assert (one.tokens, one.finished) == (free.tokens[:1], True)
+    assert greedy(NEVER, 1).finished is False
+
+
+def test_no_prompts_give_no_samples() -> None:
+    assert BuiltinSampler(tiny_model(), ENDS).sample([], [], max_new_tokens=3, temperature=1.0) == []
+
+
+def test_a_model_without_a_key_value_cache_is_refused() -> None:
+    config = MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(UserError, match=r"mamba .* no key-value cache"):
+        BuiltinSampler(MambaForCausalLM(config), ENDS)
+
+
+def mix(z: int) -> int:
+    """Return SplitMix64's output function on unsigned whole numbers."""
+    z &= MASK64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK64
+    return z ^ (z >> 31)
+
+
+def unmix(z: int) -> int:
+    """Return the state whose output is `z`."""
+    z = unshift(z, 31) * pow(0x94D049BB133111EB, -1, 2**64) & MASK64
+    z = unshift(z, 27) * pow(0xBF58476D1CE4E5B9, -1, 2**64) & MASK64
+    return unshift(z, 30)
+
+
+def unshift(z: int, bits: int) -> int:
+    """Return x where z = x ^ (x >> bits)."""
+    x = z
+    for _ in range(64 // bits):
+        x = z ^ (x >> bits)
+    return x

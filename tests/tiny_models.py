@@ -1,0 +1,76 @@
+"""Tiny random language models of families that differ in positions, attention windows and heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CodeGenConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
+
+VOCAB = 60
+EOS = 1
+WINDOW = 6  # shorter than the sequences in the tests
+
+# A large initialisation: with the usual one, greedy decoding of a random model repeats one token.
+_ROTARY: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    "initializer_range": 0.3, "bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": None,
+}  # fmt: skip
+_GPT: dict[str, Any] = {
+    "vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128,
+    "initializer_range": 0.3, "bos_token_id": EOS, "eos_token_id": EOS,
+}  # fmt: skip
+
+
+def _configs() -> dict[str, PreTrainedConfig]:
+    return {
+        "llama": LlamaConfig(**_ROTARY),
+        "qwen2": Qwen2Config(**_ROTARY),
+        "qwen3": Qwen3Config(**_ROTARY, head_dim=8),
+        "gemma": GemmaConfig(**_ROTARY, head_dim=8, tie_word_embeddings=False),
+        "gemma2": Gemma2Config(
+            **_ROTARY, head_dim=8, sliding_window=WINDOW, final_logit_softcapping=3.0,
+            tie_word_embeddings=False,
+        ),
+        "gpt2": GPT2Config(**_GPT),
+        "opt": OPTConfig(
+            vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+            word_embed_proj_dim=16, max_position_embeddings=128, init_std=0.3,
+            bos_token_id=EOS, eos_token_id=EOS, pad_token_id=None,
+        ),
+        "codegen": CodeGenConfig(**_GPT, rotary_dim=4),
+        "mistral": MistralConfig(**_ROTARY, sliding_window=WINDOW),
+        "qwen3_next": Qwen3NextConfig(  # every other layer keeps a recurrent state, not keys and values
+            **_ROTARY, head_dim=8, layer_types=["linear_attention", "full_attention"],
+            linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
+            linear_value_head_dim=8, num_experts=4, num_experts_per_tok=2,
+            moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        ),
+    }  # fmt: skip
+
+
+FAMILIES = sorted(_configs())
+
+
+def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Return a model in eval mode, the same for the same arguments; `changes` are config fields."""
+    config = _configs()[family]
+    config.update(changes)
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    return model
