@@ -7,6 +7,7 @@ serves one process, DDP and sharded training.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from reftune.types import UserError
 
@@ -28,14 +30,16 @@ logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a temporary directory that takes the place of `target` once the block has succeeded."""
+    """Yield a temporary directory that takes the place of `target` once the block has succeeded.
+
+    Raises UserError where the disk is full.
+    """
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            _sync(path)
+    with _full_disk_is_named(target):
+        temporary.mkdir(parents=True)
+        yield temporary
+        _sync_files(temporary)
     if target.exists():  # a directory cannot be replaced in one step: move the old one aside first
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -74,20 +78,22 @@ def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, state:
         directory: the stage's directory.
         step: optimizer or rollout steps done.
         state: what the stage needs besides, as JSON.
+
+    Raises UserError where the disk is full; the checkpoint before is still there.
     """
     target = directory / "checkpoints" / f"step-{step:08d}"
     temporary = target.with_name(f".{target.name}.partial")
+    with _full_disk_is_named(target):
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_json(temporary / STATE_FILE, {**state, "step": step})
+            _sync_files(temporary)
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    _save_state(accelerator, temporary)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(temporary / STATE_FILE, {**state, "step": step})
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _sync(path)
         temporary.rename(target)
         _sync(target.parent)
         for old in _complete(directory)[:-1]:
@@ -96,7 +102,7 @@ def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, state:
 
 
 def load_checkpoint(accelerator: Accelerator, directory: Path) -> dict[str, Any] | None:
-    """Restore the newest complete checkpoint of a stage and return its state; None where there is none."""
+    """Restore the newest complete checkpoint of a stage and return its state, None if there is none."""
     complete = _complete(directory)
     if not complete:
         return None
@@ -114,16 +120,32 @@ def _complete(directory: Path) -> list[Path]:
     return sorted((directory / "checkpoints").glob("step-*"))
 
 
-def _save_state(accelerator: Accelerator, directory: Path) -> None:
+@contextmanager
+def _full_disk_is_named(target: Path) -> Iterator[None]:
+    """Turn the ways in which libraries report a full disk into one sentence."""
     try:
-        accelerator.save_state(str(directory))
-    except RuntimeError as error:  # torch reports a full disk as a failed write, without its errno
-        if shutil.disk_usage(directory).free < 2**20 or "write" in str(error).lower():
-            raise UserError(
-                f"{directory.parent}: cannot write a checkpoint, the disk is full; free some space and"
-                " start the same command again: it goes on from the last complete checkpoint"
-            ) from None
-        raise
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _means_full_disk(error, target.parent):
+            raise
+        raise UserError(
+            f"{target}: cannot be written, the disk is full; free some space and start the same command"
+            " again: it goes on from the last checkpoint"
+        ) from None
+
+
+def _means_full_disk(error: Exception, directory: Path) -> bool:
+    if isinstance(error, RuntimeError):  # torch says that a write failed, or less, and never why
+        return "file write failed" in str(error) or shutil.disk_usage(directory).free < 2**20
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "No space left" in str(error) or "quota" in str(error)
+
+
+def _sync_files(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from reftune.checkpoints import (
+    atomic_directory,
+    atomic_file,
+    load_checkpoint,
+    read_json,
+    remove_checkpoints,
+    save_checkpoint,
+    write_json,
+)
+from reftune.models import PolicyWithValue
+from reftune.types import UserError
+from tiny_models import tiny_model
+
+
+class Training:
+    """A tiny model in training whose steps depend on random generators.
+
+    Python's own is left out: the type checks that run under pytest draw from it.
+    """
+
+    def __init__(self) -> None:
+        self.accelerator = Accelerator(cpu=True)
+        policy = PolicyWithValue(tiny_model(), "shared")
+        groups = [{"params": list(policy.parameters()), "lr": 1e-2, "peak": 1e-2}]
+        self.model, self.optimizer = self.accelerator.prepare(policy, torch.optim.AdamW(groups))
+
+    def steps(self, count: int) -> list[float]:
+        """Take optimizer steps; return the random numbers they used."""
+        drawn = []
+        for _ in range(count):
+            drawn += [float(np.random.rand()), float(torch.rand(()))]
+            for i, parameter in enumerate(self.model.parameters()):
+                parameter.grad = torch.randn_like(parameter) + drawn[-1] * i
+            self.optimizer.step()
+        return drawn
+
+    def weights(self) -> list[torch.Tensor]:
+        return [p.detach().clone() for p in self.model.parameters()]
+
+
+def killed(work: Callable[[], None]) -> bool:
+    """Run `work` in a child process; tell whether it died of SIGKILL."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+    return child.exitcode == -signal.SIGKILL
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+class DeadlyList(list[int]):
+    """Kills the process that writes it."""
+
+    def __iter__(self) -> NoReturn:
+        die()
+
+
+def test_a_resumed_training_goes_on_exactly_where_the_other_went(tmp_path: Path) -> None:
+    training = Training()
+    training.steps(2)
+    save_checkpoint(training.accelerator, tmp_path, 2, {"best": 0.5, "names": ["a"]})
+    expected_numbers, expected = training.steps(3), training.weights()
+
+    resumed = Training()
+    resumed.steps(1)
+    assert load_checkpoint(resumed.accelerator, tmp_path) == {"step": 2, "best": 0.5, "names": ["a"]}
+    assert resumed.optimizer.param_groups[0]["peak"] == 1e-2
+    assert resumed.steps(3) == expected_numbers
+    assert all(torch.equal(a, b) for a, b in zip(resumed.weights(), expected, strict=True))
+
+
+def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
+    training = Training()
+    for step in (9, 10, 100):
+        training.steps(1)
+        save_checkpoint(training.accelerator, tmp_path, step, {"step": -1, "note": f"at {step}"})
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000100"]
+    assert load_checkpoint(training.accelerator, tmp_path) == {"step": 100, "note": "at 100"}
+    remove_checkpoints(tmp_path)
+    assert os.listdir(tmp_path) == []
+    assert load_checkpoint(training.accelerator, tmp_path) is None
+    remove_checkpoints(tmp_path)
+
+
+def test_a_crash_before_the_rename_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    training = Training()
+    training.steps(1)
+    save_checkpoint(training.accelerator, tmp_path, 1, {})
+    expected = training.weights()
+    training.steps(1)
+    deadly = {"a": DeadlyList([1])}  # the state is written last
+    assert killed(lambda: save_checkpoint(training.accelerator, tmp_path, 2, deadly))
+    left = sorted(os.listdir(tmp_path / "checkpoints"))
+    assert left == [".step-00000002.partial", "step-00000001"]
+    assert (tmp_path / "checkpoints" / left[0] / "model.safetensors").exists()
+
+    training.steps(1)
+    assert load_checkpoint(training.accelerator, tmp_path) == {"step": 1}
+    assert all(torch.equal(a, b) for a, b in zip(training.weights(), expected, strict=True))
+    save_checkpoint(training.accelerator, tmp_path, 2, {})  # the same step again
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000002"]
+
+
+def test_a_directory_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "model"
+
+    def write(content: str, end: Callable[[], None] = lambda: None) -> None:
+        with atomic_directory(target) as directory:
+            (directory / "sub").mkdir()
+            (directory / "sub" / content).write_text(content)
+            end()
+
+    assert killed(lambda: write("first", die))
+    assert not target.exists()
+    write("second")
+    assert killed(lambda: write("third", die))
+    with pytest.raises(KeyboardInterrupt):
+        write("fourth", interrupt)
+    assert os.listdir(target / "sub") == ["second"]
+    write("fifth")
+    assert os.listdir(target / "sub") == ["fifth"]
+    assert os.listdir(target.parent) == ["model"]
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "result.json"
+
+    def write(content: str, end: Callable[[], None]) -> None:
+        with atomic_file(target) as temporary:
+            temporary.write_text(content)
+            end()
+
+    write_json(target, {"a": [1, 2.5, "ü", None]})
+    assert killed(lambda: write("half", die))
+    with pytest.raises(KeyboardInterrupt):
+        write("half", interrupt)
+    with pytest.raises(TypeError):
+        write_json(target, {"a": object()})
+    assert read_json(target) == {"a": [1, 2.5, "ü", None]}
+    write_json(target, [])
+    assert read_json(target) == []
+    assert os.listdir(target.parent) == ["result.json"]
+
+
+def interrupt() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 800 kB; skip the test where that is not allowed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no right to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # weights may still be mapped
+
+
+# 1 kB is not enough for the weights (70 kB), 100 kB not for the optimizer (140 kB)
+@pytest.mark.parametrize("free", [1, 100])
+def test_a_full_disk_is_named_and_costs_nothing(free: int, small_disk: Path) -> None:
+    training = Training()
+    training.steps(1)
+    save_checkpoint(training.accelerator, small_disk, 1, {})
+    expected = training.weights()
+    fill(small_disk, free)
+    training.steps(1)
+    with pytest.raises(UserError, match=f"^{small_disk}.* the disk is full; free some space"):
+        save_checkpoint(training.accelerator, small_disk, 2, {})
+    assert load_checkpoint(training.accelerator, small_disk) == {"step": 1}
+    assert all(torch.equal(a, b) for a, b in zip(training.weights(), expected, strict=True))
+    (small_disk / "filler").unlink()
+    save_checkpoint(training.accelerator, small_disk, 2, {})
+    assert load_checkpoint(training.accelerator, small_disk) == {"step": 2}
+
+
+def test_a_disk_too_full_for_a_model_is_named_and_keeps_the_old_one(small_disk: Path) -> None:
+    policy, target = PolicyWithValue(tiny_model()), small_disk / "model"
+
+    def save() -> None:
+        with atomic_directory(target) as directory:
+            policy.save(directory)
+
+    save()
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    fill(small_disk, 20)
+    with pytest.raises(UserError, match=f"^{small_disk}.* the disk is full; free some space"):
+        save()
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_other_faults_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="cannot write this"), atomic_directory(tmp_path / "model"):
+        raise RuntimeError("cannot write this")
+
+
+def fill(disk: Path, free: int) -> None:
+    """Leave `free` kB on the disk."""
+    state = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(state.f_bavail * state.f_frsize - free * 1024 // 4096 * 4096))
