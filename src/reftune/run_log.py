@@ -1,4 +1,4 @@
-"""What a stage tells while it works: metrics.jsonl, samples.jsonl, trackers, and progress on the screen."""
+"""What a stage tells while it works: metrics.jsonl, samples.jsonl, trackers, progress on the screen."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class RunLog:
     def say(self, message: str) -> None:
         """Print one line beside the progress."""
         if self.accelerator.is_main_process:
-            self.console.print(message, highlight=False)
+            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def _plain_line(self, step: int, status: str) -> None:
         now = time.monotonic()
@@ -118,12 +118,16 @@ def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _rewind(path: Path, done: int) -> None:
-    """Drop rows of steps beyond `done`, and a last line that was cut off."""
+    """Drop rows of steps beyond `done`, and a last line that was cut off.
+
+    The file is cut in place: nothing is written that a crash or a full disk could leave half done.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > done:
-            break
-        kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    with path.open("rb+") as file:
+        kept = 0
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > done:
+                file.truncate(kept)
+                return
+            kept += len(line)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+
+import reftune.run_log
+from reftune.run_log import RunLog
+
+
+def open_log(directory: Path, total: int = 10, done: int = 0) -> RunLog:
+    return RunLog(directory, Accelerator(cpu=True), "ppo", total, done)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
+    with open_log(tmp_path / "new" / "ppo") as log:
+        log.samples(1, [{"question": "Zoë\u2028?\n", "correct": True}, {"question": "b"}])
+        log.metrics(1, {"reward": 0.25, "outcomes": {"ok": 2}})
+        log.samples(2, [])
+        log.metrics(2, {"reward": 0.5})
+        directory = tmp_path / "new" / "ppo"  # read while the log is open: nothing may wait in a buffer
+        assert read(directory / "metrics.jsonl") == [
+            {"step": 1, "reward": 0.25, "outcomes": {"ok": 2}},
+            {"step": 2, "reward": 0.5},
+        ]
+        assert read(directory / "samples.jsonl") == [
+            {"step": 1, "question": "Zoë\u2028?\n", "correct": True},
+            {"step": 1, "question": "b"},
+        ]
+
+
+@pytest.mark.parametrize("rest", ["", '{"step": 2, "question": "x', "\x00\x00\x00"])
+def test_a_resumed_stage_drops_the_rows_beyond_its_checkpoint(rest: str, tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        for step in (1, 2, 3, 4):
+            log.samples(step, [{"question": "Zoë\u2028?"}, {"question": "b"}])
+            log.metrics(step, {"reward": step / 10})
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (tmp_path / name).open("a", encoding="utf-8") as file:
+            file.write(rest)
+    with open_log(tmp_path, done=3) as log:
+        log.metrics(4, {"reward": 9.0})
+    assert [row["reward"] for row in read(tmp_path / "metrics.jsonl")] == [0.1, 0.2, 0.3, 9.0]
+    assert [row["step"] for row in read(tmp_path / "samples.jsonl")] == [1, 1, 2, 2, 3, 3]
+    assert read(tmp_path / "samples.jsonl")[4]["question"] == "Zoë\u2028?"
+
+
+def test_a_last_line_that_was_cut_off_goes_and_the_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 2}\n{"step": 3, "rew', encoding="utf-8"
+    )
+    open_log(tmp_path, done=5)
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_stage_that_starts_anew_starts_with_empty_files(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (tmp_path / name).write_text('{"step": 1}\n', encoding="utf-8")
+    open_log(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (tmp_path / "samples.jsonl").read_bytes() == b""
+
+
+def test_files_that_need_no_change_are_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n', encoding="utf-8")
+    before = path.stat()
+    open_log(tmp_path, done=1)
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_without_a_terminal_progress_is_plain_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reftune.run_log, "PLAIN_LINE_SECONDS", 0.0)
+    row = {
+        "loss": 1.23456, "reward": 0.5, "accuracy": 0.4567, "kl": 0.012, "response_length": 37.4,
+        "tokens_per_second": 12345.6, "entropy": 0.3,
+    }  # fmt: skip
+    with open_log(tmp_path, total=3) as log:
+        log.metrics(1, row | {"validation_accuracy": 0.75})
+        log.metrics(2, row | {"accuracy": 1.0})
+        log.say("[saved] to a/b.json")
+        log.metrics(3, {})
+    captured = capsys.readouterr()
+    first, second, said, last = captured.err.splitlines()
+    assert first.startswith(
+        "ppo 1/3  loss 1.235  reward 0.500  accuracy 45.7%  validation 75.0%  KL 0.012  length 37"
+        "  tokens/s 12,346  "
+    )
+    assert first.endswith(" s left")
+    assert "accuracy 100.0%  validation 75.0%" in second  # the latest validation stays in view
+    assert said == "[saved] to a/b.json"
+    assert last.startswith("ppo 3/3  loss 1.235")
+    assert last.endswith("  0 s left")
+    assert captured.out == ""
+    assert "\x1b" not in captured.err
+
+
+def test_plain_lines_are_few_but_the_last_step_has_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_log(tmp_path, total=4) as log:
+        for step in (1, 2, 3, 4):
+            log.metrics(step, {"loss": float(step)})
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("ppo 4/4  loss 4.000")
+
+
+def test_time_left_counts_only_the_steps_of_this_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reftune.run_log, "PLAIN_LINE_SECONDS", 0.0)
+    log = open_log(tmp_path, total=100, done=50)
+    log.started -= 20  # 10 s a step
+    log.metrics(52, {})
+    assert capsys.readouterr().err.endswith(" 480 s left\n")
