@@ -15,9 +15,10 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from reftune.config import Config, load_config
 from reftune.models import build_model, load_model, load_tokenizer
@@ -109,8 +110,8 @@ def run_generate(model: PreTrainedModel, prompter: Prompter, prompts: list[list[
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=eos, pad_token_id=eos,
         max_new_tokens=prompter.settings.max_new_tokens,
     )  # fmt: skip
-    assert isinstance(model, GenerationMixin)
-    output = model.generate(
+    generate: Any = model.generate  # typed as if it were a tensor
+    output = generate(
         torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts]),
         attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
         generation_config=settings,
