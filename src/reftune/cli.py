@@ -32,6 +32,8 @@ app = typer.Typer(
     ),
 )
 
+INTERRUPTED = 130  # what shells give for Ctrl-C, and typer turns KeyboardInterrupt into
+
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; configs/demo.toml is one to start from")]
 Overrides = Annotated[
     list[str] | None,
@@ -147,9 +149,11 @@ def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2, Ctrl-C with 130."""
     try:
         app()
-    except KeyboardInterrupt:
-        _say("interrupted; nothing is lost, the same command goes on from the last checkpoint")
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
+        _say("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(INTERRUPTED)
     except Exception as error:
         message = _explain(error)
         if message is None:
