@@ -204,6 +204,8 @@ def test_whiten_is_finite_where_there_is_nothing_to_scale() -> None:
     constant = torch.full((2, 2), 0.7, dtype=torch.float64)
     torch.testing.assert_close(whiten(constant, mask), torch.zeros_like(mask), atol=1e-6, rtol=0)
     torch.testing.assert_close(whiten(constant, 0 * mask), torch.zeros_like(mask))
+    one_token = whiten(constant, mask_of([1, 0], 2))
+    torch.testing.assert_close(one_token, torch.zeros_like(mask), atol=1e-6, rtol=0)
 
 
 def test_whiten_ignores_padding_and_row_order() -> None:

@@ -117,12 +117,17 @@ def test_cut_does_not_depend_on_the_order_of_the_rows() -> None:
     lengths = [7] * 5 + some_lengths(20)
     pieces = cut(range(25), lengths, 60)
     assert cut(shuffled(25, "another"), lengths, 60) == pieces
+    groups = [row % 4 for row in range(25)]
+    pieces = cut(range(25), lengths, 60, groups=groups)
+    assert cut(shuffled(25, "another"), lengths, 60, groups=groups) == pieces
 
 
 def test_cut_keeps_the_rows_of_a_question_together() -> None:
     # Question 8 has the longest row (9), question 5 comes next (7), question 6 has a row of 6 and so on.
     lengths, groups = [3, 7, 9, 6, 1, 2], [8, 5, 8, 6, 5, 8]
     assert cut(range(6), lengths, 1000, groups=groups) == [[0, 2, 5, 1, 4, 3]]
+    # As long as one another, they still do not mix.
+    assert cut([3, 2, 1, 0], [5, 5, 5, 5], 1000, groups=[0, 1, 0, 1]) == [[0, 2, 1, 3]]
     # 18 // 9 = 2 rows; then question 8 again, whose longest row still decides; 18 // 7; 18 // 6
     assert cut(range(6), lengths, 18, groups=groups) == [[0, 2], [5, 1], [4, 3]]
 
@@ -147,6 +152,7 @@ def test_cut_by_groups_fits_the_budget_and_uses_every_row_once(budget: int, proc
 def test_cut_edges() -> None:
     assert cut([], [1, 2], 100) == []
     assert cut([1], [1, 200], 100) == [[1]]
+    assert cut([0, 1, 2], [200, 200, 200], 100, processes=2) == [[0, 1], [2]]  # one for each process
     assert cut([0, 1], [0, 0], 100) == [[0, 1]]
 
 

@@ -24,6 +24,7 @@ from reftune.models import train_tokenizer
 from reftune.prompts import Prompter
 from reftune.rewards import make_judge
 from reftune.rollouts import Actor
+from reftune.statistics import bootstrap_difference
 from reftune.types import Answer, Problem, Sample
 
 Row = dict[str, Any]
@@ -79,6 +80,7 @@ def test_summarise_without_samples_has_greedy_alone() -> None:
         ([(7.0, False), (3.333, True), (7.0, False), (3.34, True), (3.3334, True)], True),
         ([(0.995, False), (1.0, True), (1.0, True)], False),
         ([(0.0, True), (None, False)], True),  # zero is an answer
+        ([(1.0, True), (1.0, False)], True),  # a reward of one's own may judge the chains themselves
     ],
 )
 def test_the_majority_vote_counts_as_its_answer_was_judged(
@@ -109,6 +111,14 @@ def test_compare_by_hand() -> None:
     # Differences of +1 (5), -1 (1) and 0 (4) have mean 0.4 and a standard error of sqrt(0.44 / 10).
     assert (low, high) == pytest.approx((0.4 - 1.96 * 0.21, 0.4 + 1.96 * 0.21), abs=0.11)
     assert compare(a, b, resamples=1000, seed=0) == [result]
+
+
+def test_compare_draws_as_it_is_told() -> None:
+    right_a, right_b = [i % 3 == 0 for i in range(400)], [i % 5 < 2 for i in range(400)]
+    a, b = greedy(*right_a), greedy(*right_b)
+    for resamples, seed in ((150, 5), (150, 6), (170, 5)):
+        expected = bootstrap_difference(right_a, right_b, resamples=resamples, seed=seed)
+        assert compare(a, b, resamples, seed)[0]["interval"] == list(expected)
 
 
 def test_compare_counts_what_the_second_model_gains() -> None:

@@ -292,6 +292,14 @@ def test_the_prompt_starts_as_the_tokenizer_starts_a_text(kind: str) -> None:
     assert prompt.count(tokenizer.bos_token_id) == BOS.get(kind, 0)
 
 
+def test_a_template_that_says_bos_itself_gets_no_second_one() -> None:
+    settings = Prompt(template="<|endoftext|>Question: {question}\n")
+    tokenizer = tokenizer_of("gpt2")
+    prompt = Prompter(tokenizer, settings, "natural").encode_prompt(NATURAL)
+    assert prompt[0] == tokenizer.bos_token_id
+    assert prompt.count(tokenizer.bos_token_id) == 1
+
+
 def test_bos_outlives_saving_and_loading(tmp_path: Path, kind: str) -> None:
     before = Prompter(tokenizer_of(kind), SETTINGS, "program")
     before.save(tmp_path)
@@ -319,13 +327,34 @@ def test_a_sampled_program_is_read_back(kind: str, question: str, finished: bool
     assert prompter.decode(problem, sample) == PROGRAM.chain
 
 
-@pytest.mark.parametrize("chain", [NATURAL.chain, "Zoë has 5 €.\n\n  So: \\frac{1}{2} 🍏", ""])
+@pytest.mark.parametrize(
+    "chain",
+    [NATURAL.chain, "He does n't know . So : 5 , 6 !", "Zoë has 5 €.\n\n  So: \\frac{1}{2} 🍏", ""],
+)
 def test_a_sampled_chain_is_read_back(kind: str, chain: str) -> None:
     prompter = Prompter(tokenizer_of(kind), SETTINGS, "natural")
     problem = replace(NATURAL, chain=chain)
     prompt, response = prompter.encode_example(problem)
     sample = Sample(prompt, response, [0.0] * len(response), True)
     assert prompter.decode(problem, sample) == f"{chain}\nTherefore, the answer is: 17"
+
+
+def test_what_ends_a_response_is_not_part_of_it(kind: str) -> None:
+    # A model may end its text with a token that the tokenizer does not call special.
+    prompter = Prompter(tokenizer_of(kind), SETTINGS, "natural")
+    prompt, response = prompter.encode_example(NATURAL)
+    ordinary = response[3]
+    sample = Sample(prompt, [*response[:-1], ordinary], [0.0] * len(response), True)
+    assert prompter.decode(NATURAL, sample) == NATURAL_TARGET
+
+
+def test_special_tokens_in_the_middle_are_not_part_of_the_text(kind: str) -> None:
+    prompter = Prompter(tokenizer_of(kind), SETTINGS, "natural")
+    prompt, response = prompter.encode_example(NATURAL)
+    sampled = [*response[:-1], prompter.eos, prompter.eos]
+    assert (
+        prompter.decode(NATURAL, Sample(prompt, sampled, [0.0] * len(sampled), True)) == NATURAL_TARGET
+    )
 
 
 def test_a_program_cut_in_the_middle_of_a_character_is_read_back(kind: str) -> None:

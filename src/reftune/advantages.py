@@ -90,7 +90,7 @@ def group(
     """
     real = mask.any(dim=1).to(rewards.dtype)
     totals = (rewards * mask).sum(dim=1)
-    centred = (totals - _group_mean(totals, real, groups)) * real
+    centred = totals - _group_mean(totals, real, groups)
     if ppo.group_scale:
         centred = centred / (_group_mean(centred.square(), real, groups).sqrt() + 1e-4)
     return centred.unsqueeze(1) * mask
