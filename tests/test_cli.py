@@ -1,4 +1,4 @@
-"""The commands as a user meets them: bad input, one sentence, exit code; a finished run; one question."""
+"""The commands as a user meets them: bad input, a finished run, one question, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def test_bad_input_is_named_in_one_sentence(
         "".join(json.dumps({"question": f"{i}+1?", "answer": i + 1}) + "\n" for i in range(90))
     )
     (tmp_path / "weightless").mkdir()
+    weightless = str(tmp_path / "weightless")
     cases: list[tuple[list[str], list[str]]] = [
         (["run", "nowhere.toml"], ["nowhere.toml", "no such"]),
         (["run", config, "--set", "ppo.kl_coeff=1"], ["ppo.kl_coeff", "did you mean kl_coef"]),
@@ -57,15 +58,15 @@ def test_bad_input_is_named_in_one_sentence(
         (["run", config, "--set", f"data.train={bad}"], ["bad.jsonl:2"]),
         (["run", config, "--set", f"data.train={empty}"], ["empty.jsonl"]),
         (["run", config, "--set", f"data.train={chainless}"], ["chainless.jsonl", "chain"]),
-        (["run", config, "--set", f"data.test={tmp_path / 'none.jsonl'}"], ["none.jsonl", "no such file"]),
-        (["run", config, "--set", "prompt.max_prompt_tokens=5"], ["limit is 5", "prompt.max_prompt_tokens"]),
+        (["run", config, "--set", f"data.test={tmp_path / 'no.jsonl'}"], ["no.jsonl", "no such file"]),
+        (["run", config, "--set", "prompt.max_prompt_tokens=5"], ["limit is 5", "max_prompt_tokens"]),
         (["run", config, "--set", "ppo.reward=none.py:f"], ["none.py"]),
         (["ppo", config, "--name", "early"], ["sft", "first"]),
-        (["report", str(tmp_path / "weightless")], ["weightless"]),
-        (["evaluate", "--model", str(tmp_path / "weightless"), "--data", str(bad), "--cot", "natural"], ["bad.jsonl:2"]),
-        (["sample", "--model", str(tmp_path / "weightless"), "--question", "?", "--cot", "natural"], ["weightless"]),
+        (["report", weightless], ["weightless"]),
+        (["evaluate", "--model", weightless, "--data", str(bad), "--cot", "natural"], ["bad.jsonl:2"]),
+        (["sample", "--model", weightless, "--question", "?", "--cot", "natural"], ["weightless"]),
         (["grade", str(bad), "--cot", "music"], ["--cot", "natural or program"]),
-    ]  # fmt: skip
+    ]
     for i, (arguments, expected) in enumerate(cases):
         name = ["--name", f"bad{i}"] if arguments[0] == "run" else []
         sentence = _fails(capsys, monkeypatch, *arguments, *name)

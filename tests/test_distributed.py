@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import tiny_run
 
 LAUNCHER = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
@@ -43,7 +44,9 @@ def test_two_processes_give_the_losses_of_one(runs: Path, stage: str, keys: tupl
 
 
 def test_every_sample_is_there_once_and_in_order(runs: Path) -> None:
-    rows = [(runs / name / "evaluation" / "reft.jsonl").read_text().splitlines() for name in ("one", "two")]
+    rows = [
+        (runs / name / "evaluation" / "reft.jsonl").read_text().splitlines() for name in ("one", "two")
+    ]
     one, two = ([json.loads(row) for row in lines] for lines in rows)
     assert [row["id"] for row in two] == [row["id"] for row in one]
     assert [row["completion"] for row in two] == [row["completion"] for row in one]

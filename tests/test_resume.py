@@ -18,7 +18,11 @@ def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(tmp_path: Path
     tiny_run.finish(tiny_run.start(["run", config, "--name", "whole"]))
     rng = random.Random(0)
     sft, ppo = (_lines(tmp_path / "runs/whole" / stage / "metrics.jsonl") for stage in ("sft", "ppo"))
-    moments = [("sft", rng.randrange(1, sft)), ("sft", rng.randrange(1, sft)), ("ppo", rng.randrange(1, ppo))]
+    moments = [
+        ("sft", rng.randrange(1, sft)),
+        ("sft", rng.randrange(1, sft)),
+        ("ppo", rng.randrange(1, ppo)),
+    ]
     for stage, line in sorted(moments, key=lambda moment: (moment[0] == "ppo", moment[1])):
         process = tiny_run.start(["run", config, "--name", "killed"])
         _kill_at(process, tmp_path / "runs/killed" / stage / "metrics.jsonl", line, rng.random() / 10)

@@ -24,10 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Make a language model reason better, and prove it.\n\n"
-        "You bring a model, questions with final answers, and some worked solutions. reftune first trains"
-        " on the worked solutions (SFT), then lets the model try each question again and again and"
-        " reinforces what led to the right answer (PPO). At the end it compares both on questions that"
-        " neither has seen.\n\n"
+        "You bring a model, questions with final answers, and some worked solutions. reftune first"
+        " trains on the worked solutions (SFT), then lets the model try each question again and again"
+        " and reinforces what led to the right answer (PPO). At the end it compares both on questions"
+        " that neither has seen.\n\n"
         "Start with: [bold]reftune run configs/demo.toml[/bold]"
     ),
 )
@@ -118,14 +118,15 @@ def sample(
     [attempt] = actor.attempt([problem], 1, temperature, seed, "sample")
     verdict = attempt.verdict
     typer.echo(attempt.completion)
-    typer.echo(f"\noutcome: {verdict.outcome}\nanswer:  {'none' if verdict.answer is None else verdict.answer}")
+    typer.echo(f"\noutcome: {verdict.outcome}")
+    typer.echo(f"answer:  {'none' if verdict.answer is None else verdict.answer}")
 
 
 @app.command()
 def grade(
-    file: Annotated[Path, typer.Argument(help='JSONL with "id", "completion", "answer" and maybe "choices"')],
-    cot: Annotated[str, typer.Option("--cot", help="kind of chain: program (executed) or natural (text)")],
-    out: Annotated[Path | None, typer.Option(help="default: FILE with the ending .graded.jsonl")] = None,
+    file: Annotated[Path, typer.Argument(help='JSONL: "id", "completion", "answer", maybe "choices"')],
+    cot: Annotated[str, typer.Option("--cot", help="kind of chain: program or natural")],
+    out: Annotated[Path | None, typer.Option(help="default: FILE.graded.jsonl")] = None,
 ) -> None:
     """Judge the outputs of any system: was each final answer right?"""
     from reftune.grading import grade_file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
 def compare(a: Sequence[Row], b: Sequence[Row], resamples: int, seed: int) -> list[dict[str, Any]]:
     """Compare two models question by question: difference, bootstrap interval, McNemar's p."""
-    strategies = {"greedy": lambda row: bool(row["correct"])}
+    strategies: dict[str, Callable[[Row], bool]] = {"greedy": lambda row: bool(row["correct"])}
     if a and "samples" in a[0] and "samples" in b[0]:
         strategies["vote"] = lambda row: _vote_is_right(row["samples"])
     results = []

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from reftune.advantages import ADVANTAGES
-from reftune.checkpoints import atomic_file, read_json, write_json
+from reftune.checkpoints import atomic_file, write_json
 from reftune.config import Config, dump_config, load_config
 from reftune.evaluation import answer_questions, read_answers, write_answers, write_result
 from reftune.models import PolicyWithValue, build_model, load_model, load_tokenizer
@@ -62,9 +62,7 @@ class Run:
         return load_prompter(load_tokenizer(model), str(model), self.config.data.cot)
 
 
-def run_stages(
-    config: Config, stages: Sequence[str] = STAGES, command: Sequence[str] = ()
-) -> list[str]:
+def run_stages(config: Config, stages: Sequence[str] = STAGES, command: Sequence[str] = ()) -> list[str]:
     """Run the stages that are not finished yet, in order; return the names of those that ran.
 
     Raises UserError if the run directory holds a run of another configuration, or a stage lacks
@@ -182,7 +180,10 @@ def _make_judge(config: Config, cot: Cot, reward: str | None, *, accepts_text: b
     sandbox = None
     if cot == "program":
         sandbox = Sandbox(
-            compute.sandbox_workers, compute.sandbox_seconds, compute.sandbox_memory_mb, text=accepts_text
+            compute.sandbox_workers,
+            compute.sandbox_seconds,
+            compute.sandbox_memory_mb,
+            text=accepts_text,
         )
     return make_judge(
         cot,

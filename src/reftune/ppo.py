@@ -48,9 +48,7 @@ def run_ppo(
     step's samples saved.
     """
     ppo, directory = config.ppo, config.run_dir / "ppo"
-    optimizer = make_optimizer(
-        policy, ppo.learning_rate, ppo.weight_decay, ppo.value_head_learning_rate
-    )
+    optimizer = make_optimizer(policy, ppo.learning_rate, ppo.weight_decay, ppo.value_head_learning_rate)
     model, optimizer = accelerator.prepare(policy, optimizer)
     model.eval()  # no dropout: the ratio compares the same network at two times
     actor = make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)
@@ -115,7 +113,7 @@ def update(
     history = []
     for epoch in range(ppo.updates_per_batch):
         order = [i for i in shuffled(len(lengths), config.seed, "update", step, epoch) if judged[i]]
-        for rows in minibatches(order, ppo.minibatch_size or len(order)):
+        for rows in minibatches(order, ppo.minibatch_size or max(1, len(order))):
             loss_fn = _make_loss(model, rollouts, targets, rows, ppo, accelerator)
             sums = optimizer_step(
                 accelerator, model, optimizer, rows, lengths,

@@ -144,11 +144,16 @@ class Prompter:
 def load_prompter(tokenizer: PreTrainedTokenizerBase, model: str, cot: Cot | None) -> Prompter:
     """Return the prompter that a model was trained with; the paper's prompts where it does not say.
 
-    Raises UserError where neither the model nor the caller names the kind of chain.
+    Raises UserError where neither the model nor the caller names the kind of chain, or the model's
+    prompt settings cannot be read.
     """
     path = Path(model) / SETTINGS_FILE
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        settings = Prompt.model_validate(saved.get("prompt", {}))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not the settings that reftune wrote: {error}") from None
     cot = cot or saved.get("cot")
     if cot is None:
         raise UserError(f"{model}: say with --cot whether it writes natural or program chains")
-    return Prompter(tokenizer, Prompt.model_validate(saved.get("prompt", {})), cot)
+    return Prompter(tokenizer, settings, cot)

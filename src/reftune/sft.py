@@ -64,7 +64,10 @@ def run_sft(
             started = time.perf_counter()
             factor = linear_schedule(step - 1, total, settings.lr_warmup_share)
             set_learning_rates(optimizer, factor, factor)
-            row = {"epoch": step / total * settings.epochs, "learning_rate": settings.learning_rate * factor}
+            row = {
+                "epoch": step / total * settings.epochs,
+                "learning_rate": settings.learning_rate * factor,
+            }
             row |= _train_on(rows, examples, model, optimizer, config, accelerator)
             if finished_epoch and _validation_is_due(finished_epoch, settings):
                 solved = accuracy(actor.attempt(validation, 1, 0.0, config.seed, "validation"))
@@ -126,7 +129,9 @@ def _train_on(
 
 
 def _validation_is_due(epoch: int, settings: Sft) -> bool:
-    return epoch in (settings.warmup_epochs, settings.epochs) or epoch % settings.validate_every_epochs == 0
+    return (
+        epoch in (settings.warmup_epochs, settings.epochs) or epoch % settings.validate_every_epochs == 0
+    )
 
 
 def _keep(
