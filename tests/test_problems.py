@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reftune.config import Columns, Data, Synthetic
-from reftune.problems import SplitReport, load_problems, load_splits, write_problems
+from reftune.problems import SplitReport, load_problems, load_splits, load_test, write_problems
 from reftune.types import Cot, Problem, UserError
 
 PROGRAM = "def solution():\n    pens = 3\n    return pens"
@@ -241,6 +241,23 @@ def test_empty_file(tmp_path: Path, name: str, content: str) -> None:
         load_problems(str(tmp_path / name), cot="natural")
 
 
+def test_an_id_that_came_before_is_refused(tmp_path: Path) -> None:
+    rows = [{"id": i, "question": f"{n}?", "answer": n} for n, i in enumerate(("a", "b", "a"))]
+    source = write_lines(tmp_path / "x.jsonl", *rows)
+    with pytest.raises(UserError, match=r"x\.jsonl:3: id 'a' is already that of .*x\.jsonl:1;"):
+        load_problems(source, cot="natural")
+
+
+def test_answers_for_an_own_reward_are_not_checked(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "x.jsonl", {"question": "A poem?", "answer": "any, if it rhymes"})
+    with pytest.raises(UserError, match="not a number"):
+        load_problems(source, cot="program")
+    [problem] = load_problems(source, cot="program", check_answers=False)
+    assert problem.answer == "any, if it rhymes"
+    [problem] = load_test(Data(test=source), 1, check_answers=False)
+    assert problem.answer == "any, if it rhymes"
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("?")
     with pytest.raises(UserError, match=r"unknown kind of file; use \.json"):
@@ -300,6 +317,24 @@ def test_smaller_subsets_lie_in_larger_ones(tmp_path: Path) -> None:
     assert set(map(repr, small.train)) < set(map(repr, large.train))
     assert set(map(repr, small.test)) < set(map(repr, large.test))
     assert small.validation == large.validation
+
+
+def test_new_ids_differ_between_train_and_test(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    train = numbered(tmp_path / "x.jsonl", range(9))
+    test = numbered(tmp_path / "a/x.jsonl", range(20, 29))
+    splits = load_splits(Data(train=train, test=test, cot="natural", validation_size=2), seed=1)
+    everyone = [*splits.train, *splits.validation, *splits.test]
+    assert len({problem.id for problem in everyone}) == len(everyone) == 18
+
+
+@pytest.mark.parametrize("test", ["synthetic", "file"])
+def test_the_test_problems_alone_are_those_of_the_splits(tmp_path: Path, test: str) -> None:
+    source = numbered(tmp_path / "t.jsonl", range(100, 130)) if test == "file" else test
+    synthetic = Synthetic(train_size=30, test_size=20)
+    data = Data(test=source, validation_size=5, max_test=7, synthetic=synthetic)
+    assert load_test(data, 3) == load_splits(data, 3).test
+    assert len(load_test(data, 3)) == 7
 
 
 def test_nothing_left_to_train_on(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from reftune.answers import check_answer, extract_choice
 from reftune.config import Columns, Data
+from reftune.sources import Row, read_rows
 from reftune.synthetic import generate
 from reftune.types import Cot, Problem, UserError
 
@@ -25,9 +26,6 @@ KNOWN_FORMATS = (
     Columns(id="id", question="Problem", answer="correct", chain="Rationale", choices="options"),
     Columns(id="id", chain="chain", choices="choices"),  # ours; GSM8K too, whose answer holds the chain
 )
-JSON_SUFFIXES = (".json", ".jsonl")
-TABLE_BUILDERS = {".csv": "csv", ".parquet": "parquet"}
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 _PROGRAM = re.compile(r"^def \w+\(", re.MULTILINE)
 _DOCSTRING = re.compile(r"\A(def solution\(\):)\s*(\"{3}|'{3}).*?\2[ \t]*\n", re.DOTALL)
@@ -35,8 +33,6 @@ _ANSWER_SENTENCE = re.compile(r"\s*\b(Therefore, the answer is\b[^\n]*|The answe
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 _OPTION = re.compile(r"(?:^|'?\s*,\s*'?)([a-z]) \) ")
-
-Row = tuple[str, dict[str, Any]]  # where it stands (file and line), and its fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +55,14 @@ class Splits:
     report: SplitReport
 
 
-def load_splits(data: Data, seed: int) -> Splits:
+def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
     """Load train and test, drop repeated and leaked questions from train, carve out validation.
 
     Validation and subsets are the first questions by a seeded hash of their text: they do not depend
     on the order of the file, and a larger subset contains the smaller one. Raises UserError where
-    nothing is left to train on.
+    nothing is left to train on, and as `load_problems` does.
     """
-    # Streams 2s and 2s + 1: no seed's test problems are another seed's training problems.
-    found = _load(data, data.train, data.train_split, data.synthetic.train_size, 2 * seed)
-    test = _load(data, data.test, data.test_split, data.synthetic.test_size, 2 * seed + 1)
+    found, test = _load_train(data, seed, check_answers), _load_test(data, seed, check_answers)
     test_questions = {_normal(problem) for problem in test}
     unseen = [problem for problem in found if _normal(problem) not in test_questions]
     first: dict[str, Problem] = {}
@@ -89,7 +83,12 @@ def load_splits(data: Data, seed: int) -> Splits:
         without_chain=sum(problem.chain is None for problem in train),
     )
     validation = _pick(unique, ranking[: data.validation_size])
-    return Splits(train, validation, _pick(test, _ranking(test, seed)[: data.max_test]), report)
+    return Splits(train, validation, _subset(test, data.max_test, seed), report)
+
+
+def load_test(data: Data, seed: int, *, check_answers: bool = True) -> list[Problem]:
+    """Load the test problems alone, the same ones as `load_splits` gives."""
+    return _subset(_load_test(data, seed, check_answers), data.max_test, seed)
 
 
 def load_problems(
@@ -99,24 +98,37 @@ def load_problems(
     split: str = "train",
     subset: str | None = None,
     columns: Columns | None = None,
+    check_answers: bool = True,
+    new_ids: str | None = None,
 ) -> list[Problem]:
     """Read the problems of a JSON, JSONL, CSV or Parquet file, or of a Hugging Face data set.
 
     Formats known by their columns: ours, the official ReFT files, GSM8K, MathQA; `columns` names those
     of any other. A chain of the other kind than `cot` is left out. Raises UserError that names file
-    and line of what cannot be used.
+    and line of what cannot be used, an id that came before included.
 
     Args:
         source: a file, a directory, or a data set's name on the hub.
         split, subset: of a directory or hub data set only.
+        check_answers: refuse answers that the built-in judge cannot grade (your own reward may).
+        new_ids: what the ids of problems without one start with; default: the file's name.
     """
-    rows = list(_rows(source, split, subset))
+    rows = list(read_rows(source, split, subset))
     if not rows:
         raise UserError(f"{source}: no problems in it; each needs a question and an answer")
     if columns:
         _check_columns(source, rows, columns)
-    name = Path(source).stem
-    return [_problem(row, f"{name}-{number}", columns, cot) for number, row in enumerate(rows, start=1)]
+    prefix = new_ids or Path(source).stem
+    places: dict[str, str] = {}
+    problems = []
+    for number, (where, row) in enumerate(rows, start=1):
+        problem = _problem(where, row, f"{prefix}-{number}", columns, cot)
+        if check_answers and (complaint := check_answer(problem, cot)):
+            raise UserError(f"{where}: {complaint}")
+        if (first := places.setdefault(problem.id, where)) != where:
+            raise UserError(f"{where}: id {problem.id!r} is already that of {first}; make ids unique")
+        problems.append(problem)
+    return problems
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
@@ -127,10 +139,29 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 
-def _load(data: Data, source: str, split: str, size: int, stream: int) -> list[Problem]:
-    if source == "synthetic":
-        return generate(data.synthetic, size, stream, data.cot)
-    return load_problems(source, cot=data.cot, split=split, subset=data.subset, columns=data.columns)
+def _load_train(data: Data, seed: int, check: bool) -> list[Problem]:
+    # Streams 2s and 2s + 1: no seed's test problems are another seed's training problems.
+    if data.train == "synthetic":
+        return generate(data.synthetic, data.synthetic.train_size, 2 * seed, data.cot)
+    return _load(data, data.train, data.train_split, "train", check)
+
+
+def _load_test(data: Data, seed: int, check: bool) -> list[Problem]:
+    if data.test == "synthetic":
+        return generate(data.synthetic, data.synthetic.test_size, 2 * seed + 1, data.cot)
+    return _load(data, data.test, data.test_split, "test", check)
+
+
+def _load(data: Data, source: str, split: str, role: str, check: bool) -> list[Problem]:
+    return load_problems(
+        source,
+        cot=data.cot,
+        split=split,
+        subset=data.subset,
+        columns=data.columns,
+        check_answers=check,
+        new_ids=role,  # train and test are often files, or splits, of one name
+    )
 
 
 def _normal(problem: Problem) -> str:
@@ -146,68 +177,15 @@ def _ranking(problems: Sequence[Problem], seed: int) -> list[int]:
     return sorted(range(len(problems)), key=rank)
 
 
+def _subset(problems: Sequence[Problem], size: int | None, seed: int) -> list[Problem]:
+    return _pick(problems, _ranking(problems, seed)[:size])
+
+
 def _pick(problems: Sequence[Problem], positions: Iterable[int]) -> list[Problem]:
     return [problems[position] for position in sorted(positions)]
 
 
-def _rows(source: str, split: str, subset: str | None) -> Iterator[Row]:
-    path = Path(source).expanduser()
-    suffix = path.suffix.lower()
-    if not path.exists() and (
-        suffix in (*JSON_SUFFIXES, *TABLE_BUILDERS) or not _HUB_NAME.fullmatch(source)
-    ):
-        raise UserError(f"{source}: no such file")
-    if not path.is_file():
-        return _dataset_rows(source, str(path) if path.is_dir() else source, name=subset, split=split)
-    if suffix in JSON_SUFFIXES:
-        return _json_rows(path)
-    if suffix in TABLE_BUILDERS:
-        return _dataset_rows(source, TABLE_BUILDERS[suffix], data_files=str(path), split="train")
-    raise UserError(f"{source}: unknown kind of file; use .json, .jsonl, .csv or .parquet")
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if text.lstrip().startswith("["):
-        located = [(f"{path}: item {n}", row) for n, row in enumerate(_parse(text, path, 1), start=1)]
-    else:
-        lines = enumerate(text.split("\n"), start=1)  # splitlines() would cut at U+2028
-        located = [(f"{path}:{n}", _parse(line, path, n)) for n, line in lines if line.strip()]
-    for where, row in located:
-        if not isinstance(row, dict):
-            raise UserError(f'{where}: not an object; write {{"question": ..., "answer": ...}}')
-        yield where, row
-
-
-def _parse(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{first_line + error.lineno - 1}"
-        reason = f"{error.msg}, column {error.colno}"
-        raise UserError(f"{where}: not JSON ({reason}); write one object per line") from error
-
-
-def _dataset_rows(source: str, builder: str, **options: Any) -> Iterator[Row]:
-    # Imported here: it takes a second, which JSON files need not wait for.
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(builder, **options)
-    except Exception as error:  # of many libraries: network, hub, parsers
-        reason = f"{error}".partition("\n")[0].rstrip(".") or type(error).__name__
-        raise UserError(
-            f"cannot load {source}: {reason}; check name, subset, split and connection"
-        ) from error
-    for number, row in enumerate(dataset, start=1):
-        yield f"{source}: row {number}", row
-
-
-def _problem(located: Row, new_id: str, columns: Columns | None, cot: Cot) -> Problem:
-    where, row = located
+def _problem(where: str, row: dict[str, Any], new_id: str, columns: Columns | None, cot: Cot) -> Problem:
     names = columns or _known_columns(where, row)
     own_id, question, answer, chain = (
         _text(where, name, row.get(name or ""))
@@ -220,10 +198,7 @@ def _problem(located: Row, new_id: str, columns: Columns | None, cot: Cot) -> Pr
         chain, _, answer = answer.rpartition("####")
     question, choices = _with_options(where, question, row.get(names.choices or ""))
     answer = _plain_answer(answer.strip(), choices)
-    problem = Problem(own_id or new_id, question, answer, _clean_chain(chain, cot), choices)
-    if complaint := check_answer(problem, cot):
-        raise UserError(f"{where}: {complaint}")
-    return problem
+    return Problem(own_id or new_id, question, answer, _clean_chain(chain, cot), choices)
 
 
 def _check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
