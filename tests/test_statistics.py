@@ -125,6 +125,8 @@ def test_bootstrap_difference_refuses_nothing_and_different_lengths() -> None:
         ([None, None, None, 7.0], 7.0),  # the unparsable do not vote
         ([math.nan, math.nan, 7.0], 7.0),
         ([2.0, 3.333, 3.34, 2.0, 3.3334], 3.333),  # one number within 1e-2
+        ([2.0, 1.0, 1.01], 1.0),  # exactly 1e-2 apart, but for binary rounding: as in grading
+        ([math.inf, 5.0, 5.0], 5.0),
         ([1.0, 1.02, 1.02], 1.02),  # two numbers beyond 1e-2
         (["b", "a", "a"], "a"),
         (["1", 1.0, 1.0], 1.0),  # a text is never a number

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 
 from reftune.expressions import expression_value, same_expression
-from reftune.types import Answer, Cot, Problem
+from reftune.types import Answer, Cot, Problem, same_number
 
-TOLERANCE = 1e-2  # numbers at most this far apart are equal (paper, section 4.1)
 MAX_ANSWER_CHARS = 200  # a longer "final answer" is prose
 
 _UNICODE = str.maketrans(
@@ -97,8 +96,8 @@ def extract_choice(answer: Answer, choices: Sequence[str]) -> str | None:
     """Return the lower-case letter of the option that an answer names, or None.
 
     Taken in this order: a bare letter (`b`, `(B)`), the text of exactly one option, a letter with its
-    option (`b ) 27`; a list of several options names none), a number whose nearest option lies within
-    TOLERANCE (none if two options tie).
+    option (`b ) 27`; a list of several options names none), a number that is the same as its nearest
+    option (none if two options tie).
     """
     letters = ascii_lowercase[: len(choices)]
     if not isinstance(answer, str):
@@ -125,7 +124,7 @@ def extract_choice(answer: Answer, choices: Sequence[str]) -> str | None:
 def answers_equal(answer: Answer, truth: str, choices: Sequence[str] | None = None) -> bool:
     """Tell whether an extracted answer equals the ground truth.
 
-    With `choices` both must name the same option. Numbers are equal within TOLERANCE; any other
+    With `choices` both must name the same option. Numbers are equal as `same_number` says; any other
     truth is compared as text without case, spaces and final punctuation, then as an expression.
     """
     if choices is not None:
@@ -134,7 +133,7 @@ def answers_equal(answer: Answer, truth: str, choices: Sequence[str] | None = No
     true_number = parse_number(truth)
     if true_number is not None:
         number = parse_number(answer) if isinstance(answer, str) else answer
-        return number is not None and _close(number, true_number)
+        return number is not None and same_number(number, true_number)
     return isinstance(answer, str) and (
         normalise(answer) == normalise(truth) != "" or same_expression(_clean(answer), _clean(truth))
     )
@@ -239,12 +238,6 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _close(a: float, b: float) -> bool:
-    """Tell whether any number `a` equals a finite number `b`."""
-    # One unit in the last place keeps 1.01 equal to 1.00 although the binary difference exceeds 0.01.
-    return abs(a - b) <= TOLERANCE + math.ulp(b)
-
-
 @functools.lru_cache(maxsize=4096)
 def _option_values(choices: tuple[str, ...]) -> dict[str, float]:
     values = {letter: parse_number(text) for letter, text in zip(ascii_lowercase, choices, strict=False)}
@@ -253,7 +246,9 @@ def _option_values(choices: tuple[str, ...]) -> dict[str, float]:
 
 def _nearest_option(number: float, choices: tuple[str, ...]) -> str | None:
     gaps = sorted(
-        (abs(v - number), letter) for letter, v in _option_values(choices).items() if _close(number, v)
+        (abs(v - number), letter)
+        for letter, v in _option_values(choices).items()
+        if same_number(number, v)
     )
     if not gaps or (len(gaps) > 1 and gaps[0][0] == gaps[1][0]):
         return None

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binomtest
 
-from reftune.types import Answer
-
-SAME_NUMBER = 1e-2  # the paper's tolerance between two numeric answers
+from reftune.types import Answer, same_number
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -62,8 +60,8 @@ def bootstrap_difference(
 def majority_vote(answers: Sequence[Answer | None]) -> Answer | None:
     """Return the most frequent answer; of equally frequent ones, the one seen first.
 
-    None (nothing could be extracted) and NaN have no vote. A number joins the first number seen that
-    lies within SAME_NUMBER of it; that one stands for the group.
+    None (nothing could be extracted) and NaN have no vote. A number joins the first seen that is the
+    `same_number`; that one stands for the group.
     """
     votes: dict[Answer, int] = {}
     for answer in answers:
@@ -100,4 +98,4 @@ def _discordant(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int]:
 def _same(a: Answer, b: Answer) -> bool:
     if isinstance(a, str) or isinstance(b, str):
         return a == b
-    return math.isclose(a, b, rel_tol=0.0, abs_tol=SAME_NUMBER)
+    return same_number(a, b)

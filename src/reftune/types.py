@@ -8,6 +8,7 @@ response token t in all of them, and `mask` is 1.0 on real tokens (the EOS inclu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,6 +41,16 @@ Outcome = Literal[
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 Answer = float | str
+
+TOLERANCE = 1e-2  # numbers at most this far apart are equal (paper, section 4.1)
+
+
+def same_number(a: float, b: float) -> bool:
+    """Tell whether two numbers are equal within TOLERANCE; grading and voting both ask here."""
+    if not math.isfinite(a - b):
+        return a == b
+    # One unit in the last place keeps 1.01 equal to 1.00 although the binary difference exceeds 0.01.
+    return abs(a - b) <= TOLERANCE + math.ulp(max(abs(a), abs(b)))
 
 
 class UserError(Exception):
@@ -122,7 +133,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """One global batch of judged and scored samples; rows of the same question share a number in `groups`."""
+    """One global batch of judged and scored samples; rows of one question share a number in `groups`."""
 
     attempts: list[Attempt]
     groups: Int[Tensor, " batch"]
