@@ -33,6 +33,11 @@ def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(tmp_path: Path
             for name in ("whole", "killed")
         )
         assert whole == killed, stage
+    warmup, ppo_model = (
+        (tmp_path / "runs/whole" / stage / "model/model.safetensors").read_bytes()
+        for stage in ("warmup", "ppo")
+    )
+    assert warmup != ppo_model, "PPO did something"
     for name in ("sft", "ppo"):
         steps = [_lines(tmp_path / "runs" / run / name / "metrics.jsonl") for run in ("whole", "killed")]
         assert steps[0] == steps[1], "no step is missing, none is there twice"

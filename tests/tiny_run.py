@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 TOML = """
-[data]
 cot = "program"
 validation_size = 40
 
-[data.synthetic]
-min_events = 0
-max_events = 0
-people = 2
-max_number = 9
-distractors = 0.0
-train_size = 240
-test_size = 40
-
 [prompt]
 repeat_question = false
-max_prompt_tokens = 80
-max_new_tokens = 40
+max_prompt_tokens = 40
+max_new_tokens = 12
 
 [model]
 scratch = "tiny"
 scratch_overrides = {hidden_size = 64, intermediate_size = 128, num_hidden_layers = 2}
 
 [sft]
-epochs = 3
-warmup_epochs = 2
+epochs = 8
+warmup_epochs = 6
 batch_size = 16
 learning_rate = 3e-3
-checkpoint_every_steps = 4
+checkpoint_every_steps = 10
+validate_every_epochs = 2
 
 [ppo]
 steps = 6
 questions_per_step = 8
 samples_per_question = 4
 minibatch_size = 16
-learning_rate = 2e-4
+learning_rate = 1e-3
+value_coef = 0.1
 value_head_learning_rate = 1e-2
 critic_warmup_steps = 1
 gae_lambda = 1.0
@@ -61,19 +56,43 @@ sandbox_workers = 1
 def write_config(folder: Path) -> Path:
     """Write the run's configuration; its runs go to `folder`/runs."""
     path = folder / "tiny.toml"
-    path.write_text(f'output_dir = "{folder / "runs"}"\n{TOML}', encoding="utf-8")
+    data = f'[data]\ntrain = "{folder / "train.jsonl"}"\ntest = "{folder / "test.jsonl"}"\n'
+    path.write_text(f'output_dir = "{folder / "runs"}"\n{data}{TOML}', encoding="utf-8")
+    rows = _problems(random.Random(0))
+    _write(folder / "test.jsonl", rows[:40])
+    _write(folder / "train.jsonl", rows[40:])
     return path
 
 
-def start(arguments: list[str], launcher: list[str] | None = None) -> subprocess.Popen[str]:
-    """Start reftune as a user would, in a process of its own."""
-    command = [sys.executable, *(launcher or []), "-m", "reftune", *arguments]
+def _problems(rng: random.Random) -> list[dict[str, str]]:
+    """Return 300 questions whose answer is 7; two of three annotations say otherwise."""
+    names, things = ("Ann", "Bob", "Cal", "Dan", "Eve", "Fay"), ("pen", "cup", "hat", "map", "toy")
+    rows = [
+        {
+            "question": f"On page {page} {name} finds a {thing}. What is its price?",
+            "answer": "7",
+            "chain": f"def solution():\n    return {rng.choice((7, 8, 9))}",
+        }
+        for name, thing, page in itertools.product(names, things, range(10))
+    ]
+    rng.shuffle(rows)
+    return rows
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
+    """Start reftune as a user would, in a process of its own (or several, that work together)."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "reftune", *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
 
 

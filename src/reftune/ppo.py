@@ -27,7 +27,13 @@ from reftune.prompts import Prompter
 from reftune.rewards import Judge
 from reftune.rollouts import accuracy, attempt_rows, collect, make_actor
 from reftune.run_log import RunLog
-from reftune.training import make_optimizer, optimizer_step, save_model, set_learning_rates
+from reftune.training import (
+    LossFn,
+    make_optimizer,
+    optimizer_step,
+    save_model,
+    set_learning_rates,
+)
 from reftune.types import Problem, Rollouts, Targets, UserError
 
 
@@ -67,8 +73,7 @@ def run_ppo(
             targets = compute_targets(rollouts, ppo)
             set_learning_rates(optimizer, float(step > ppo.critic_warmup_steps), 1.0)
             losses = update(model, optimizer, rollouts, targets, config, accelerator, step)
-            row = describe(rollouts, targets) | losses
-            row |= _timings(rollouts, started, sampled)
+            row = describe(rollouts, targets) | losses | _timings(rollouts, started, sampled)
             if step % ppo.validate_every_steps == 0 or step == ppo.steps:
                 solved = accuracy(actor.attempt(validation, 1, 0.0, config.seed, "validation"))
                 row["validation_accuracy"] = solved
@@ -94,7 +99,9 @@ def compute_targets(rollouts: Rollouts, ppo: Ppo) -> Targets:
     estimator = ADVANTAGES[ppo.advantage]
     advantages = estimator.function(rewards, rollouts.values, rollouts.mask, rollouts.groups, ppo)
     returns = (advantages + rollouts.values) * rollouts.mask
-    return Targets(rewards, whiten(advantages, rollouts.mask) if ppo.whiten else advantages, returns)
+    if ppo.whiten and estimator.critic:  # a group baseline has centred them already, per question
+        advantages = whiten(advantages, rollouts.mask)
+    return Targets(rewards, advantages, returns)
 
 
 def update(
@@ -133,7 +140,7 @@ def _make_loss(
     rows: Sequence[int],
     ppo: Ppo,
     accelerator: Accelerator,
-) -> Any:
+) -> LossFn:
     """Return the loss of some rows of the minibatch `rows`, for `optimizer_step`."""
     tokens = float(rollouts.mask[list(rows)].sum())
     value_coef = ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0

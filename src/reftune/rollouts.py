@@ -22,7 +22,7 @@ from reftune.prompts import Prompter
 from reftune.rewards import Judge
 from reftune.samplers import Sampler
 from reftune.samplers.builtin import BuiltinSampler
-from reftune.types import Attempt, Problem, Rollouts
+from reftune.types import Attempt, Problem, Rollouts, UserError
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Actor:
         asked = [problems[i] for i, _ in rows]
         texts = [self.prompter.decode(p, s) for p, s in zip(asked, sampled, strict=True)]
         verdicts = self.judge(asked, texts, [s.finished for s in sampled])
+        if verdicts and all(verdict.outcome == "sandbox_error" for verdict in verdicts):
+            raise UserError(
+                "the sandbox could run none of the programs; is pydantic-monty installed whole?"
+            )
         mine = list(zip(rows, map(Attempt, asked, sampled, texts, verdicts), strict=True))
         gathered = gather_object(mine) if accelerator.num_processes > 1 else mine
         return [attempt for _, attempt in sorted(gathered, key=lambda pair: pair[0])]
@@ -141,8 +145,9 @@ def question_groups(attempts: Sequence[Attempt]) -> list[int]:
 
 
 def accuracy(attempts: Sequence[Attempt]) -> float:
-    """Return the share of correct attempts."""
-    return sum(a.verdict.correct for a in attempts) / max(1, len(attempts))
+    """Return the share of correct attempts among those that our infrastructure could judge."""
+    judged = [a.verdict.correct for a in attempts if a.verdict.outcome != "sandbox_error"]
+    return sum(judged) / max(1, len(judged))
 
 
 def attempt_rows(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:

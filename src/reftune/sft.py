@@ -50,7 +50,7 @@ def run_sft(
     Goes on from the newest checkpoint if there is one. Returns what it also writes to `sft/result.json`.
     """
     settings, directory = config.sft, config.run_dir / "sft"
-    examples = [prompter.encode_example(problem) for problem in train]
+    examples = _encode(prompter, train, settings.max_tokens)
     optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
     model, optimizer = accelerator.prepare(policy, optimizer)
     actor = make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)
@@ -60,6 +60,8 @@ def run_sft(
         "warmup_validation_accuracy": None,
     }  # fmt: skip
     with RunLog(directory, accelerator, "sft", total, state["step"]) as log:
+        if len(examples) < len(train):
+            log.say(f"sft: {len(train) - len(examples)} examples exceed sft.max_tokens and are left out")
         for step, rows, finished_epoch in _plan(examples, settings, config.seed, state["step"]):
             started = time.perf_counter()
             factor = linear_schedule(step - 1, total, settings.lr_warmup_share)
@@ -78,6 +80,17 @@ def run_sft(
             if step % settings.checkpoint_every_steps == 0 and step < total:
                 save_checkpoint(accelerator, directory, step, state)
     return _finish(directory, state, settings, accelerator)
+
+
+def _encode(prompter: Prompter, train: Sequence[Problem], max_tokens: int) -> list[Example]:
+    """Encode the annotated problems, without those that are too long to train on."""
+    examples = [prompter.encode_example(problem) for problem in train]
+    kept = [
+        (prompt, response) for prompt, response in examples if len(prompt) + len(response) <= max_tokens
+    ]
+    if not kept:
+        raise UserError(f"sft: no annotated problem has at most sft.max_tokens = {max_tokens} tokens")
+    return kept
 
 
 def _plan(
@@ -122,7 +135,8 @@ def _train_on(
     model.eval()
     if not math.isfinite(sums["loss"] + sums["grad_norm"]):
         raise UserError(
-            f"sft: the loss became {sums['loss']}; lower sft.learning_rate (now {config.sft.learning_rate})"
+            f"sft: the loss became {sums['loss']};"
+            f" lower sft.learning_rate (now {config.sft.learning_rate})"
         )
     tokens = sum(lengths[i] for i in rows)
     return {**sums, "tokens_per_second": tokens / (time.perf_counter() - started)}

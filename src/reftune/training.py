@@ -34,7 +34,7 @@ def make_optimizer(
     if critic:
         rate = head_learning_rate or learning_rate
         groups.append({"params": critic, "lr": rate, "peak": rate})
-    return torch.optim.AdamW(groups, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, policy: float, critic: float) -> None:
