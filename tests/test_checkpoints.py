@@ -102,11 +102,13 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
 
 def test_a_crash_before_the_rename_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     training = Training()
+    deadly = {"a": DeadlyList([1])}  # the state is written last
+    assert killed(lambda: save_checkpoint(training.accelerator, tmp_path, 1, deadly))
+    assert load_checkpoint(training.accelerator, tmp_path) is None
     training.steps(1)
     save_checkpoint(training.accelerator, tmp_path, 1, {})
     expected = training.weights()
     training.steps(1)
-    deadly = {"a": DeadlyList([1])}  # the state is written last
     assert killed(lambda: save_checkpoint(training.accelerator, tmp_path, 2, deadly))
     left = sorted(os.listdir(tmp_path / "checkpoints"))
     assert left == [".step-00000002.partial", "step-00000001"]

@@ -244,9 +244,8 @@ def test_a_scratch_model_has_the_size_asked_for() -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     eos = tokenizer.eos_token_id
     assert model.config.eos_token_id == model.generation_config.eos_token_id == eos
-    policy = PolicyWithValue(model)
-    policy(collate([[eos, 9]], [[8, eos]])).logprobs.sum().backward()
-    assert model.get_input_embeddings().weight.grad[eos].any()  # pad is EOS, but EOS still learns
+    assert model.generation_config.pad_token_id == eos
+    assert model.get_input_embeddings().padding_idx is None  # or the EOS would not learn as an input
 
 
 def test_a_model_and_tokenizer_are_loaded_by_name(tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ def make_prompts() -> list[list[int]]:
 
 
 def attempts_of(samples: Sequence[Sample]) -> list[Attempt]:
-    """Return samples as the attempts that `score` takes."""
-    problem = Problem(id="1", question="q", answer="1")
-    return [Attempt(problem, s, "", Verdict("no_result", None, False, 0.0)) for s in samples]
+    """Return samples as the attempts that `score` takes; equal prompts are the same problem."""
+    verdict = Verdict("no_result", None, False, 0.0)
+    return [Attempt(Problem(str(s.prompt), "q", "1"), s, "", verdict) for s in samples]
 
 
 def generate_greedily(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
@@ -130,6 +130,17 @@ def test_equal_prompts_share_a_prefill_and_finished_rows_leave() -> None:
         assert running <= rows
         assert 0.75 * rows < running
     assert shapes[1][0] > shapes[-1][0]
+
+
+def test_prompts_of_equal_length_are_decoded_together() -> None:
+    model = tiny_model()
+    widths: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    prompts = [[20, 21], [30, 31, 32, 33, 34], [20, 21], [40, 41, 42, 43, 44]]
+    BuiltinSampler(model, NEVER, max_rows=2).sample(prompts, range(4), max_new_tokens=1, temperature=1.0)
+    assert widths == [2, 10]  # no padding, and [20, 21] is read once
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
