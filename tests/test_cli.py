@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -115,10 +116,59 @@ def test_evaluate_agrees_with_the_run(
     ]
 
 
+def test_evaluate_makes_its_own_questions(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--model", str(folder / "runs/tiny/sft/model"), "--data", "synthetic"]
+    changes = ["--set", "data.max_test=5", "--set", "prompt.max_new_tokens=1"]
+    monkeypatch.setattr(
+        "sys.argv",
+        ["reftune", "evaluate", *arguments, *changes, "--set", "prompt.max_prompt_tokens=200"],
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert "greedy: 0.0% (0 of 5)" in capsys.readouterr().out  # nobody answers in one token
+
+
+def test_a_response_longer_than_the_model_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(folder / "runs/tiny/sft/model")
+    arguments = ["--model", model, "--question", "How many?", "--set", "prompt.max_new_tokens=2048"]
+    sentence = _fails(capsys, monkeypatch, "sample", *arguments)
+    assert "2048 positions; lower prompt.max_new_tokens" in sentence
+
+
+def test_grade_takes_a_trigger_and_an_own_reward(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": "a", "completion": "so: 4", "answer": "4"}]
+    (tmp_path / "in.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    (tmp_path / "own.py").write_text("def never(question, completion, answer):\n    return 0\n")
+    arguments = ["reftune", "grade", str(tmp_path / "in.jsonl"), "--cot", "natural", "--trigger", "so:"]
+    for more, correct in (([], "100.0%"), (["--reward", f"{tmp_path / 'own.py'}:never"], "0.0%")):
+        monkeypatch.setattr("sys.argv", [*arguments, *more])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert f"correct: {correct} (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "resumes"), [("run", True), ("grade", False), ("evaluate", False)])
+def test_a_full_disk_promises_a_checkpoint_only_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, command: str, resumes: bool
+) -> None:
+    monkeypatch.setattr("sys.argv", ["reftune", command])
+    sentence = cli._explain(OSError(errno.ENOSPC, "No space left on device", "out.jsonl"))
+    assert sentence is not None
+    assert sentence.startswith("out.jsonl: the disk is full; free some space")
+    assert ("checkpoint" in sentence) == resumes
+
+
 def test_sample_shows_chain_outcome_and_answer(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    question = "Ann has 3 coins. Bob has 4. How many coins do they all have together?"
+    question = "Ann has 3 coins. How many?"
     model = str(folder / "runs/tiny/ppo/model")
     monkeypatch.setattr("sys.argv", ["reftune", "sample", "--model", model, "--question", question])
     with pytest.raises(SystemExit):

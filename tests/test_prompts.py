@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from reftune.config import Prompt
 from reftune.models import train_tokenizer
 from reftune.problems import load_problems
-from reftune.prompts import PROGRAM_HEAD, Prompter, Wording, load_prompter
+from reftune.prompts import PROGRAM_HEAD, Prompter, Wording, saved_settings
 from reftune.types import Problem, Sample, UserError
 
 PROGRAM = Problem(
@@ -303,7 +303,7 @@ def test_a_template_that_says_bos_itself_gets_no_second_one() -> None:
 def test_bos_outlives_saving_and_loading(tmp_path: Path, kind: str) -> None:
     before = Prompter(tokenizer_of(kind), SETTINGS, "program")
     before.save(tmp_path)
-    after = load_prompter(AutoTokenizer.from_pretrained(tmp_path), str(tmp_path), None)
+    after = Prompter(AutoTokenizer.from_pretrained(tmp_path), SETTINGS, "program")
     assert after.encode_example(PROGRAM) == before.encode_example(PROGRAM)
 
 
@@ -385,32 +385,27 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
         Prompter(tokenizer, SETTINGS, "program").encode_example(PROGRAM)
 
 
-def test_save_writes_what_load_prompter_reads(tmp_path: Path) -> None:
+def test_what_save_writes_is_read_back(tmp_path: Path) -> None:
     settings = Prompt(template="{question}\n", trigger=" = ", max_new_tokens=7)
     Prompter(tokenizer_of("scratch"), settings, "natural").save(tmp_path)
     written = json.loads((tmp_path / "reftune_prompt.json").read_text(encoding="utf-8"))
-    assert written == {
-        "cot": "natural",
-        "prompt": {
-            "template": "{question}\n", "trigger": " = ", "repeat_question": True,
-            "max_prompt_tokens": 300, "max_new_tokens": 7,
-        },
+    prompt = {
+        "template": "{question}\n", "trigger": " = ", "repeat_question": True,
+        "max_prompt_tokens": 300, "max_new_tokens": 7,
     }  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    loaded = load_prompter(tokenizer, str(tmp_path), None)
-    assert (loaded.settings, loaded.cot) == (settings, "natural")
-    assert loaded.encode_example(NATURAL) == Prompter(
-        tokenizer_of("scratch"), settings, "natural"
-    ).encode_example(NATURAL)
-    assert (
-        load_prompter(tokenizer, str(tmp_path), "program").cot == "program"
-    )  # the caller has the last word
+    assert written == {"cot": "natural", "prompt": prompt}
+    assert saved_settings(str(tmp_path)) == {"data": {"cot": "natural"}, "prompt": prompt}
+    assert AutoTokenizer.from_pretrained(tmp_path)("7 + 8").input_ids == scratch()("7 + 8").input_ids
 
 
-def test_a_model_from_elsewhere_gets_the_papers_prompts_and_must_be_told_its_chains(
-    tmp_path: Path,
-) -> None:
-    loaded = load_prompter(tokenizer_of("scratch"), str(tmp_path), "program")
-    assert (loaded.settings, loaded.cot) == (Prompt(), "program")
-    with pytest.raises(UserError, match="--cot"):
-        load_prompter(tokenizer_of("scratch"), "some/hub-model", None)
+def test_a_model_from_elsewhere_has_no_settings(tmp_path: Path) -> None:
+    assert saved_settings(str(tmp_path)) == saved_settings("some/hub-model") == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"cot": "music", "prompt": {}}', '{"cot": "natural", "prompt": {"a": 1}}']
+)
+def test_damaged_settings_are_named_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "reftune_prompt.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^[^\n]*reftune_prompt\.json: not the settings [^\n]*\Z"):
+        saved_settings(str(tmp_path))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from reftune.rewards import Judge, make_judge
+from reftune.rewards import Judge, make_extractor, make_judge
 from reftune.sandbox import Sandbox
-from reftune.types import Problem, UserError, Verdict
+from reftune.types import Answer, Outcome, Problem, UserError, Verdict
 
 TRIGGER = "\nTherefore, the answer is: "
 NUMERIC = Problem("n", "How many?", "1,000")
@@ -110,6 +110,36 @@ def test_a_truth_that_cannot_be_graded_is_named(natural: Judge, program: Judge) 
         natural([NUMERIC, Problem("x", "?", "inf")], ["", ""], [True, True])
     with pytest.raises(UserError, match="problem t: answer 'Tuesday' is not a number"):
         program([TEXT], [returning("1")], [True])
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "value"),
+    [
+        ("$1,000.", "ok", 1000.0),
+        ("B", "ok_text", "B"),
+        ("27.675 kg", "ok", 27.675),
+        ("on Tuesday", "ok_text", "on Tuesday"),
+        ("", "no_result", None),
+    ],
+)
+def test_without_a_truth_any_natural_answer_is_shown(
+    answer: str, outcome: Outcome, value: Answer | None
+) -> None:
+    extract = make_extractor("natural", trigger=TRIGGER)
+    unknown = Problem("q", "?", "")
+    texts = [f"We count.{TRIGGER}{answer}"] * 2
+    assert extract([unknown] * 2, texts, [True, False]) == [
+        Verdict(outcome, value, False, 0.0),
+        Verdict("truncated", None, False, 0.0),
+    ]
+
+
+def test_without_a_truth_any_answer_of_a_program_is_shown(sandbox: Sandbox) -> None:
+    extract = make_extractor("program", trigger="", sandbox=sandbox)
+    programs = [returning(text) for text in ("7 * 3", "'c'", "None")]
+    verdicts = extract([Problem("q", "?", "")] * 3, programs, [True] * 3)
+    shown = [(verdict.outcome, verdict.answer) for verdict in verdicts]
+    assert shown == [("ok", 21.0), ("ok_text", "c"), ("no_result", None)]
 
 
 def test_programs_need_a_sandbox() -> None:

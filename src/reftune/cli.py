@@ -32,6 +32,7 @@ app = typer.Typer(
     ),
 )
 
+RESUMABLE = ("run", "sft", "ppo")  # commands that write checkpoints
 INTERRUPTED = 130  # what shells give for Ctrl-C, and typer turns KeyboardInterrupt into
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; configs/demo.toml is one to start from")]
@@ -39,10 +40,21 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="change one setting, e.g. --set ppo.kl_coef=0.05 (repeatable)"),
 ]
+ModelOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="change one of the settings saved with the model, e.g. --set prompt.max_new_tokens=200"
+        " (repeatable)",
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="name of the run directory; default: the file's")]
 CotOption = Annotated[
     str | None,
-    typer.Option("--cot", help="kind of chain: program (executed) or natural (text)"),
+    typer.Option(
+        "--cot",
+        help="kind of chain: program (executed) or natural (text); default: as trained by reftune",
+    ),
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="model directory or Hugging Face name")]
 
@@ -67,7 +79,10 @@ def sft(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
 
 @app.command()
 def ppo(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
-    """Only the second stage: improve the warm-up model with PPO on checked answers."""
+    """Only the second stage: improve the warm-up model with PPO on checked answers.
+
+    It needs the model of the first stage: `reftune sft`, with the same config file, runs first.
+    """
     settings = _run_stages(config, overrides, name, ("ppo",))
     _say(f"model: {settings.run_dir / 'ppo' / 'model'}")
 
@@ -75,25 +90,23 @@ def ppo(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
 @app.command()
 def evaluate(
     model: ModelOption,
-    data: Annotated[str, typer.Option(help="file or Hugging Face data set with questions and answers")],
+    data: Annotated[str, typer.Option(help='file, Hugging Face data set, or "synthetic"')],
     cot: CotOption = None,
     samples: Annotated[int, typer.Option(help="samples per question for voting and pass@k")] = 0,
     out: Annotated[Path | None, typer.Option(help="write one JSON line per question here")] = None,
     split: Annotated[str, typer.Option(help="split of a Hugging Face data set")] = "test",
     subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
-    overrides: Overrides = None,
+    overrides: ModelOverrides = None,
 ) -> None:
     """Measure how many questions a model answers, with a 95% interval."""
     from reftune.evaluation import summarise, write_answers
-    from reftune.pipeline import evaluate_model
-    from reftune.problems import load_problems
+    from reftune.pipeline import evaluate_model, model_config
+    from reftune.problems import load_test
 
-    settings = _settings_for(model, [*(overrides or []), f"evaluation.samples={samples}"])
-    kind = _cot(cot)
-    problems = load_problems(
-        data, cot=kind or settings.data.cot, split=split, subset=subset, columns=settings.data.columns
-    )
-    rows = evaluate_model(settings, model, problems, kind)
+    changes = [f"evaluation.samples={samples}", *(overrides or [])]
+    config = model_config(model, changes, test=data, test_split=split, subset=subset, **_cot(cot))
+    problems = load_test(config.data, config.seed, check_answers=config.ppo.reward is None)
+    rows = evaluate_model(config, problems)
     if out is not None:
         write_answers(out, rows)
     _print_summary(summarise(rows), len(rows))
@@ -106,20 +119,18 @@ def sample(
     cot: CotOption = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 gives the most likely chain")] = 0.0,
     seed: Annotated[int, typer.Option(help="another seed gives another sample")] = 0,
-    overrides: Overrides = None,
+    overrides: ModelOverrides = None,
 ) -> None:
     """Ask one question; print the chain, its outcome and the answer."""
-    from reftune.pipeline import load_actor
-    from reftune.types import Problem
+    from reftune.pipeline import ask, model_config
 
-    actor = load_actor(_settings_for(model, overrides or []), model, _cot(cot), accepts_text=True)
-    # The true answer is unknown here; nothing below shows whether this stand-in was met.
-    problem = Problem(id="question", question=question, answer="0")
-    [attempt] = actor.attempt([problem], 1, temperature, seed, "sample")
-    verdict = attempt.verdict
+    attempt = ask(model_config(model, overrides or [], **_cot(cot)), question, temperature, seed)
+    answer = attempt.verdict.answer
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
     typer.echo(attempt.completion)
-    typer.echo(f"\noutcome: {verdict.outcome}")
-    typer.echo(f"answer:  {'none' if verdict.answer is None else verdict.answer}")
+    typer.echo(f"\noutcome: {attempt.verdict.outcome}")
+    typer.echo(f"answer:  {'none' if answer is None else answer}")
 
 
 @app.command()
@@ -127,13 +138,18 @@ def grade(
     file: Annotated[Path, typer.Argument(help='JSONL: "id", "completion", "answer", maybe "choices"')],
     cot: Annotated[str, typer.Option("--cot", help="kind of chain: program or natural")],
     out: Annotated[Path | None, typer.Option(help="default: FILE.graded.jsonl")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="your own path.py:function in place of the built-in check")
+    ] = None,
+    trigger: Annotated[
+        str | None,
+        typer.Option(help='text before a natural answer; default: "Therefore, the answer is:"'),
+    ] = None,
 ) -> None:
     """Judge the outputs of any system: was each final answer right?"""
     from reftune.grading import grade_file
 
-    kind = _cot(cot)
-    assert kind is not None
-    summary = grade_file(file, kind, out)
+    summary = grade_file(file, _cot(cot)["cot"], out, reward=reward, trigger=trigger)
     typer.echo(f"correct: {summary.accuracy:.1%} ({summary.correct} of {summary.judged} judged)")
     for outcome, count in summary.outcomes.items():
         typer.echo(f"  {outcome}: {count}")
@@ -153,7 +169,7 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
             raise
-        _say("interrupted; the same command goes on from the last checkpoint")
+        _say(f"interrupted; {_again()}")
         sys.exit(INTERRUPTED)
     except Exception as error:
         message = _explain(error)
@@ -170,13 +186,17 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{error.filename or 'output'}: the disk is full; free some space and start the same command"
-            " again, it goes on from the last checkpoint"
-        )
+        return f"{error.filename or 'output'}: the disk is full; free some space, and {_again()}"
     if isinstance(error, PermissionError):
         return f"{error.filename}: permission denied"
     return None
+
+
+def _again() -> str:
+    """Say what starting the command once more will do."""
+    if sys.argv[1:2] and sys.argv[1] in RESUMABLE:
+        return "the same command goes on from the last checkpoint"
+    return "start the same command again"
 
 
 def _run_stages(
@@ -191,19 +211,13 @@ def _run_stages(
     return settings
 
 
-def _settings_for(model: str, overrides: list[str]) -> Config:
-    """Return settings for commands that take a model instead of a config file."""
-    from reftune.config import parse_config
-
-    return parse_config({"model": {"name": model}}, overrides, source="--set")
-
-
-def _cot(text: str | None) -> Any:
+def _cot(text: str | None) -> dict[str, Any]:
+    """Return the key of [data] that --cot stands for."""
     from reftune.types import UserError
 
     if text not in (None, "natural", "program"):
         raise UserError(f"--cot {text}: choose natural or program")
-    return text
+    return {} if text is None else {"cot": text}
 
 
 def _show_report(run_dir: Path) -> None:

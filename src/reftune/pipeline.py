@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from transformers import PreTrainedModel
 
 from reftune.advantages import ADVANTAGES
-from reftune.checkpoints import atomic_file, write_json
-from reftune.config import Config, dump_config, load_config
+from reftune.config import Config, parse_config
 from reftune.evaluation import answer_questions, read_answers, write_answers, write_result
 from reftune.models import PolicyWithValue, build_model, load_model, load_tokenizer
 from reftune.ppo import run_ppo
-from reftune.problems import Splits, load_splits, write_problems
-from reftune.prompts import Prompter, Wording, load_prompter
-from reftune.rewards import Judge, make_judge
+from reftune.problems import Splits, load_splits
+from reftune.prompts import Prompter, Wording, saved_settings
+from reftune.rewards import Judge, make_extractor, make_judge
 from reftune.rollouts import Actor, make_actor
+from reftune.run_dir import open_run_dir, write_splits
 from reftune.sandbox import Sandbox
 from reftune.sft import run_sft
-from reftune.types import Cot, Problem, UserError
+from reftune.types import Attempt, Problem, UserError
 
 STAGES = ("sft", "ppo", "evaluation")
 
@@ -45,21 +42,25 @@ class Run:
     @cached_property
     def splits(self) -> Splits:
         """Load the problems once."""
-        splits = load_splits(self.config.data, self.config.seed)
+        config = self.config
+        splits = load_splits(config.data, config.seed, check_answers=config.ppo.reward is None)
         if self.accelerator.is_main_process:
-            _write_splits(self.config.run_dir / "data", splits)
+            write_splits(config.run_dir / "data", splits)
         return splits
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Return the problems of all three splits."""
+        return [*self.splits.train, *self.splits.validation, *self.splits.test]
 
     @cached_property
     def judge(self) -> Judge:
         """Start the judge once; its sandbox ends with this process."""
-        config = self.config
-        choices = any(problem.choices for problem in self.splits.test)
-        return _make_judge(config, config.data.cot, config.ppo.reward, accepts_text=choices)
+        return _judge(self.config, self.problems)
 
     def prompter(self, model: Path) -> Prompter:
         """Return the prompter of a model directory that this run wrote."""
-        return load_prompter(load_tokenizer(model), str(model), self.config.data.cot)
+        return Prompter(load_tokenizer(model), self.config.prompt, self.config.data.cot)
 
 
 def run_stages(config: Config, stages: Sequence[str] = STAGES, command: Sequence[str] = ()) -> list[str]:
@@ -71,7 +72,7 @@ def run_stages(config: Config, stages: Sequence[str] = STAGES, command: Sequence
     accelerator = make_accelerator(config)
     _check(config)
     if accelerator.is_main_process:
-        _open_run_dir(config, command)
+        open_run_dir(config, command, accelerator.num_processes)
     accelerator.wait_for_everyone()
     run = Run(config, accelerator)
     ran = []
@@ -86,28 +87,37 @@ def run_stages(config: Config, stages: Sequence[str] = STAGES, command: Sequence
     return ran
 
 
-def evaluate_model(
-    config: Config, model: str, problems: Sequence[Problem], cot: Cot | None
-) -> list[dict[str, Any]]:
-    """Answer `problems` with one model; return a row per question (see `answer_questions`)."""
-    actor = load_actor(config, model, cot, accepts_text=any(p.choices for p in problems))
-    _check_prompts(actor.prompter, problems, actor_model_limit(actor))
+def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Config:
+    """Return the settings to ask a model with: those it was trained with, the paper's for any other.
+
+    Args:
+        model: model directory or Hugging Face name.
+        overrides: `section.key=value`, as in `load_config`; they have the last word.
+        data: keys of the section [data], in place of those saved with the model.
+
+    Raises UserError for wrong settings, and where nothing says which kind of chain the model writes.
+    """
+    saved = saved_settings(model)
+    values = saved | {"model": {"name": model}, "data": saved.get("data", {}) | data}
+    config = parse_config(values, overrides, source="--set")
+    if "cot" not in config.data.model_fields_set:
+        raise UserError(f"{model}: say with --cot whether it writes natural or program chains")
+    return config
+
+
+def evaluate_model(config: Config, problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """Answer `problems` with the model of `config`; return rows as `answer_questions` does."""
+    actor = _load_actor(config, problems, _judge(config, problems))
     return answer_questions(actor, problems, config.evaluation, config.seed)
 
 
-def load_actor(config: Config, model: str, cot: Cot | None, *, accepts_text: bool = False) -> Actor:
-    """Load any model directory or hub name, ready to answer questions."""
-    accelerator = make_accelerator(config)
-    prompter = load_prompter(load_tokenizer(model), model, cot)
-    policy = PolicyWithValue(load_model(model).to(accelerator.device).eval())
-    judge = _make_judge(config, prompter.cot, None, accepts_text=accepts_text)
-    return make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)
-
-
-def actor_model_limit(actor: Actor) -> int | None:
-    """Return how many positions the actor's model has, if it is limited."""
-    model = getattr(actor.sampler, "model", None)
-    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+def ask(config: Config, question: str, temperature: float, seed: int) -> Attempt:
+    """Ask the model of `config` one question; the verdict has its answer, of whatever type."""
+    problem = Problem(id="question", question=question, answer="")
+    sandbox = _sandbox(config, accepts_text=True)
+    judge = make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)
+    [attempt] = _load_actor(config, [problem], judge).attempt([problem], 1, temperature, seed, "sample")
+    return attempt
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -134,8 +144,7 @@ def _sft(run: Run) -> None:
     texts = [text for problem in train for text in wording.pieces(problem)]
     model, tokenizer = build_model(config.model, texts, config.seed)
     prompter = Prompter(tokenizer, config.prompt, config.data.cot)
-    everyone = [*splits.train, *splits.validation, *splits.test]
-    _check_prompts(prompter, everyone, getattr(model.config, "max_position_embeddings", None))
+    _check_prompts(prompter, run.problems, model)
     policy = PolicyWithValue(model)
     run_sft(config, policy, prompter, run.judge, train, splits.validation, run.accelerator)
 
@@ -175,23 +184,36 @@ def _evaluate(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _make_judge(config: Config, cot: Cot, reward: str | None, *, accepts_text: bool) -> Judge:
-    compute = config.compute
-    sandbox = None
-    if cot == "program":
-        sandbox = Sandbox(
-            compute.sandbox_workers,
-            compute.sandbox_seconds,
-            compute.sandbox_memory_mb,
-            text=accepts_text,
-        )
+def _load_actor(config: Config, problems: Sequence[Problem], judge: Judge) -> Actor:
+    """Load the model of `config`, ready to answer `problems`."""
+    name = config.model.name
+    if name is None:
+        raise UserError(f"model.scratch = {config.model.scratch} has no weights yet; set model.name")
+    accelerator = make_accelerator(config)
+    prompter = Prompter(load_tokenizer(name), config.prompt, config.data.cot)
+    model = load_model(name)
+    _check_prompts(prompter, problems, model)
+    policy = PolicyWithValue(model.to(accelerator.device).eval())
+    return make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)
+
+
+def _judge(config: Config, problems: Sequence[Problem]) -> Judge:
+    """Return the judge of answers to `problems`."""
     return make_judge(
-        cot,
+        config.data.cot,
         trigger=config.prompt.trigger,
         partial_reward=config.ppo.partial_reward,
-        sandbox=sandbox,
-        reward=reward,
+        sandbox=_sandbox(config, accepts_text=any(problem.choices for problem in problems)),
+        reward=config.ppo.reward,
     )
+
+
+def _sandbox(config: Config, *, accepts_text: bool) -> Sandbox | None:
+    if config.data.cot == "natural":
+        return None
+    compute = config.compute
+    limits = (compute.sandbox_workers, compute.sandbox_seconds, compute.sandbox_memory_mb)
+    return Sandbox(*limits, text=accepts_text)
 
 
 def _check(config: Config) -> None:
@@ -204,83 +226,25 @@ def _check(config: Config) -> None:
         make_judge("natural", trigger="", partial_reward=0.0, reward=config.ppo.reward)
 
 
-def _check_prompts(prompter: Prompter, problems: Sequence[Problem], positions: int | None) -> None:
-    limit = prompter.settings.max_prompt_tokens
+def _check_prompts(prompter: Prompter, problems: Sequence[Problem], model: PreTrainedModel) -> None:
+    """Refuse a prompt beyond the limit, and one that leaves the model no positions for the response."""
+    settings = prompter.settings
+    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
     for problem in problems:
         length = len(prompter.encode_prompt(problem))
-        if length > limit:
+        if length > settings.max_prompt_tokens:
             raise UserError(
-                f"problem {problem.id}: its prompt has {length} tokens, the limit is {limit};"
-                " raise prompt.max_prompt_tokens or remove the problem"
+                f"problem {problem.id}: its prompt has {length} tokens, the limit is"
+                f" {settings.max_prompt_tokens}; raise prompt.max_prompt_tokens or remove the problem"
             )
-    if positions is not None and limit + prompter.settings.max_new_tokens > positions:
-        raise UserError(
-            f"prompt.max_prompt_tokens + prompt.max_new_tokens exceed the model's {positions} positions;"
-            " lower one of them"
-        )
+        if length + settings.max_new_tokens > positions:
+            raise UserError(
+                f"problem {problem.id}: its prompt of {length} tokens and prompt.max_new_tokens ="
+                f" {settings.max_new_tokens} exceed the model's {positions} positions;"
+                " lower prompt.max_new_tokens or remove the problem"
+            )
 
 
 def _require_stage(config: Config, stage: str) -> None:
     if not (config.run_dir / stage / "result.json").exists():
         raise UserError(f"{config.run_dir}: stage {stage} is not finished; run `reftune {stage}` first")
-
-
-def _open_run_dir(config: Config, command: Sequence[str]) -> None:
-    """Create the run directory, or make sure that it belongs to this very configuration."""
-    path = config.run_dir / "config.toml"
-    if path.exists():
-        _compare_configs(load_config(path), config)
-        return
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "versions": {name: version(name) for name in ("reftune", "torch", "transformers", "accelerate")},
-        "python": platform.python_version(),
-        "git_commit": _git_commit(),
-        "seed": config.seed,
-        "command": " ".join(command or sys.argv),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_json(config.run_dir / "run.json", facts)
-    with atomic_file(path) as temporary:
-        temporary.write_text(dump_config(config), encoding="utf-8")
-
-
-def _compare_configs(old: Config, new: Config) -> None:
-    """Refuse a run directory of another configuration; budgets of the machine may differ."""
-    before, after = _flat(old.model_dump()), _flat(new.model_dump())
-    keys = sorted(
-        key
-        for key in before.keys() | after.keys()
-        if before.get(key) != after.get(key) and not key.startswith(("compute.", "output_dir", "name"))
-    )
-    if keys:
-        raise UserError(
-            f"{new.run_dir} holds a run of another configuration (different: {', '.join(keys)});"
-            " choose another --name, or delete that directory"
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _write_splits(directory: Path, splits: Splits) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in ("train", "validation", "test"):
-        write_problems(directory / f"{name}.jsonl", getattr(splits, name))
-    sizes = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
-    write_json(directory / "report.json", {**sizes, **asdict(splits.report)})
-
-
-def _git_commit() -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from reftune.config import Prompt
@@ -141,19 +143,19 @@ class Prompter:
         )
 
 
-def load_prompter(tokenizer: PreTrainedTokenizerBase, model: str, cot: Cot | None) -> Prompter:
-    """Return the prompter that a model was trained with; the paper's prompts where it does not say.
+def saved_settings(model: str) -> dict[str, Any]:
+    """Return the config values that a model was trained with, none where reftune did not train it.
 
-    Raises UserError where neither the model nor the caller names the kind of chain, or the model's
-    prompt settings cannot be read.
+    Raises UserError where they cannot be read.
     """
     path = Path(model) / SETTINGS_FILE
+    if not path.exists():
+        return {}
     try:
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        settings = Prompt.model_validate(saved.get("prompt", {}))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not the settings that reftune wrote: {error}") from None
-    cot = cot or saved.get("cot")
-    if cot is None:
-        raise UserError(f"{model}: say with --cot whether it writes natural or program chains")
-    return Prompter(tokenizer, settings, cot)
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        cot = TypeAdapter(Cot).validate_python(saved["cot"])
+        prompt = Prompt.model_validate(saved["prompt"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{error}".partition("\n")[0]
+        raise UserError(f"{path}: not the settings that reftune wrote: {reason}") from None
+    return {"data": {"cot": cot}, "prompt": prompt.model_dump()}

@@ -43,25 +43,17 @@ def make_judge(
         reward: the user's own `path.py:function`, see `load_reward`. Its value replaces the score, and
             1 or more counts as correct; outcome and answer stay those of the built-in extraction.
     """
-    if cot == "program" and sandbox is None:
-        raise ValueError("programs need a sandbox to run in")
+    read = _make_reader(cot, trigger, sandbox)
     own_reward = load_reward(reward) if reward is not None else None
-
-    def read(texts: Sequence[str]) -> list[Execution]:
-        if cot == "program" and sandbox is not None:
-            return sandbox.run(texts)
-        return [_read_natural(text, trigger) for text in texts]
 
     def judge(
         problems: Sequence[Problem], completions: Sequence[str], finished: Sequence[bool]
     ) -> list[Verdict]:
         if own_reward is None:
             _require_answers(problems, cot)
-        rows = list(zip(problems, completions, finished, strict=True))
-        results = iter(read([text for _, text, whole in rows if whole]))
+        results = read(completions, finished)
         verdicts = []
-        for problem, text, whole in rows:
-            result = next(results) if whole else Execution("truncated")
+        for problem, text, result in zip(problems, completions, results, strict=True):
             verdict = _verdict(problem, result, cot, partial_reward)
             if own_reward is not None and result.outcome not in ("truncated", "sandbox_error"):
                 score = own_reward(problem, text)
@@ -70,6 +62,29 @@ def make_judge(
         return verdicts
 
     return judge
+
+
+def make_extractor(cot: Cot, *, trigger: str, sandbox: Sandbox | None = None) -> Judge:
+    """Return a judge for questions whose answer nobody knows: its verdicts have what was answered.
+
+    Any type will do: a number ("ok"), a letter or text ("ok_text"). Nothing is correct, scores are 0;
+    for the arguments see `make_judge`.
+    """
+    read = _make_reader(cot, trigger, sandbox)
+
+    def extract(
+        problems: Sequence[Problem], completions: Sequence[str], finished: Sequence[bool]
+    ) -> list[Verdict]:
+        verdicts = []
+        for result in read(completions, finished):
+            number = _stated_number(result.value, cot)
+            if number is None:
+                verdicts.append(Verdict(result.outcome, result.value, False, 0.0))
+            else:
+                verdicts.append(Verdict("ok", number, False, 0.0))
+        return verdicts
+
+    return extract
 
 
 def load_reward(spec: str) -> Reward:
@@ -121,6 +136,24 @@ def _load_module(path: Path, spec: str) -> object:
     return module
 
 
+def _make_reader(
+    cot: Cot, trigger: str, sandbox: Sandbox | None
+) -> Callable[[Sequence[str], Sequence[bool]], list[Execution]]:
+    """Return the function from completions, and whether each was finished, to what they answer."""
+    if cot == "program" and sandbox is None:
+        raise ValueError("programs need a sandbox to run in")
+
+    def read(completions: Sequence[str], finished: Sequence[bool]) -> list[Execution]:
+        texts = [text for text, whole in zip(completions, finished, strict=True) if whole]
+        if sandbox is not None and cot == "program":
+            found = iter(sandbox.run(texts))
+        else:
+            found = iter([_read_natural(text, trigger) for text in texts])
+        return [next(found) if whole else Execution("truncated") for whole in finished]
+
+    return read
+
+
 def _require_answers(problems: Sequence[Problem], cot: Cot) -> None:
     for problem in dict.fromkeys(problems):  # each question comes once per sample
         if complaint := check_answer(problem, cot):
@@ -150,6 +183,13 @@ def _of_asked_type(problem: Problem, value: Answer, cot: Cot) -> tuple[Outcome, 
         return ("no_result", None) if letter is None else ("ok_text", letter)
     if isinstance(value, str) and parse_number(problem.answer) is None:
         return "ok_text", value
+    number = _stated_number(value, cot)
+    return ("not_a_number", None) if number is None else ("ok", number)
+
+
+def _stated_number(value: Answer | None, cot: Cot) -> float | None:
+    """Return the number that was answered, None if it was anything else."""
+    if not isinstance(value, str):
+        return value
     # A program has to return a number; only a chain in natural language spells it.
-    number = parse_number(value) if isinstance(value, str) and cot == "natural" else value
-    return ("not_a_number", None) if number is None or isinstance(number, str) else ("ok", number)
+    return parse_number(value) if cot == "natural" else None
