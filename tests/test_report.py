@@ -262,6 +262,27 @@ def test_without_a_comparison_the_accuracies_are_the_headline(tmp_path: Path) ->
     assert "Right answers on 1000 unseen questions: Warm-up 65.0%, SFT 71.0%, ReFT 84.1%." in words
 
 
+def test_an_unfinished_epoch_is_shown_with_one_decimal(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run")
+    put(run / "sft/metrics.jsonl", [{"step": 5, "epoch": 5 / 3, "loss": 1.0}])
+    put(run / "ppo/metrics.jsonl", [{"step": 2, "reward": 0.5}])
+    words = Page(write_report(run)).words
+    assert "SFT unfinished epoch 1.7 of 4" in words
+    assert "PPO unfinished step 2 of 3" in words
+
+
+def test_the_headline_below_the_table_has_the_consoles_width(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(final_table(finish_run(tmp_path / "run")))
+    assert isinstance(console.file, io.StringIO)
+    *_, headline, verdict = (line.rstrip() for line in console.file.getvalue().splitlines())
+    assert headline == (
+        "ReFT answers 84.1% of 1000 unseen questions, SFT 71.0%: +13.1 points, "
+        "95% interval [10.9, 15.3], McNemar p = 1.2e-9."
+    )
+    assert verdict == "The interval excludes 0: ReFT is better than SFT."
+
+
 def test_final_table(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160)
     console.print(final_table(finish_run(tmp_path / "run")))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -48,7 +49,7 @@ def write_report(run_dir: Path) -> Path:
     return _render("report.html.j2", context, run_dir / "report.html")
 
 
-def final_table(run_dir: Path) -> Table:
+def final_table(run_dir: Path) -> Group:
     """Return the accuracies of a finished run as a table for the terminal, the headline below it.
 
     Raises UserError if `run_dir` is not a run directory or holds no evaluation.
@@ -57,14 +58,15 @@ def final_table(run_dir: Path) -> Table:
     if not run.evaluation:
         raise UserError(f"{run_dir}: not evaluated yet; finish the run with `reftune run` first")
     accuracies = _accuracies(run.evaluation)
-    table = Table(caption=Text(f"{_headline(run)} {_verdict(run)}".strip()), caption_justify="left")
+    table = Table()
     table.add_column("model")
     for column in accuracies["columns"]:
         table.add_column(column, justify="right")
     for model in accuracies["models"]:
         cells = [f"{cell['accuracy']:.1%} {_interval(cell)}" if cell else "" for cell in model["cells"]]
         table.add_row(Text(model["label"]), *map(Text, cells))
-    return table
+    # Not the table's caption, which would be squeezed into the table's width.
+    return Group(table, *(Text(line) for line in (_headline(run), _verdict(run)) if line))
 
 
 def _render(template: str, context: Mapping[str, Any], path: Path) -> Path:
@@ -178,7 +180,9 @@ def _training_stage(
         detail = f"best {unit} {result[f'best_{unit}']}: {accuracy}"
         return {"name": name, "state": "done", "detail": detail}
     if rows:
-        detail = f"{unit} {rows[-1].get(unit, '?')} of {setting(run, total_key)}"
+        done = rows[-1].get(unit, "?")
+        shown = f"{done:.1f}" if isinstance(done, float) else done  # epochs are counted in steps
+        detail = f"{unit} {shown} of {setting(run, total_key)}"
         return {"name": name, "state": "unfinished", "detail": detail}
     return {"name": name, "state": "not started", "detail": ""}
 
