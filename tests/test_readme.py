@@ -1,0 +1,97 @@
+"""What the README and the help texts promise, as far as it can be checked without a run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from reftune import cli
+from reftune.config import load_config
+from reftune.rewards import load_reward
+from reftune.types import Problem
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = typer.main.get_command(cli.app)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_toml_blocks_are_configurations(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(text, encoding="utf-8")
+    model = [] if "model" in tomllib.loads(text) else ["model.scratch=tiny"]
+    config = load_config(path, model)
+    for section, values in tomllib.loads(text).items():
+        for key, value in values.items():
+            read = getattr(getattr(config, section), key)
+            assert (read.model_dump(exclude_defaults=True) if key == "columns" else read) == value
+
+
+def test_the_keys_in_the_text_exist() -> None:
+    config = load_config(ROOT / "configs/demo.toml")
+    keys = re.findall(r"`(?:--set )?(data|prompt|model|sft|ppo|compute)\.(\w+)", README)
+    assert len(keys) >= 3
+    for section, key in keys:
+        assert hasattr(getattr(config, section), key), f"{section}.{key}"
+
+
+def test_the_python_example_imports_what_there_is() -> None:
+    example, reward = ast.parse(blocks("python")[1]), blocks("python")[0]
+    imports = [node for node in example.body if isinstance(node, ast.ImportFrom)]
+    assert len(imports) >= 5
+    for node in imports:
+        for name in node.names:
+            assert hasattr(importlib.import_module(str(node.module)), name.name)
+    assert reward.startswith("def score(")
+
+
+def test_the_reward_in_the_text_is_one(tmp_path: Path) -> None:
+    (tmp_path / "my_reward.py").write_text(blocks("python")[0], encoding="utf-8")
+    score = load_reward(f"{tmp_path / 'my_reward.py'}:score")
+    assert [score(Problem("1", "?", "7"), text) for text in ("so 7 \n", "so 8")] == [1.0, 0.0]
+
+
+def test_the_commands_and_their_options_exist() -> None:
+    assert isinstance(COMMANDS, typer.core.TyperGroup)
+    shown = re.findall(r"^\| `reftune (\w+)([^`]*)`", README, re.MULTILINE)
+    assert {name for name, _ in shown} == set(COMMANDS.commands)
+    for name, rest in shown:
+        options = {option for parameter in COMMANDS.commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--\w+", rest)) <= options
+
+
+def test_the_tree_has_a_line_for_every_module() -> None:
+    tree = README.partition("    src/reftune/\n")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"^      (\w+\.py|\w+/) ", tree, re.MULTILINE))
+    modules = {path.name for path in (ROOT / "src/reftune").glob("*.py") if "__" not in path.name}
+    assert listed == modules | {"samplers/"}
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", README, re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("[!_]*.toml")), ids=lambda p: p.stem)
+def test_the_configs_that_come_along_are_read(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
+def test_help_says_what_a_command_needs() -> None:
+    assert isinstance(COMMANDS, typer.core.TyperGroup)
+    assert "`reftune sft`, with the same config file, runs first" in (
+        COMMANDS.commands["ppo"].help or ""
+    )
+    for name in ("evaluate", "sample"):
+        [changes] = [p for p in COMMANDS.commands[name].params if "--set" in p.opts]
+        assert "prompt.max_new_tokens=200" in (getattr(changes, "help", None) or "")
