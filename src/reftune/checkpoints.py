@@ -130,7 +130,7 @@ def _full_disk_is_named(target: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{target}: cannot be written, the disk is full; free some space and start the same command"
-            " again: it goes on from the last checkpoint"
+            " again, nothing that was written before is lost"
         ) from None
 
 
