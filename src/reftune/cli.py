@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-# Read by the OpenMP runtime when torch is loaded: threads that spin while they wait for each other
-# make a machine with other work on it many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read by GNU's OpenMP runtime when torch is loaded. Threads that wait for each other spin a little, which
+# small models need, but not for long: on a machine with other work that made it many times slower.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import typer
 
