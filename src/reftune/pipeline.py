@@ -25,11 +25,13 @@ from reftune.prompts import Prompter, Wording, saved_settings
 from reftune.rewards import Judge, make_extractor, make_judge
 from reftune.rollouts import Actor, make_actor
 from reftune.run_dir import open_run_dir, write_splits
+from reftune.run_log import RunLog
 from reftune.sandbox import Sandbox
 from reftune.sft import run_sft
 from reftune.types import Attempt, Problem, UserError
 
 STAGES = ("sft", "ppo", "evaluation")
+MODELS = {"warmup": "warmup", "sft": "sft", "reft": "ppo"}  # name in the comparison -> directory
 
 
 @dataclass
@@ -168,20 +170,29 @@ def _evaluate(run: Run) -> None:
     for stage in ("sft", "ppo"):
         _require_stage(config, stage)
     answers = {}
-    for name, stage in {"warmup": "warmup", "sft": "sft", "reft": "ppo"}.items():
-        path, model = directory / f"{name}.jsonl", config.run_dir / stage / "model"
-        if not path.exists():
-            policy = PolicyWithValue(load_model(model).to(run.accelerator.device).eval())
-            rows = config.compute.sampler_rows
-            actor = make_actor(policy, run.prompter(model), run.judge, run.accelerator, rows)
-            found = answer_questions(actor, run.splits.test, config.evaluation, config.seed)
-            if run.accelerator.is_main_process:
-                write_answers(path, found)
-        run.accelerator.wait_for_everyone()
-        answers[name] = read_answers(path)
+    with RunLog(directory, run.accelerator, "evaluation", len(MODELS)) as log:
+        for done, (name, stage) in enumerate(MODELS.items(), start=1):
+            path = directory / f"{name}.jsonl"
+            if not path.exists():
+                _answer(run, config.run_dir / stage / "model", path)
+            run.accelerator.wait_for_everyone()
+            answers[name] = read_answers(path)
+            accuracy = sum(row["correct"] for row in answers[name]) / len(answers[name])
+            log.metrics(done, {"model": name, "accuracy": accuracy})
     if run.accelerator.is_main_process:
         write_result(directory, answers, config.evaluation.bootstrap, config.seed)
     run.accelerator.wait_for_everyone()
+
+
+def _answer(run: Run, model: Path, path: Path) -> None:
+    """Answer the test questions with one of the run's models."""
+    config, accelerator = run.config, run.accelerator
+    policy = PolicyWithValue(load_model(model).to(accelerator.device).eval())
+    rows = config.compute.sampler_rows
+    actor = make_actor(policy, run.prompter(model), run.judge, accelerator, rows)
+    found = answer_questions(actor, run.splits.test, config.evaluation, config.seed)
+    if accelerator.is_main_process:
+        write_answers(path, found)
 
 
 def _load_actor(config: Config, problems: Sequence[Problem], judge: Judge) -> Actor:
