@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-# Read by GNU's OpenMP runtime when torch is loaded. Threads that wait for each other spin a little, which
-# small models need, but not for long: on a machine with other work that made it many times slower.
+# Read by GNU's OpenMP runtime when torch is loaded. Threads that wait for each other spin a little,
+# which small models need, but not for long: beside other work that makes everything many times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import typer
