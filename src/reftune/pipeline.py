@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, set_seed
 from transformers import PreTrainedModel
 
 from reftune.advantages import ADVANTAGES
@@ -123,7 +124,11 @@ def ask(config: Config, question: str, temperature: float, seed: int) -> Attempt
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Return accelerate's handle on devices and processes, and set the CPU threads of this one."""
+    """Return accelerate's handle on devices and processes, and set the CPU threads of this one.
+
+    Raises UserError for a tracker that accelerate does not know or that is not installed.
+    """
+    _check_trackers(config.compute.trackers)
     accelerator = Accelerator(
         mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
         log_with=config.compute.trackers or None,
@@ -135,6 +140,19 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.compute.trackers:
         accelerator.init_trackers("reftune", config={"run": config.name})
     return accelerator
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LoggerType.list():
+            raise UserError(
+                f"compute.trackers: unknown tracker {name}; known: {', '.join(LoggerType.list())}"
+            )
+        if name not in installed:
+            raise UserError(
+                f"compute.trackers: {name} is not installed; `pip install {name}` or leave it out"
+            )
 
 
 def _sft(run: Run) -> None:
