@@ -19,7 +19,7 @@ demo: install  ## train and compare the models of configs/demo.toml
 	$(BIN)/reftune run configs/demo.toml
 
 test: install  ## run the test suite, less the slow and the GPU tests
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: install  ## run the tests that need minutes
 	$(BIN)/pytest -m "slow and not gpu"

@@ -21,6 +21,7 @@ import pytest
 from reftune import sandbox as sandbox_module
 from reftune.sandbox import Sandbox
 from reftune.types import Execution
+from tiny_run import heed_ctrl_c
 
 DATA = Path(__file__).parents[2] / "shared/data"
 GOOD = "def solution():\n    import math\n    return round(abs(-math.sqrt(16)) + sum([1, 2]))\n"
@@ -377,7 +378,7 @@ sandbox.run([LOOP, LOOP + "\\n"])
 
 def test_workers_survive_ctrl_c_but_not_their_trainer() -> None:
     command = [sys.executable, "-c", TRAINER]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as trainer:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c) as trainer:
         assert trainer.stdout is not None
         assert trainer.stdout.readline() == "running\n"
         assert wait_until(lambda: len(children_of(trainer.pid, "monty\0subprocess")) == 2)
