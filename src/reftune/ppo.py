@@ -81,7 +81,8 @@ def run_ppo(
                     state["best_validation_accuracy"], state["best_step"] = solved, step
                     save_model(policy, directory / "model", prompter, accelerator)
             state["seconds"] += time.perf_counter() - started
-            log.samples(step, attempt_rows(rollouts.attempts[: ppo.samples_logged_per_step]))
+            one_each = rollouts.attempts[:: ppo.samples_per_question]
+            log.samples(step, attempt_rows(one_each[: ppo.samples_logged_per_step]))
             log.metrics(step, {**row, "seconds": state["seconds"]})
             if step % ppo.checkpoint_every_steps == 0 and step < ppo.steps:
                 save_checkpoint(accelerator, directory, step, state)
