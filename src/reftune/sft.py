@@ -51,6 +51,7 @@ def run_sft(
     """
     settings, directory = config.sft, config.run_dir / "sft"
     examples = _encode(prompter, train, settings.max_tokens)
+    lengths = [len(prompt) + len(response) for prompt, response in examples]
     optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
     model, optimizer = accelerator.prepare(policy, optimizer)
     actor = make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)
@@ -62,7 +63,7 @@ def run_sft(
     with RunLog(directory, accelerator, "sft", total, state["step"]) as log:
         if len(examples) < len(train):
             log.say(f"sft: {len(train) - len(examples)} examples exceed sft.max_tokens and are left out")
-        for step, rows, finished_epoch in _plan(examples, settings, config.seed, state["step"]):
+        for step, rows, finished_epoch in _plan(lengths, settings, config.seed, state["step"]):
             started = time.perf_counter()
             factor = linear_schedule(step - 1, total, settings.lr_warmup_share)
             set_learning_rates(optimizer, factor, factor)
@@ -70,7 +71,7 @@ def run_sft(
                 "epoch": step / total * settings.epochs,
                 "learning_rate": settings.learning_rate * factor,
             }
-            row |= _train_on(rows, examples, model, optimizer, config, accelerator)
+            row |= _train_on(rows, examples, lengths, model, optimizer, config, accelerator)
             if finished_epoch and _validation_is_due(finished_epoch, settings):
                 solved = accuracy(actor.attempt(validation, 1, 0.0, config.seed, "validation"))
                 row["validation_accuracy"] = solved
@@ -94,13 +95,12 @@ def _encode(prompter: Prompter, train: Sequence[Problem], max_tokens: int) -> li
 
 
 def _plan(
-    examples: Sequence[Example], settings: Sft, seed: int, done: int
+    lengths: Sequence[int], settings: Sft, seed: int, done: int
 ) -> Iterator[tuple[int, list[int], int | None]]:
     """Yield (number of the step, its rows, the epoch that it completes if any) beyond `done` steps."""
-    lengths = [len(prompt) + len(response) for prompt, response in examples]
     step = 0
     for epoch in range(1, settings.epochs + 1):
-        order = shuffled(len(examples), seed, "sft", epoch)
+        order = shuffled(len(lengths), seed, "sft", epoch)
         batches = length_sorted(order, lengths, settings.batch_size)
         for i, rows in enumerate(batches, start=1):
             step += 1
@@ -111,6 +111,7 @@ def _plan(
 def _train_on(
     rows: list[int],
     examples: Sequence[Example],
+    lengths: Sequence[int],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: Config,
@@ -119,7 +120,6 @@ def _train_on(
     """Take one optimizer step on the mean loss over all response tokens of `rows`."""
     started = time.perf_counter()
     model.train()
-    lengths = [len(prompt) + len(response) for prompt, response in examples]
     targets = sum(len(examples[i][1]) for i in rows)
 
     def loss_fn(mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
