@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format clean
+.PHONY: help install demo bench test test-slow check format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -17,6 +17,11 @@ install: $(INSTALLED)  ## create .venv with the pinned versions and .venv/bin/re
 
 demo: install  ## train and compare the models of configs/demo.toml
 	$(BIN)/reftune run configs/demo.toml
+
+bench: install  ## measure reftune against other ways of doing the same; takes BENCH="--device cuda ..."
+	$(BIN)/pip install -q -e '.[bench]' -c constraints.txt
+	$(BIN)/reftune sft configs/demo.toml
+	$(BIN)/python -m benchmarks $(BENCH)
 
 test: install  ## run the test suite, less the slow and the GPU tests
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"

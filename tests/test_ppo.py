@@ -16,6 +16,7 @@ from reftune.config import Config, load_config, parse_config
 from reftune.models import PolicyWithValue
 from reftune.pipeline import run_stages
 from reftune.ppo import compute_targets, update
+from reftune.training import Learner
 from reftune.types import Attempt, Problem, Rollouts, Sample, UserError, Verdict
 from tiny_models import tiny_model
 
@@ -110,7 +111,6 @@ def _rollouts(unjudged: bool = False) -> tuple[PolicyWithValue, Rollouts]:
         logprobs=logprobs * mask,
         ref_logprobs=logprobs * mask,
         values=torch.zeros(rows, time),
-        entropies=torch.zeros(rows, time),
     )
 
 
@@ -120,4 +120,6 @@ def _update(policy: PolicyWithValue, rollouts: Rollouts, overrides: list[str]) -
     accelerator = Accelerator(cpu=True)
     # Plain gradient steps: Adam would blow rounding of gradients near 0 up to whole steps.
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-    update(policy, optimizer, rollouts, compute_targets(rollouts, config.ppo), config, accelerator, 3)
+    budget, norm = config.compute.tokens_per_microbatch, config.ppo.max_grad_norm
+    learner = Learner(policy, optimizer, accelerator, budget, norm)
+    update(learner, rollouts, compute_targets(rollouts, config.ppo), config, 3)

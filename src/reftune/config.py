@@ -130,6 +130,9 @@ class Ppo(Section):
     value_coef: float = Field(5.0, ge=0, description="alpha, weight of the value loss")
     whiten: bool = Field(True, description="gae: normalise advantages over all tokens of the batch")
     max_grad_norm: float = Field(1.0, gt=0)
+    sampler_correction: float = Field(
+        2.0, ge=0, description="cap of the trainer's over the sampler's probability; 0: no correction"
+    )
     temperature: float = Field(1.0, gt=0)
     partial_reward: float = Field(0.1, ge=0, le=1, description="score of a wrong but well-formed answer")
     reward: str | None = Field(None, description="your own reward: path.py:function")

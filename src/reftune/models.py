@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from reftune.config import Model
-from reftune.reading import read_responses
+from reftune.reading import Reader, trunk_of
 from reftune.types import Sequences, UserError
 
 logging.disable_progress_bar()  # our own progress is on the screen
@@ -74,14 +74,14 @@ class PolicyWithValue(nn.Module):
     def __init__(self, policy: PreTrainedModel, critic: str = "none") -> None:
         super().__init__()
         self.policy = policy
-        self.value_trunk = copy.deepcopy(_trunk(policy)) if critic == "separate" else None
+        self.reader = Reader(policy)  # may change the policy: before it is copied
+        self.value_trunk = copy.deepcopy(trunk_of(policy)) if critic == "separate" else None
         self.value_head: nn.Linear | None = None
         if critic != "none":
             width = policy.get_output_embeddings().weight.shape[1]
             self.value_head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
             nn.init.zeros_(self.value_head.weight)  # an untrained critic says 0, not noise
             nn.init.zeros_(self.value_head.bias)
-        self._head_is_plain = _head_is_plain(policy)
 
     def forward(self, sequences: Sequences, temperature: float = 1.0) -> TokenScores:
         """Score the given responses: log-probability, entropy and value at every response token.
@@ -90,13 +90,13 @@ class PolicyWithValue(nn.Module):
         """
         offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
         mask = offsets < sequences.response_lengths.unsqueeze(1)
-        states = read_responses(_trunk(self.policy) if self._head_is_plain else self.policy, sequences)
+        states = self.reader(trunk_of(self.policy) if self.reader.plain_head else self.policy, sequences)
         logprobs, entropies = self._score(states, sequences.responses, temperature)
         values = self._values(states, sequences)
         return TokenScores(*(torch.where(mask, x, 0.0) for x in (logprobs, entropies, values)))
 
     def _score(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        head = self.policy.get_output_embeddings() if self._head_is_plain else nn.Identity()
+        head = self.policy.get_output_embeddings() if self.reader.plain_head else nn.Identity()
         flat, flat_targets = states.flatten(0, 1), targets.flatten()
         rows = max(1, LOGITS_PER_CHUNK // self.policy.get_output_embeddings().weight.shape[0])
         if len(flat) <= rows:
@@ -113,8 +113,8 @@ class PolicyWithValue(nn.Module):
     def _values(self, states: Tensor, sequences: Sequences) -> Tensor:
         if self.value_head is None:
             return torch.zeros(states.shape[:2], device=states.device)
-        if self.value_trunk is not None or not self._head_is_plain:
-            states = read_responses(self.value_trunk or _trunk(self.policy), sequences)
+        if self.value_trunk is not None or not self.reader.plain_head:
+            states = self.reader(self.value_trunk or trunk_of(self.policy), sequences)
         with torch.autocast(states.device.type, enabled=False):
             return torch.as_tensor(self.value_head(states.float())).squeeze(-1)
 
@@ -217,32 +217,6 @@ def _score_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperature: 
     with torch.no_grad():
         entropies = -(logprobs.exp() * logprobs).sum(-1)
     return torch.stack((logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropies))
-
-
-@torch.no_grad()
-def _head_is_plain(policy: PreTrainedModel) -> bool:
-    """Tell whether logits are just the output embedding of the trunk's last hidden state.
-
-    Most models, but not all (soft-capped or scaled logits): ask the model itself rather than a list of
-    names. Only bit for bit the same will do, for a soft cap hardly shows while the logits are small.
-    """
-    was_training = policy.training
-    policy.eval()
-    ids = torch.tensor([[1, 2, 3]], device=policy.device)
-    expected = policy(input_ids=ids).logits
-    try:
-        actual = policy.get_output_embeddings()(_trunk(policy)(input_ids=ids).last_hidden_state)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    finally:
-        policy.train(was_training)
-    return torch.equal(actual.float(), expected.float())
-
-
-def _trunk(policy: PreTrainedModel) -> PreTrainedModel:
-    trunk = policy.base_model
-    assert isinstance(trunk, PreTrainedModel)
-    return trunk
 
 
 def _reason(name: str | Path, error: Exception) -> str:

@@ -17,23 +17,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from reftune.advantages import ADVANTAGES, explained_variance, token_rewards, whiten
+from reftune.advantages import (
+    ADVANTAGES,
+    explained_variance,
+    importance_weights,
+    token_rewards,
+    whiten,
+)
 from reftune.batches import collate, minibatches, shuffled
 from reftune.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint, write_json
 from reftune.config import Config, Ppo
-from reftune.losses import policy_loss, ratio_statistics, sequence_mean, value_loss
+from reftune.losses import policy_loss, ratio_statistics, value_loss
 from reftune.models import PolicyWithValue
 from reftune.prompts import Prompter
 from reftune.rewards import Judge
 from reftune.rollouts import accuracy, attempt_rows, collect, make_actor
 from reftune.run_log import RunLog
-from reftune.training import (
-    LossFn,
-    make_optimizer,
-    optimizer_step,
-    save_model,
-    set_learning_rates,
-)
+from reftune.training import Learner, LossFn, make_optimizer, save_model
 from reftune.types import Problem, Rollouts, Targets, UserError
 
 
@@ -55,8 +55,10 @@ def run_ppo(
     """
     ppo, directory = config.ppo, config.run_dir / "ppo"
     optimizer = make_optimizer(policy, ppo.learning_rate, ppo.weight_decay, ppo.value_head_learning_rate)
-    model, optimizer = accelerator.prepare(policy, optimizer)
-    model.eval()  # no dropout: the ratio compares the same network at two times
+    learner = Learner(
+        policy, optimizer, accelerator, config.compute.tokens_per_microbatch, ppo.max_grad_norm
+    )
+    learner.model.eval()  # no dropout: the ratio compares the same network at two times
     actor = make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)
     state = load_checkpoint(accelerator, directory) or {
         "step": 0, "seconds": 0.0, "best_validation_accuracy": -1.0, "best_step": 0,
@@ -71,9 +73,9 @@ def run_ppo(
             )  # fmt: skip
             sampled = time.perf_counter()
             targets = compute_targets(rollouts, ppo)
-            set_learning_rates(optimizer, float(step > ppo.critic_warmup_steps), 1.0)
-            losses = update(model, optimizer, rollouts, targets, config, accelerator, step)
-            row = describe(rollouts, targets) | losses | _timings(rollouts, started, sampled)
+            learner.set_learning_rates(float(step > ppo.critic_warmup_steps), 1.0)
+            losses = update(learner, rollouts, targets, config, step)
+            row = describe(rollouts, targets, ppo) | losses | _timings(rollouts, started, sampled)
             if step % ppo.validate_every_steps == 0 or step == ppo.steps:
                 solved = accuracy(actor.attempt(validation, 1, 0.0, config.seed, "validation"))
                 row["validation_accuracy"] = solved
@@ -92,7 +94,8 @@ def run_ppo(
 def compute_targets(rollouts: Rollouts, ppo: Ppo) -> Targets:
     """Turn scores into token rewards, advantages and returns (PAPER sections 3 and 4).
 
-    Returns are raw advantage + value; only the policy's advantages are whitened.
+    Returns are raw advantage + value; only the policy's advantages are whitened, and weighed where the
+    sampler's probabilities are not the trainer's.
     """
     rewards = token_rewards(
         rollouts.scores, rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask, ppo.kl_coef
@@ -102,19 +105,21 @@ def compute_targets(rollouts: Rollouts, ppo: Ppo) -> Targets:
     returns = (advantages + rollouts.values) * rollouts.mask
     if ppo.whiten and estimator.critic:  # a group baseline has centred them already, per question
         advantages = whiten(advantages, rollouts.mask)
+    if ppo.sampler_correction:
+        advantages = advantages * importance_weights(
+            rollouts.logprobs, rollouts.sampler_logprobs, rollouts.mask, ppo.sampler_correction
+        )
     return Targets(rewards, advantages, returns)
 
 
 def update(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollouts: Rollouts,
-    targets: Targets,
-    config: Config,
-    accelerator: Accelerator,
-    step: int,
+    learner: Learner, rollouts: Rollouts, targets: Targets, config: Config, step: int
 ) -> dict[str, float]:
-    """Pass over the batch `updates_per_batch` times in minibatches; return the mean statistics."""
+    """Pass over the batch `updates_per_batch` times in minibatches; return the mean statistics.
+
+    But `logprob_gap`, the mean difference between the sampler's and the trainer's log-probabilities, is
+    that of the first minibatch: its weights are those that sampled.
+    """
     ppo = config.ppo
     lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.attempts]
     judged = rollouts.mask.any(dim=1)
@@ -122,38 +127,32 @@ def update(
     for epoch in range(ppo.updates_per_batch):
         order = [i for i in shuffled(len(lengths), config.seed, "update", step, epoch) if judged[i]]
         for rows in minibatches(order, ppo.minibatch_size or max(1, len(order))):
-            loss_fn = _make_loss(model, rollouts, targets, rows, ppo, accelerator)
-            sums = optimizer_step(
-                accelerator, model, optimizer, rows, lengths,
-                config.compute.tokens_per_microbatch, ppo.max_grad_norm, loss_fn,
-                rollouts.groups.tolist(),
-            )  # fmt: skip
+            loss_fn = _make_loss(rollouts, targets, rows, ppo, learner.accelerator.device)
+            sums = learner.step(rows, lengths, loss_fn, rollouts.groups.tolist())
             if not math.isfinite(sums["loss"] + sums["grad_norm"]):
-                _stop_on_non_finite(config, rollouts, rows, step, accelerator)
+                _stop_on_non_finite(config, rollouts, rows, step, learner.accelerator)
             history.append(sums)
-    return {key: sum(h[key] for h in history) / len(history) for key in history[0]} if history else {}
+    if not history:
+        return {}
+    means = {key: sum(h[key] for h in history) / len(history) for key in history[0]}
+    return means | {"logprob_gap": history[0]["logprob_gap"]}
 
 
 def _make_loss(
-    model: nn.Module,
-    rollouts: Rollouts,
-    targets: Targets,
-    rows: Sequence[int],
-    ppo: Ppo,
-    accelerator: Accelerator,
+    rollouts: Rollouts, targets: Targets, rows: Sequence[int], ppo: Ppo, device: torch.device
 ) -> LossFn:
-    """Return the loss of some rows of the minibatch `rows`, for `optimizer_step`."""
+    """Return the loss of some rows of the minibatch `rows`, for `Learner.step`."""
     tokens = float(rollouts.mask[list(rows)].sum())
     value_coef = ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0
 
-    def loss_fn(mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_fn(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         samples = [rollouts.attempts[i].sample for i in mine]
         batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
-        scores = model(batch.to(accelerator.device), ppo.temperature)
+        scores = model(batch.to(device), ppo.temperature)
         time = scores.logprobs.shape[1]
 
         def pick(tensor: Tensor) -> Tensor:
-            return tensor[mine, :time].to(accelerator.device)
+            return tensor[mine, :time].to(device)
 
         mask, old_logprobs = pick(rollouts.mask) * weights.unsqueeze(1), pick(rollouts.logprobs)
         policy = policy_loss(
@@ -163,29 +162,33 @@ def _make_loss(
             scores.values, pick(rollouts.values), pick(targets.returns), mask, ppo.value_clip_range
         ).sum() / len(rows)
         statistics = ratio_statistics(scores.logprobs, old_logprobs, mask, ppo.clip_range)
+        statistics["entropy"] = (scores.entropies * mask).sum()
+        gap = scores.logprobs.detach() - pick(rollouts.sampler_logprobs)
+        statistics["logprob_gap"] = (gap.abs() * mask).sum()
         statistics = {name: total / tokens for name, total in statistics.items()}
         return policy + value_coef * value, {"policy_loss": policy, "value_loss": value, **statistics}
 
     return loss_fn
 
 
-def describe(rollouts: Rollouts, targets: Targets) -> dict[str, Any]:
+def describe(rollouts: Rollouts, targets: Targets, ppo: Ppo) -> dict[str, Any]:
     """Return the statistics of one batch under the field's names, before the update.
 
-    `kl` is the mean over samples of the summed log-ratio to the reference; `logprob_gap` the largest
-    difference between the sampler's and the trainer's log-probabilities.
+    `kl` is the mean over samples of the summed log-ratio to the reference; `sampler_weight` the mean of
+    the weights that correct for the sampler, `sampler_truncated` the share of tokens at their cap.
     """
     mask, attempts = rollouts.mask, rollouts.attempts
-    gap = (rollouts.sampler_logprobs - rollouts.logprobs) * mask
+    cap = ppo.sampler_correction or math.inf
+    weights = importance_weights(rollouts.logprobs, rollouts.sampler_logprobs, mask, cap)[mask.bool()]
     return {
         "reward": float(rollouts.scores.mean()),
         "accuracy": accuracy(attempts),
         "kl": float(((rollouts.logprobs - rollouts.ref_logprobs) * mask).sum(1).mean()),
-        "entropy": float(sequence_mean(rollouts.entropies, mask).mean()),
         "response_length": sum(len(a.sample.tokens) for a in attempts) / len(attempts),
         "truncated": sum(not a.sample.finished for a in attempts) / len(attempts),
         "explained_variance": explained_variance(rollouts.values, targets.returns, mask),
-        "logprob_gap": float(gap.abs().max()),
+        "sampler_weight": float(weights.mean().nan_to_num(1.0)),
+        "sampler_truncated": float((weights == cap).float().mean().nan_to_num(0.0)),
         "outcomes": dict(Counter(a.verdict.outcome for a in attempts)),
     }
 

@@ -1,37 +1,73 @@
 """Run a model over prompts and given responses, and return its states at the response positions.
 
-A question's prompt is read once per batch, however many responses it has: with eight samples per
-question that is less than half of the tokens.
+Where the model lets us (see `attention.take_over`), all tokens stand end to end in one row without
+padding, and a question's prompt is read once per batch, however many responses it has: with eight
+samples per question that is less than half of the tokens. Any other model reads padded rows.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch.nn import functional
+from transformers import PreTrainedModel
 
+from reftune.attention import pack, take_over, window
 from reftune.types import Sequences
 
 
-def read_responses(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    """Return the model's output at the positions that predict each response token.
+class Reader:
+    """Reads with a causal language model.
 
     Args:
-        model: a trunk, whose last hidden states are returned, or a causal language model, whose
-            logits are.
-        sequences: prompts and responses.
+        model: the language model; its attention function may be replaced by an equal one.
 
-    Returns:
-        (batch, time, features); columns beyond a response's length hold no meaning.
+    `plain_head` tells whether its logits are just `head` of the trunk's last hidden states. Then
+    the states are read, else the logits themselves.
     """
-    if len(sequences.prompts) == len(sequences.responses):
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.plain_head = _head_is_plain(model)
+        self.packs = take_over(model) and _packs_right(model)
+
+    def __call__(self, model: PreTrainedModel, sequences: Sequences) -> Tensor:
+        """Return what the model says at the positions that predict each response token.
+
+        Args:
+            model: a trunk, whose last hidden states are returned, or a language model, whose logits
+                are; of the same kind as the one that this reader was made for.
+            sequences: prompts and responses.
+
+        Returns:
+            (batch, time, features); columns beyond a response's length hold no meaning.
+        """
+        longest = sequences.prompts.shape[1] + sequences.responses.shape[1]
+        if self.packs and longest <= window(model.config):
+            return _read_packed(model, sequences)
         return _read_rows(model, sequences)
-    return _read_behind_shared_prompts(model, sequences)
 
 
-def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep (or repeat) rows of a cache, be it of keys and values or of recurrent states."""
-    cache.reorder_cache(rows)  # type: ignore[arg-type]  # it asks for the legacy LongTensor
+def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a language model without its head."""
+    trunk = model.base_model
+    assert isinstance(trunk, PreTrainedModel)
+    return trunk
+
+
+def _read_packed(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """Read everything as one row; attention keeps the responses apart."""
+    packed = pack(sequences)
+    no_mask = packed.ids.new_ones(
+        1, 1, 1, 1
+    )  # four dimensions: transformers takes it for a finished one
+    states = _states(
+        model(
+            input_ids=packed.ids, attention_mask=no_mask, position_ids=packed.positions,
+            use_cache=False, within=packed,
+        )
+    )  # fmt: skip
+    read: Tensor = functional.embedding(packed.predicting, states[0])
+    return read
 
 
 def _read_rows(model: PreTrainedModel, sequences: Sequences) -> Tensor:
@@ -51,42 +87,51 @@ def _read_rows(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     return states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
 
-def _read_behind_shared_prompts(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    """Read each distinct prompt once, then all responses behind their prompt's keys and values."""
-    prompts, parents = sequences.prompts, sequences.parents
-    columns = torch.arange(prompts.shape[1], device=prompts.device)
-    starts = (prompts.shape[1] - sequences.prompt_lengths).unsqueeze(1)
-    attended = (columns >= starts).long()
-    cache = DynamicCache(config=model.config)
-    last_of_prompt = _states(
-        model(
-            input_ids=prompts,
-            attention_mask=attended,
-            position_ids=(columns - starts).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        )
-    )[:, -1:]
-    select_rows(cache, parents)
-    inputs = sequences.responses[:, :-1]  # nothing is predicted from the last token
-    if inputs.shape[1] == 0:
-        return last_of_prompt[parents]
-    offsets = torch.arange(inputs.shape[1], device=inputs.device)
-    inside = _states(
-        model(
-            input_ids=inputs,
-            attention_mask=torch.cat((attended[parents], torch.ones_like(inputs)), dim=1),
-            position_ids=sequences.prompt_lengths[parents].unsqueeze(1) + offsets,
-            past_key_values=cache,
-            use_cache=True,
-        )
-    )
-    return torch.cat((last_of_prompt[parents], inside), dim=1)
-
-
 def _states(output: object) -> Tensor:
     states = getattr(output, "last_hidden_state", None)
     if states is None:
         states = output.logits  # type: ignore[attr-defined]
     assert isinstance(states, Tensor)
     return states
+
+
+@torch.no_grad()
+def _head_is_plain(model: PreTrainedModel) -> bool:
+    """Tell whether logits are just the output embedding of the trunk's last hidden state.
+
+    Most models, but not all (soft-capped or scaled logits): ask the model itself rather than a list of
+    names. Only bit for bit the same will do, for a soft cap hardly shows while the logits are small.
+    """
+    was_training = model.training
+    model.eval()
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    expected = model(input_ids=ids).logits
+    try:
+        actual = model.get_output_embeddings()(trunk_of(model)(input_ids=ids).last_hidden_state)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    finally:
+        model.train(was_training)
+    return torch.equal(actual.float(), expected.float())
+
+
+@torch.no_grad()
+def _packs_right(model: PreTrainedModel) -> bool:
+    """Tell whether a packed batch gives what padded rows give, by trying one."""
+    was_training = model.training
+    model.eval()
+    trial = Sequences(
+        prompts=torch.tensor([[0, 3, 1], [2, 4, 3]]), prompt_lengths=torch.tensor([2, 3]),
+        parents=torch.tensor([0, 0, 1]), responses=torch.tensor([[4, 1, 2], [2, 0, 0], [1, 3, 0]]),
+        response_lengths=torch.tensor([3, 1, 2]),
+    ).to(model.device)  # fmt: skip
+    real = torch.arange(3, device=model.device) < trial.response_lengths.unsqueeze(1)
+    expected = _read_rows(model, trial)[real].float()
+    try:
+        actual = _read_packed(model, trial)[real].float()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    finally:
+        model.train(was_training)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -17,22 +19,28 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from reftune.batches import collate, cut, deal, length_mask, pad
+from reftune.lanes import Lanes, make_lanes
 from reftune.models import PolicyWithValue, TokenScores
 from reftune.prompts import Prompter
 from reftune.rewards import Judge
 from reftune.samplers import Sampler
 from reftune.samplers.builtin import BuiltinSampler
-from reftune.types import Attempt, Problem, Rollouts, UserError
+from reftune.types import Attempt, Problem, Rollouts, Sample, UserError
 
 
 @dataclass(frozen=True)
 class Actor:
-    """All that turns problems into judged samples."""
+    """All that turns problems into judged samples.
+
+    `exact` says that the sampler's log-probabilities and values are those that the trainer would find.
+    """
 
     sampler: Sampler
     judge: Judge
     prompter: Prompter
     accelerator: Accelerator
+    lanes: Lanes
+    exact: bool = False
 
     def attempt(
         self, problems: Sequence[Problem], samples: int, temperature: float, *key: object
@@ -49,23 +57,68 @@ class Actor:
         indices = range(accelerator.process_index, len(problems), accelerator.num_processes)
         rows = [(i, k) for i in indices for k in range(samples)]
         prompts = {i: self.prompter.encode_prompt(problems[i]) for i in indices}
-        with accelerator.autocast():
-            sampled = self.sampler.sample(
+        judging = Judging(self.judge, self.prompter, [problems[i] for i, _ in rows])
+        with judging:
+            self.sampler.sample(
                 [prompts[i] for i, _ in rows],
                 [stream_seed(*key, i, k) for i, k in rows],
                 max_new_tokens=self.prompter.settings.max_new_tokens,
                 temperature=temperature,
+                done=judging.put,
             )
-        asked = [problems[i] for i, _ in rows]
-        texts = [self.prompter.decode(p, s) for p, s in zip(asked, sampled, strict=True)]
-        verdicts = self.judge(asked, texts, [s.finished for s in sampled])
-        if verdicts and all(verdict.outcome == "sandbox_error" for verdict in verdicts):
+        mine = [(row, judging.attempts[number]) for number, row in enumerate(rows)]
+        if mine and all(attempt.verdict.outcome == "sandbox_error" for _, attempt in mine):
             raise UserError(
                 "the sandbox could run none of the programs; is pydantic-monty installed whole?"
             )
-        mine = list(zip(rows, map(Attempt, asked, sampled, texts, verdicts), strict=True))
         gathered = gather_object(mine) if accelerator.num_processes > 1 else mine
         return [attempt for _, attempt in sorted(gathered, key=lambda pair: pair[0])]
+
+
+class Judging:
+    """Judge samples in a thread of its own, while others are still being decoded.
+
+    Args:
+        judge: gets all samples that wait for it at once.
+        problems: which problem each sample number answers.
+
+    As a context it waits for the last verdict; then `attempts` has every sample that was put in.
+    """
+
+    def __init__(self, judge: Judge, prompter: Prompter, problems: Sequence[Problem]) -> None:
+        self.attempts: dict[int, Attempt] = {}
+        self._judge, self._prompter, self._problems = judge, prompter, problems
+        self._queue: SimpleQueue[tuple[int, Sample] | None] = SimpleQueue()
+        self._thread = ThreadPoolExecutor(1, "judge")
+
+    def put(self, number: int, sample: Sample) -> None:
+        """Hand over a sample."""
+        self._queue.put((number, sample))
+
+    def __enter__(self) -> None:
+        self._done = self._thread.submit(self._run)
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.shutdown(wait=error is None)
+        if error is None:
+            self._done.result()
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            waiting = [self._queue.get()]
+            while not self._queue.empty():
+                waiting.append(self._queue.get())
+            ended = waiting[-1] is None
+            self._judge_all([item for item in waiting if item is not None])
+
+    def _judge_all(self, items: list[tuple[int, Sample]]) -> None:
+        asked = [self._problems[number] for number, _ in items]
+        texts = [self._prompter.decode(p, s) for p, (_, s) in zip(asked, items, strict=True)]
+        verdicts = self._judge(asked, texts, [sample.finished for _, sample in items])
+        for (number, sample), problem, text, verdict in zip(items, asked, texts, verdicts, strict=True):
+            self.attempts[number] = Attempt(problem, sample, text, verdict)
 
 
 def make_actor(
@@ -74,8 +127,12 @@ def make_actor(
     """Return an actor whose built-in sampler always reads the current weights of `policy`."""
     ends = policy.policy.generation_config.eos_token_id if policy.policy.generation_config else None
     eos = {prompter.eos, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
-    sampler = BuiltinSampler(policy.policy, sorted(eos), max_rows)
-    return Actor(sampler, judge, prompter, accelerator)
+    sampler = BuiltinSampler(
+        policy.policy, sorted(eos), max_rows, reader=policy.reader, context=accelerator.autocast,
+        value_head=policy.value_head if policy.value_trunk is None else None,
+    )  # fmt: skip
+    exact = accelerator.mixed_precision == "no" and policy.policy.dtype == torch.float32
+    return Actor(sampler, judge, prompter, accelerator, make_lanes(policy, accelerator), exact)
 
 
 def collect(
@@ -90,50 +147,62 @@ def collect(
 ) -> Rollouts:
     """Sample, judge and score one batch (PAPER sections 3 and 4).
 
+    The policy reads the samples once more only where the sampler's numbers are not the trainer's.
     Rows that our own infrastructure failed to judge keep an empty mask: they teach nothing.
     """
     attempts = actor.attempt(problems, samples, temperature, *key)
     kept = [0 if a.verdict.outcome == "sandbox_error" else len(a.sample.tokens) for a in attempts]
     mask = length_mask(kept, width=max(len(a.sample.tokens) for a in attempts))
-    scored = score(policy, attempts, temperature, token_budget, actor.accelerator)
-    ref_scored = score(reference, attempts, temperature, token_budget, actor.accelerator)
+    scoring = (attempts, temperature, token_budget, actor.accelerator, actor.lanes)
+    sampler_logprobs = pad([a.sample.logprobs for a in attempts])
+    known = actor.exact and all(
+        policy.value_head is None or a.sample.values is not None for a in attempts
+    )
+    if known:
+        logprobs = sampler_logprobs
+        values = pad([a.sample.values or [0.0] * len(a.sample.tokens) for a in attempts])
+    else:
+        logprobs, _, values = score(policy, *scoring)
     return Rollouts(
         attempts=attempts,
         groups=torch.tensor(question_groups(attempts)),
         scores=torch.tensor([a.verdict.score for a in attempts]),
         mask=mask,
-        sampler_logprobs=pad([a.sample.logprobs for a in attempts]),
-        logprobs=scored.logprobs,
-        ref_logprobs=ref_scored.logprobs,
-        values=scored.values,
-        entropies=scored.entropies,
+        sampler_logprobs=sampler_logprobs,
+        logprobs=logprobs,
+        ref_logprobs=score(reference, *scoring).logprobs,
+        values=values,
     )
 
 
-@torch.no_grad()
 def score(
     model: PolicyWithValue,
     attempts: Sequence[Attempt],
     temperature: float,
     token_budget: int,
     accelerator: Accelerator,
+    lanes: Lanes | None = None,
 ) -> TokenScores:
     """Score every response with `model`, each process a share; the result is whole on all of them."""
     samples = [a.sample for a in attempts]
-    groups = question_groups(attempts)
     lengths = [len(s.prompt) + len(s.tokens) for s in samples]
     time = max(len(s.tokens) for s in samples)
     totals = torch.zeros(3, len(samples), time, device=accelerator.device)
     processes = accelerator.num_processes
-    for rows in cut(range(len(samples)), lengths, token_budget, processes, groups):
+
+    @torch.no_grad()
+    def score_piece(rows: list[int]) -> None:
         mine, weights = deal(rows, accelerator.process_index, processes)
         if not any(weights):
-            continue
+            return
         batch = collate([samples[i].prompt for i in mine], [samples[i].tokens for i in mine])
         with accelerator.autocast():
             scores = model(batch.to(accelerator.device), temperature)
         totals[:, mine, : scores.logprobs.shape[1]] = torch.stack(tuple(scores))
-    whole = accelerator.reduce(totals, reduction="sum") if accelerator.num_processes > 1 else totals
+
+    pieces = cut(range(len(samples)), lengths, token_budget, processes, question_groups(attempts))
+    (lanes or Lanes()).map(score_piece, pieces)
+    whole = accelerator.reduce(totals, reduction="sum") if processes > 1 else totals
     assert isinstance(whole, Tensor)
     return TokenScores(*whole.cpu())
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -24,13 +23,7 @@ from reftune.prompts import Prompter
 from reftune.rewards import Judge
 from reftune.rollouts import accuracy, make_actor
 from reftune.run_log import RunLog
-from reftune.training import (
-    linear_schedule,
-    make_optimizer,
-    optimizer_step,
-    save_model,
-    set_learning_rates,
-)
+from reftune.training import Learner, linear_schedule, make_optimizer, save_model
 from reftune.types import Problem, UserError
 
 Example = tuple[list[int], list[int]]
@@ -52,8 +45,10 @@ def run_sft(
     settings, directory = config.sft, config.run_dir / "sft"
     examples = _encode(prompter, train, settings.max_tokens)
     lengths = [len(prompt) + len(response) for prompt, response in examples]
-    optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
-    model, optimizer = accelerator.prepare(policy, optimizer)
+    learner = Learner(
+        policy, make_optimizer(policy, settings.learning_rate, settings.weight_decay), accelerator,
+        config.compute.tokens_per_microbatch, settings.max_grad_norm,
+    )  # fmt: skip
     actor = make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)
     total = settings.epochs * math.ceil(len(examples) / settings.batch_size)
     state = load_checkpoint(accelerator, directory) or {
@@ -66,12 +61,12 @@ def run_sft(
         for step, rows, finished_epoch in _plan(lengths, settings, config.seed, state["step"]):
             started = time.perf_counter()
             factor = linear_schedule(step - 1, total, settings.lr_warmup_share)
-            set_learning_rates(optimizer, factor, factor)
+            learner.set_learning_rates(factor, factor)
             row = {
                 "epoch": step / total * settings.epochs,
                 "learning_rate": settings.learning_rate * factor,
             }
-            row |= _train_on(rows, examples, lengths, model, optimizer, config, accelerator)
+            row |= _train_on(learner, rows, examples, lengths, settings.learning_rate)
             if finished_epoch and _validation_is_due(finished_epoch, settings):
                 solved = accuracy(actor.attempt(validation, 1, 0.0, config.seed, "validation"))
                 row["validation_accuracy"] = solved
@@ -109,34 +104,29 @@ def _plan(
 
 
 def _train_on(
+    learner: Learner,
     rows: list[int],
     examples: Sequence[Example],
     lengths: Sequence[int],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: Config,
-    accelerator: Accelerator,
+    learning_rate: float,
 ) -> dict[str, float]:
     """Take one optimizer step on the mean loss over all response tokens of `rows`."""
     started = time.perf_counter()
-    model.train()
     targets = sum(len(examples[i][1]) for i in rows)
+    device = learner.accelerator.device
 
-    def loss_fn(mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_fn(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         batch = collate([examples[i][0] for i in mine], [examples[i][1] for i in mine])
-        scores = model(batch.to(accelerator.device))
-        mask = length_mask([len(examples[i][1]) for i in mine]).to(accelerator.device)
+        scores = model(batch.to(device))
+        mask = length_mask([len(examples[i][1]) for i in mine]).to(device)
         return (cross_entropy(scores.logprobs, mask) * weights).sum() / targets, {}
 
-    sums = optimizer_step(
-        accelerator, model, optimizer, rows, lengths,
-        config.compute.tokens_per_microbatch, config.sft.max_grad_norm, loss_fn,
-    )  # fmt: skip
-    model.eval()
+    learner.model.train()
+    sums = learner.step(rows, lengths, loss_fn)
+    learner.model.eval()
     if not math.isfinite(sums["loss"] + sums["grad_norm"]):
         raise UserError(
-            f"sft: the loss became {sums['loss']};"
-            f" lower sft.learning_rate (now {config.sft.learning_rate})"
+            f"sft: the loss became {sums['loss']}; lower sft.learning_rate (now {learning_rate})"
         )
     tokens = sum(lengths[i] for i in rows)
     return {**sums, "tokens_per_second": tokens / (time.perf_counter() - started)}

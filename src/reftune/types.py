@@ -96,13 +96,15 @@ class Verdict:
 class Sample:
     """One sampled response as token ids, its EOS included when `finished`.
 
-    `logprobs` are the sampler's own, one per token, under the distribution it sampled from.
+    `logprobs` are the sampler's own, one per token, under the distribution it sampled from; `values`
+    the critic's before each token, where the sampler has read them on the way.
     """
 
     prompt: list[int]
     tokens: list[int]
     logprobs: list[float]
     finished: bool
+    values: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,6 @@ class Rollouts:
     logprobs: Float[Tensor, "batch time"]
     ref_logprobs: Float[Tensor, "batch time"]
     values: Float[Tensor, "batch time"]
-    entropies: Float[Tensor, "batch time"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from reftune.types import Sample
@@ -19,6 +19,7 @@ class Sampler(Protocol):
         *,
         max_new_tokens: int,
         temperature: float,
+        done: Callable[[int, Sample], None] | None = None,
     ) -> list[Sample]:
         """Sample one response per prompt, in order; repeat a prompt to get several.
 
@@ -27,5 +28,7 @@ class Sampler(Protocol):
             seeds: one signed 64-bit number per prompt, the source of that row's randomness.
             max_new_tokens: limit of a response; one that reaches it without EOS is not `finished`.
             temperature: 0 decodes greedily.
+            done: called with the number and the sample when one is complete, in any order and from any
+                thread, while others may still be decoded.
         """
         ...

@@ -1,86 +1,71 @@
-"""The built-in engine: decode with a key-value cache through any transformers causal model.
+"""The built-in engine: decode through any transformers causal model, in this process.
 
-Equal prompts share one prefill. Finished rows leave the batch, so that a few long answers do not
-make the rest wait. Every row draws from a random stream of its own (its seed and the token's
-position), so a sample never depends on which batch, order or process it was decoded in.
+Equal prompts share one prefill. Finished rows leave the batch and waiting prompts enter, so that a few
+long answers do not make the rest wait. Every row draws from a random stream of its own (its seed and
+the token's position), so a sample never depends on which batch, order or process it was decoded in.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from reftune.reading import select_rows
+from reftune.attention import window
+from reftune.reading import Reader, trunk_of
+from reftune.samplers.decoders import Decoder, PaddedDecoder, SharedPrefixDecoder
+from reftune.samplers.streams import choose
 from reftune.types import Sample, UserError
 
-KEEP_UNTIL = 0.75  # rows are dropped once this share is still running: dropping copies the cache
+# Finished rows leave once no more than this share still runs: leaving copies the cache, entering also
+# costs a forward pass for the new prompts.
+KEEP_UNTIL = 0.9
+ENTER_FROM = 0.75
 
-
-class PreallocatedLayer(DynamicLayer):
-    """Cache of one layer that is written in place instead of being copied for every token."""
-
-    def __init__(self, capacity: int) -> None:
-        DynamicLayer.__init__(self)
-        self.capacity = capacity
-        self.length = 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append the new states and return views of all states so far."""
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = self._room(key_states), self._room(value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def get_seq_length(self) -> int:
-        """Return the number of positions written."""
-        return self.length
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep (or repeat) rows, copying only what is written."""
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_empty(len(beam_idx), *old.shape[1:])
-            new[:, :, : self.length] = old[:, :, : self.length].index_select(0, beam_idx)
-            setattr(self, name, new)
-
-    def _room(self, states: Tensor) -> Tensor:
-        batch, heads, _, dim = states.shape
-        return states.new_empty(batch, heads, self.capacity, dim)
+Done = Callable[[int, Sample], None]
+Group = tuple[tuple[int, ...], list[int]]  # a prompt, and which samples are drawn from it
 
 
 class BuiltinSampler:
     """Sample from a transformers model in this process.
 
     Args:
-        model: the policy; it is read, never changed, and must be in eval mode.
+        model: the policy; its weights are read, never changed, and it must be in eval mode.
         eos: ids that end a response.
         max_rows: responses decoded at once.
+        value_head: a critic on the last hidden state; its values are then part of the samples, where
+            the model's head is plain.
+        reader: that of the model, if there is one already.
+        context: entered around the model's forward passes, for mixed precision.
 
     Raises UserError for a model that keeps no key-value cache.
     """
 
-    def __init__(self, model: PreTrainedModel, eos: Sequence[int], max_rows: int = 512) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos: Sequence[int],
+        max_rows: int = 512,
+        *,
+        value_head: nn.Module | None = None,
+        reader: Reader | None = None,
+        context: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        if "past_key_values" not in inspect.signature(model.forward).parameters:
+            kind = model.config.model_type
+            raise UserError(f"a model of type {kind} cannot be sampled from: it has no key-value cache")
         self.model = model
         self.eos = torch.tensor(list(eos), device=model.device)
         self.max_rows = max_rows
-        accepted = inspect.signature(model.forward).parameters
-        if "past_key_values" not in accepted:
-            kind = model.config.model_type
-            raise UserError(f"a model of type {kind} cannot be sampled from: it has no key-value cache")
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.reader = reader or Reader(model)
+        self.value_head = value_head if self.reader.plain_head else None
+        self.context = context
 
-    @torch.no_grad()
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
@@ -88,142 +73,141 @@ class BuiltinSampler:
         *,
         max_new_tokens: int,
         temperature: float,
+        done: Done | None = None,
     ) -> list[Sample]:
         """Sample one response per prompt (see `Sampler.sample`)."""
-        samples: list[Sample | None] = [None] * len(prompts)
-        for rows in self._chunks(prompts):
-            decoded = self._decode(
-                [prompts[i] for i in rows], [seeds[i] for i in rows], max_new_tokens, temperature
-            )
-            for i, sample in zip(rows, decoded, strict=True):
-                samples[i] = sample
-        return [s for s in samples if s is not None]
+        samples: dict[int, Sample] = {}
 
-    def _chunks(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yield rows of similar prompt length together, equal prompts side by side."""
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i], i))
-        for start in range(0, len(order), self.max_rows):
-            yield order[start : start + self.max_rows]
+        def finish(index: int, sample: Sample) -> None:
+            samples[index] = sample
+            if done is not None:
+                done(index, sample)
 
-    def _decode(
-        self, prompts: list[Sequence[int]], seeds: list[int], max_new_tokens: int, temperature: float
-    ) -> list[Sample]:
-        device = self.model.device
-        logits, cache, attended = self._prefill(prompts, max_new_tokens)
-        streams = torch.tensor(seeds, device=device)
-        tokens = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
-        logprobs = torch.zeros(len(prompts), max_new_tokens, device=device)
-        lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
-        ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        rows = torch.arange(len(prompts), device=device)  # which prompt each decoded row belongs to
-        for t in range(max_new_tokens):
-            chosen, chosen_logprobs = choose(logits, streams[rows], t, temperature)
-            tokens[rows, t], logprobs[rows, t] = chosen, chosen_logprobs
-            lengths[rows] += ~ended[rows]
-            ended[rows] |= torch.isin(chosen, self.eos)
-            running = ~ended[rows]
-            alive = int(running.sum())
-            if alive == 0 or t == max_new_tokens - 1:
-                break
-            if alive <= KEEP_UNTIL * len(rows):
-                keep = running.nonzero().squeeze(1)
-                rows, chosen, attended = rows[keep], chosen[keep], attended[keep]
-                select_rows(cache, keep)
-            attended = torch.cat((attended, attended.new_ones(len(rows), 1)), dim=1)
-            logits = self._forward(chosen.unsqueeze(1), attended, cache)
-        return _collect(prompts, tokens, logprobs, lengths, ended)
+        batch = _Batch(self, self._group(prompts), seeds, max_new_tokens, temperature)
+        with torch.no_grad(), self.context():
+            batch.run(finish)
+        return [samples[i] for i in range(len(prompts))]
 
-    def _prefill(
-        self, prompts: list[Sequence[int]], max_new_tokens: int
-    ) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Read every distinct prompt once, left-padded, then give each row its own copy."""
-        distinct = list(dict.fromkeys(tuple(p) for p in prompts))
-        place = {prompt: i for i, prompt in enumerate(distinct)}
-        width = max(map(len, distinct))
-        ids = torch.zeros(len(distinct), width, dtype=torch.long)
-        attended = torch.zeros(len(distinct), width, dtype=torch.long)
-        for i, prompt in enumerate(distinct):
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
-            attended[i, width - len(prompt) :] = 1
-        device = self.model.device
-        ids, attended = ids.to(device), attended.to(device)
-        cache = DynamicCache(config=self.model.config)
-        cache.layers = [
-            PreallocatedLayer(width + max_new_tokens) if type(layer) is DynamicLayer else layer
-            for layer in cache.layers
+    def make_decoder(self, longest: int, max_new_tokens: int) -> Decoder:
+        """Return an empty batch for prompts of at most `longest` tokens."""
+        model = trunk_of(self.model) if self.reader.plain_head else self.model
+        if self.reader.packs and longest + max_new_tokens <= window(model.config):
+            return SharedPrefixDecoder(model, max_new_tokens)
+        return PaddedDecoder(model, max_new_tokens)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits that follow from what a decoder gave, in float32."""
+        head = self.model.get_output_embeddings() if self.reader.plain_head else nn.Identity()
+        logits: Tensor = head(states)
+        return logits.float()
+
+    def _group(self, prompts: Sequence[Sequence[int]]) -> list[Group]:
+        """Put samples of equal prompts together, as many as may be decoded at once; shortest first."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(tuple(prompt), []).append(i)
+        return [
+            (prompt, members[start : start + self.max_rows])
+            for prompt, members in sorted(groups.items(), key=lambda group: (len(group[0]), group[0]))
+            for start in range(0, len(members), self.max_rows)
         ]
-        logits = self._forward(ids, attended, cache)
-        if len(distinct) == len(prompts):
-            return logits, cache, attended
-        parents = torch.tensor([place[tuple(p)] for p in prompts], device=device)
-        select_rows(cache, parents)
-        return logits[parents], cache, attended[parents]
-
-    def _forward(self, ids: Tensor, attended: Tensor, cache: DynamicCache) -> Tensor:
-        """Return the logits after the last column of `ids`, in float32."""
-        positions = (attended.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = self.model(
-            input_ids=ids,
-            attention_mask=attended,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **self._last_only,
-        )
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
 
 
-def choose(logits: Tensor, streams: Tensor, t: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Choose a token per row by inverting the cumulative distribution at the row's t-th random number.
+class _Batch:
+    """The samples of one call: those that run, in the decoder's rows, and those that wait."""
 
-    Args:
-        logits: (rows, vocab), float32.
-        streams: (rows,), the seeds.
-        t: position of the token in its response.
-        temperature: 0 takes the most likely token.
+    def __init__(
+        self,
+        sampler: BuiltinSampler,
+        groups: list[Group],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+    ) -> None:
+        self.sampler, self.temperature, self.max_new_tokens = sampler, temperature, max_new_tokens
+        self.waiting = deque(groups)
+        self.indices = [
+            i for _, members in groups for i in members
+        ]  # the caller's numbers of our samples
+        self.prompts = [prompt for prompt, members in groups for _ in members]
+        device = sampler.model.device
+        count = len(self.indices)
+        self.streams = torch.tensor([seeds[i] for i in self.indices], dtype=torch.long, device=device)
+        # The last column takes what rows write after their end.
+        self.tokens = torch.zeros(count, max_new_tokens + 1, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(count, max_new_tokens + 1, device=device)
+        self.values = None if sampler.value_head is None else torch.zeros_like(self.logprobs)
+        self.lengths = torch.zeros(count, dtype=torch.long, device=device)
+        self.finished = torch.zeros(count, dtype=torch.bool, device=device)
+        self.ended = torch.zeros(count, dtype=torch.bool, device=device)
+        self.rows = torch.zeros(0, dtype=torch.long, device=device)  # our sample in each decoder row
+        self.entered = 0
 
-    Returns:
-        Token ids and their log-probabilities under the distribution they were drawn from, (rows,) each.
-    """
-    logprobs = torch.log_softmax(logits / temperature if temperature else logits, dim=-1)
-    if temperature:
-        cumulative = logprobs.exp().cumsum(-1)
-        total = cumulative[:, -1:]
-        threshold = uniform(streams, t).to(logprobs.dtype).unsqueeze(1) * total
-        # Rounded to `total` it would choose the last token, however unlikely: stay below.
-        threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))
-        chosen = (cumulative <= threshold).sum(-1)
-    else:
-        chosen = logprobs.argmax(-1)
-    return chosen, logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    def run(self, done: Done) -> None:
+        """Decode everything; call `done` for samples soon after they end."""
+        longest = max((len(prompt) for prompt, _ in self.waiting), default=0)
+        while self.waiting:
+            decoder = self.sampler.make_decoder(longest, self.max_new_tokens)
+            states = self._enter(decoder)
+            while len(self.rows):
+                chosen, running = self._draw(states)
+                share = ENTER_FROM if self.waiting and decoder.joins else KEEP_UNTIL
+                left = running <= share * len(self.rows)
+                if left:
+                    chosen = self._leave(decoder, chosen, done)
+                if running:
+                    states = decoder.step(chosen)
+                    if left and self.waiting and decoder.joins:
+                        states = torch.cat((states, self._enter(decoder)))
 
+    def _enter(self, decoder: Decoder) -> Tensor:
+        """Let waiting prompts enter while there is room; return what the model says after them."""
+        room = self.sampler.max_rows - len(self.rows)
+        taken: list[Group] = []
+        while self.waiting and len(self.waiting[0][1]) <= room:
+            taken.append(self.waiting.popleft())
+            room -= len(taken[-1][1])
+        if not taken:
+            return torch.zeros(0, device=self.rows.device)
+        repeats = [len(members) for _, members in taken]
+        fresh = torch.arange(self.entered, self.entered + sum(repeats), device=self.rows.device)
+        self.entered += sum(repeats)
+        self.rows = torch.cat((self.rows, fresh))
+        return decoder.enter([prompt for prompt, _ in taken], repeats)
 
-def uniform(streams: Tensor, t: int) -> Tensor:
-    """Return the t-th number of each stream, uniform in [0, 1), as float64.
+    def _draw(self, states: Tensor) -> tuple[Tensor, int]:
+        """Choose every row's next token; return them, and how many rows go on."""
+        rows, running = self.rows, ~self.ended[self.rows]
+        t = self.lengths[rows]
+        chosen, logprobs = choose(self.sampler.logits(states), self.streams[rows], t, self.temperature)
+        column = torch.where(running, t, self.max_new_tokens)
+        self.tokens[rows, column] = chosen
+        self.logprobs[rows, column] = logprobs
+        if self.values is not None and self.sampler.value_head is not None:
+            self.values[rows, column] = self.sampler.value_head(states.float()).squeeze(-1)
+        self.lengths[rows] = t + running
+        self.finished[rows] |= running & torch.isin(chosen, self.sampler.eos)
+        self.ended[rows] = self.finished[rows] | (self.lengths[rows] == self.max_new_tokens)
+        return chosen, int((~self.ended[rows]).sum())
 
-    This is SplitMix64 (Steele et al. 2014), whose output can be computed for any t at once.
-    """
-    z = streams + _signed((t + 1) * 0x9E3779B97F4A7C15)
-    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
-    return _shift(z ^ _shift(z, 31), 11).double() * 2.0**-53
+    def _leave(self, decoder: Decoder, chosen: Tensor, done: Done) -> Tensor:
+        """Drop and report the rows that have ended; return what the others have chosen."""
+        ended = self.ended[self.rows]
+        self._report(self.rows[ended], done)
+        kept = (~ended).nonzero().squeeze(1)
+        self.rows = self.rows[kept]
+        if len(kept):
+            decoder.keep(kept)
+        return chosen[kept]
 
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    """Shift signed 64-bit numbers right as if they were unsigned."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(number: int) -> int:
-    """Return the signed 64-bit number with the same low bits."""
-    return (number + 2**63) % 2**64 - 2**63
-
-
-def _collect(
-    prompts: list[Sequence[int]], tokens: Tensor, logprobs: Tensor, lengths: Tensor, ended: Tensor
-) -> list[Sample]:
-    columns = zip(
-        prompts, tokens.tolist(), logprobs.tolist(), lengths.tolist(), ended.tolist(), strict=True
-    )
-    return [Sample(list(p), row[:n], lp[:n], done) for p, row, lp, n, done in columns]
+    def _report(self, rows: Tensor, done: Done) -> None:
+        empty = self.lengths[rows] * 0
+        columns = zip(
+            rows.tolist(), self.tokens[rows].tolist(), self.logprobs[rows].tolist(),
+            (empty if self.values is None else self.values[rows]).tolist(),
+            self.lengths[rows].tolist(), self.finished[rows].tolist(), strict=True,
+        )  # fmt: skip
+        for row, tokens, logprobs, values, n, finished in columns:
+            known = None if self.values is None else values[:n]
+            prompt = list(self.prompts[row])
+            done(self.indices[row], Sample(prompt, tokens[:n], logprobs[:n], finished, known))

@@ -1,0 +1,74 @@
+"""Work side by side on the cores of one CPU.
+
+A small model's operations are too small to be shared out: two threads that work on one matrix product
+wait for each other longer than they compute. So independent pieces of work (micro-batches, questions)
+run next to each other, each on one thread. A large model's operations fill all cores by themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+PARAMETERS_IN_LANES = 2**27  # of all copies together: 512 MiB of gradients
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+class Lanes:
+    """Run pieces of work side by side.
+
+    Args:
+        count: how many at once; 1 runs everything in the calling thread.
+        threads_each: threads of each one's operations.
+    """
+
+    def __init__(self, count: int = 1, threads_each: int | None = None) -> None:
+        self.count = count
+        self._pool: ThreadPoolExecutor | None = None
+        if count > 1:
+            self._pool = ThreadPoolExecutor(
+                count, "lane", initializer=torch.set_num_threads, initargs=(threads_each or 1,)
+            )
+
+    def map(self, function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
+        """Return what `function` gives for each piece, in their order."""
+        if self._pool is None:
+            return [function(piece) for piece in pieces]
+        futures = [self._pool.submit(function, piece) for piece in pieces]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:  # do not begin what nobody waits for any more
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def make_lanes(model: nn.Module, accelerator: Accelerator) -> Lanes:
+    """Return as many lanes as this process has CPU threads, fewer for a large model.
+
+    There is one lane on any other device, beside other processes, and where accelerate has wrapped the
+    model's forward pass (mixed precision).
+    """
+    threads = torch.get_num_threads()
+    alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+    if not alone or accelerator.mixed_precision != "no":
+        return Lanes()
+    parameters = sum(p.numel() for p in model.parameters())
+    count = max(1, min(threads, PARAMETERS_IN_LANES // max(1, parameters)))
+    return Lanes(count, threads // count)
+
+
+def copies(model: nn.Module, count: int) -> list[nn.Module]:
+    """Return the model and `count - 1` copies that share its weights but have gradients of their own."""
+    shared: dict[int, Tensor] = {
+        id(p): nn.Parameter(p.data, p.requires_grad) for p in model.parameters()
+    }
+    shared |= {id(b): b for b in model.buffers()}
+    return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]

@@ -1,0 +1,54 @@
+"""Random choices that depend on a row's seed and the token's position alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def choose(
+    logits: Tensor, streams: Tensor, t: Tensor | int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Choose a token per row by inverting the cumulative distribution at the row's t-th random number.
+
+    Args:
+        logits: (rows, vocab), float32.
+        streams: (rows,), the seeds.
+        t: position of the token in its response; one for all rows, or (rows,).
+        temperature: 0 takes the most likely token.
+
+    Returns:
+        Token ids and their log-probabilities under the distribution they were drawn from, (rows,) each.
+    """
+    logprobs = torch.log_softmax(logits / temperature if temperature else logits, dim=-1)
+    if temperature:
+        cumulative = logprobs.exp().cumsum(-1)
+        total = cumulative[:, -1:]
+        threshold = uniform(streams, t).to(logprobs.dtype).unsqueeze(1) * total
+        # Rounded to `total` it would choose the last token, however unlikely: stay below.
+        threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))
+        chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+    else:
+        chosen = logprobs.argmax(-1)
+    return chosen, logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+def uniform(streams: Tensor, t: Tensor | int) -> Tensor:
+    """Return the t-th number of each stream, uniform in [0, 1), as float64.
+
+    This is SplitMix64 (Steele et al. 2014), whose output can be computed for any t at once.
+    """
+    z = streams + (torch.as_tensor(t, device=streams.device) + 1) * _signed(0x9E3779B97F4A7C15)
+    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
+    return _shift(z ^ _shift(z, 31), 11).double() * 2.0**-53
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Shift signed 64-bit numbers right as if they were unsigned."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
+    """Return the signed 64-bit number with the same low bits."""
+    return (number + 2**63) % 2**64 - 2**63
