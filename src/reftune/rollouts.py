@@ -28,6 +28,9 @@ from reftune.samplers.builtin import BuiltinSampler
 from reftune.types import Attempt, Problem, Rollouts, Sample, UserError
 
 
+JUDGED_AT_ONCE = 256  # each bunch wakes the sandbox's workers, which takes cores from a decoder on CPUs
+
+
 @dataclass(frozen=True)
 class Actor:
     """All that turns problems into judged samples.
@@ -79,7 +82,7 @@ class Judging:
     """Judge samples in a thread of its own, while others are still being decoded.
 
     Args:
-        judge: gets all samples that wait for it at once.
+        judge: gets the samples in bunches.
         problems: which problem each sample number answers.
 
     As a context it waits for the last verdict; then `attempts` has every sample that was put in.
@@ -105,13 +108,13 @@ class Judging:
             self._done.result()
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
-            waiting = [self._queue.get()]
-            while not self._queue.empty():
-                waiting.append(self._queue.get())
-            ended = waiting[-1] is None
-            self._judge_all([item for item in waiting if item is not None])
+        waiting: list[tuple[int, Sample]] = []
+        while (item := self._queue.get()) is not None:
+            waiting.append(item)
+            if len(waiting) == JUDGED_AT_ONCE:
+                self._judge_all(waiting)
+                waiting = []
+        self._judge_all(waiting)
 
     def _judge_all(self, items: list[tuple[int, Sample]]) -> None:
         asked = [self._problems[number] for number, _ in items]
