@@ -27,7 +27,6 @@ from reftune.samplers import Sampler
 from reftune.samplers.builtin import BuiltinSampler
 from reftune.types import Attempt, Problem, Rollouts, Sample, UserError
 
-
 JUDGED_AT_ONCE = 256  # each bunch wakes the sandbox's workers, which takes cores from a decoder on CPUs
 
 

@@ -1,0 +1,272 @@
+"""The timing harness: every contestant in a process of its own, asked in turns.
+
+A contestant is a function of its `Turns` and the options. It builds its state, then waits for its turn,
+does one unit of work and says how much that was, again and again. All of them are built before the first
+turn, and only one works at a time, so that a disturbance of the machine hits neighbours alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+Options = argparse.Namespace
+Spread = tuple[float, float, float]  # median, lowest, highest
+
+
+class LeftOut(Exception):
+    """Say why a contestant or a workload cannot take part here."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One unit of work: how long, how much, and how much memory so far."""
+
+    seconds: float
+    work: float
+    peak_mb: float
+    rest_mb: float  # before the first turn
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A name, and the module-level function that is run in the contestant's process."""
+
+    name: str
+    run: Callable[[Turns, Options], None]
+
+
+class Turns:
+    """A contestant's end of the line to the harness."""
+
+    def __init__(self, pipe: Connection, device: str) -> None:
+        self._pipe, self._cuda = pipe, device == "cuda"
+        self._number, self._begin, self._rest_mb = 0, 0.0, 0.0
+
+    def wait(self) -> int:
+        """Wait for the next turn and return its number; ends the contestant when there is none."""
+        if self._number == 0:
+            self._synchronize()
+            self._rest_mb = _memory_mb("VmRSS", self._cuda)
+            self._pipe.send(None)
+        try:
+            if not self._pipe.recv():
+                raise SystemExit
+        except EOFError:  # the harness is gone
+            raise SystemExit from None
+        self._number += 1
+        self._begin = time.perf_counter()
+        return self._number
+
+    def done(self, work: float, **phases: float) -> None:
+        """Report the turn as over: `work` units were done; `phases` are seconds within it."""
+        self._synchronize()
+        seconds = time.perf_counter() - self._begin
+        peak_mb = _memory_mb("VmHWM", self._cuda)
+        self._pipe.send(Turn(seconds, work, peak_mb, self._rest_mb, phases))
+
+    def serve(self, act: Callable[[int], float]) -> None:
+        """Answer every turn with `act`, which gets the turn's number and returns the work done."""
+        while True:
+            self.done(act(self.wait()))
+
+    def _synchronize(self) -> None:
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def compete(contestants: Sequence[Contestant], options: Options) -> dict[str, list[Turn]]:
+    """Give each contestant one turn to warm up, then `options.repeats` turns, always one after another.
+
+    Returns the turns by name. A contestant that cannot take part is left out with a line that says why;
+    an error in one ends the contest.
+    """
+    workers: list[_Worker] = []
+    try:
+        for contestant in contestants:
+            workers.append(_Worker(contestant, options))
+            workers[-1].wait()
+        present = [worker for worker in workers if worker.takes_part]
+        turns: dict[str, list[Turn]] = {worker.name: [] for worker in present}
+        for number in range(options.repeats + 1):
+            for worker in present:
+                turn = worker.ask()
+                _say(f"{worker.name}, round {number} of {options.repeats}: {turn.seconds:.2f} s")
+                if number > 0:  # the first of each only warms up
+                    turns[worker.name].append(turn)
+    finally:
+        for worker in workers:
+            worker.close()
+    return turns
+
+
+def table(turns: dict[str, list[Turn]], unit: str) -> str:
+    """Return the contest as a Markdown table; ratios say how much faster the first contestant is.
+
+    Args:
+        turns: measured turns by name, the first contestant's first.
+        unit: of the work, "tokens" for example; "" shows seconds per turn instead of a rate.
+    """
+    measure = f"{unit}/s" if unit else "seconds"
+    first = next(iter(turns.values()))
+    lines = [
+        f"| contestant | {measure} | lowest-highest | {next(iter(turns))} is faster by | lowest-highest"
+        " | peak memory, MB | of it before the first turn |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, each in turns.items():
+        middle, low, high = spread([speed(turn) if unit else turn.seconds for turn in each])
+        ratio = spread(ratios(first, each))
+        lines.append(
+            f"| {name} | {_number(middle)} | {_number(low)}-{_number(high)}"
+            f" | {ratio[0]:.2f} | {ratio[1]:.2f}-{ratio[2]:.2f}"
+            f" | {max(turn.peak_mb for turn in each):,.0f} | {each[0].rest_mb:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def phases(turns: Sequence[Turn]) -> str:
+    """Return the median seconds of each phase of a contestant's turns."""
+    names = turns[0].phases
+    medians = {name: statistics.median(turn.phases[name] for turn in turns) for name in names}
+    return ", ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in medians.items())
+
+
+def speed(turn: Turn) -> float:
+    """Return the work per second of a turn."""
+    return turn.work / turn.seconds
+
+
+def ratios(ours: Sequence[Turn], theirs: Sequence[Turn]) -> list[float]:
+    """Return by what factor we are faster, for each round by itself."""
+    return [speed(a) / speed(b) for a, b in zip(ours, theirs, strict=True)]
+
+
+def spread(numbers: Sequence[float]) -> Spread:
+    """Return median, lowest and highest."""
+    return statistics.median(numbers), min(numbers), max(numbers)
+
+
+def parse_options(about: str, arguments: Sequence[str] | None) -> Options:
+    """Read the command line that all benchmarks share; --quick makes everything tiny, for tests."""
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds; 5 or more for figures")
+    parser.add_argument("--threads", type=int, help="per contestant; default: all cores")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--model", type=Path, default=Path("runs/demo/warmup/model"), help="trained model"
+    )
+    parser.add_argument(
+        "--model-size",
+        choices=("tiny", "small", "0.5b", "1.5b"),
+        help="random weights instead of --model",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data/mwp_reft"), help="SVAMP's folder"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes in this process; shows nothing")
+    options = parser.parse_args(arguments)
+    options.questions, options.samples = (4, 2) if options.quick else (64, 8)
+    if options.quick:
+        options.repeats, options.model_size = min(options.repeats, 2), options.model_size or "tiny"
+    return options
+
+
+class _Worker:
+    """The harness's end of the line to one contestant."""
+
+    def __init__(self, contestant: Contestant, options: Options) -> None:
+        self.name = contestant.name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        # Importing torch takes seconds: a quick run is content with threads.
+        start: Any = threading.Thread if options.quick else context.Process
+        self._process = start(target=_run, args=(contestant.run, theirs, options), name=self.name)
+        self._process.start()
+        if not options.quick:
+            theirs.close()  # so that the end of the process is the end of the line
+
+    def wait(self) -> None:
+        """Wait until the contestant is built, or left out."""
+        reason = self._receive()
+        self.takes_part = reason is None
+        if not self.takes_part:
+            print(f"{self.name} is left out: {reason}\n", flush=True)
+
+    def ask(self) -> Turn:
+        """Let the contestant have a turn."""
+        self._pipe.send(True)
+        turn = self._receive()
+        assert isinstance(turn, Turn)
+        return turn
+
+    def close(self) -> None:
+        """End the contestant."""
+        with suppress(OSError):  # it may have ended already
+            self._pipe.send(False)
+        self._process.join(timeout=60)
+        if isinstance(self._process, multiprocessing.process.BaseProcess):
+            self._process.kill()  # nothing happens where it has ended
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            answer = RuntimeError("its process died")
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"{self.name} failed") from answer
+        return answer
+
+
+def _run(contestant: Callable[[Turns, Options], None], pipe: Connection, options: Options) -> None:
+    """Run a contestant and tell the harness why it ended, unless that was the harness's wish."""
+    try:
+        contestant(Turns(pipe, options.device), options)
+    except (ImportError, LeftOut) as reason:
+        pipe.send(str(reason))
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        pipe.send(RuntimeError(repr(error)))  # the error itself might not survive the journey
+        if not options.quick:
+            sys.exit(1)
+
+
+def _memory_mb(field_name: str, cuda: bool) -> float:
+    """Return what this process holds (VmRSS) or held at most (VmHWM); with CUDA, of the GPU's memory.
+
+    Not `ru_maxrss`: it counts what the parent held when this process was started.
+    """
+    if cuda:
+        import torch
+
+        held = torch.cuda.memory_allocated if field_name == "VmRSS" else torch.cuda.max_memory_allocated
+        return held() / 2**20
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:  # not Linux
+        return float("nan")
+    return float(status.partition(f"{field_name}:")[2].split()[0]) / 1024
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

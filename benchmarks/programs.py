@@ -1,0 +1,84 @@
+"""(d) Programs per second: reftune's sandbox against a pebble process pool.
+
+    python -m benchmarks.programs
+
+Both run the different programs among the demo's annotations, with one worker per core (or --threads
+workers), which are warm before the clock, and a limit of two seconds per program. The pool calls `exec`
+in its workers, as the paper's code does (which also starts a new pool for each batch; this one is kept).
+It protects nothing: a program there can read files, use the network and kill its worker. Memory is that
+of the process that waits, without its workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from benchmarks.contest import Contestant, Options, Turns, compete, parse_options, table
+
+SECONDS = 2.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Hold the contest and print its table."""
+    options = parse_options(__doc__ or "", arguments)
+    options.programs = gold_programs(options)
+    print(f"{len(options.programs)} programs, {workers(options)} workers:\n", flush=True)
+    contestants = [Contestant("reftune", reftune), Contestant("pebble", pebble)]
+    print(table(compete(contestants, options), "programs") + "\n", flush=True)
+
+
+def gold_programs(options: Options) -> list[str]:
+    """Return the different programs among the demo's training problems."""
+    from benchmarks.workload import open_config
+    from reftune.problems import load_splits
+
+    config = open_config(options)
+    problems = load_splits(config.data, config.seed).train
+    programs = [problem.chain for problem in problems if problem.chain is not None]
+    return list(dict.fromkeys(programs))[: 50 if options.quick else None]
+
+
+def workers(options: Options) -> int:
+    """Return how many processes run programs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(options.threads or cores)
+
+
+def reftune(turns: Turns, options: Options) -> None:
+    """Run the programs in the sandbox."""
+    from reftune.sandbox import Sandbox
+
+    with Sandbox(workers=workers(options), seconds=SECONDS) as sandbox:
+        run = sandbox.run
+        turns.serve(lambda _: _right(run(options.programs), lambda result: result.value is not None))
+
+
+def pebble(turns: Turns, options: Options) -> None:
+    """Run the programs by `exec` in a pool of processes."""
+    from pebble import ProcessPool
+
+    with ProcessPool(max_workers=workers(options)) as pool:
+
+        def run(_: int) -> float:
+            futures = [pool.schedule(_execute, [text], timeout=SECONDS) for text in options.programs]
+            return _right([future.result() for future in futures], lambda value: value is not None)
+
+        turns.serve(run)
+
+
+def _execute(program: str) -> object:
+    namespace: dict[str, Callable[[], object]] = {}
+    exec(program, namespace)
+    return namespace["solution"]()
+
+
+def _right(results: Sequence[object], is_right: Callable[[object], bool]) -> float:
+    """Return the number of results, all of which have to be there: these programs are correct."""
+    if not all(map(is_right, results)):
+        raise RuntimeError("a program gave no value")
+    return len(results)
+
+
+if __name__ == "__main__":
+    main()
