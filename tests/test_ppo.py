@@ -15,7 +15,7 @@ import tiny_run
 from reftune.config import Config, load_config, parse_config
 from reftune.models import PolicyWithValue
 from reftune.pipeline import run_stages
-from reftune.ppo import compute_targets, update
+from reftune.ppo import compute_targets, describe, update
 from reftune.training import Learner
 from reftune.types import Attempt, Problem, Rollouts, Sample, UserError, Verdict
 from tiny_models import tiny_model
@@ -66,6 +66,26 @@ def test_a_non_finite_loss_stops_the_run_and_saves_the_samples(tmp_path: Path) -
     assert len(json.loads(saved.read_text())) == len(rollouts.attempts)
     for old, new in zip(before, policy.parameters(), strict=True):
         assert torch.equal(old, new)
+
+
+def test_a_sampler_that_is_not_the_trainer_is_corrected_for() -> None:
+    _, rollouts = _rollouts()
+    config = parse_config({}, ["model.scratch=tiny", "name=test"], "test")
+    expected = compute_targets(rollouts, config.ppo).advantages.clone()
+    rollouts.sampler_logprobs[0, 0] -= math.log(1.5)  # the trainer makes it 1.5 times as likely
+    rollouts.sampler_logprobs[1, 0] -= math.log(7.0)  # beyond the cap of 2
+    rollouts.sampler_logprobs[2, 0] += math.log(4.0)
+    targets = compute_targets(rollouts, config.ppo)
+    for row, factor in ((0, 1.5), (1, 2.0), (2, 0.25)):
+        expected[row, 0] *= factor
+    torch.testing.assert_close(targets.advantages, expected)
+    row = describe(rollouts, targets, config.ppo)
+    tokens = float(rollouts.mask.sum())
+    assert row["sampler_weight"] == pytest.approx(1 + (0.5 + 1.0 - 0.75) / tokens)
+    assert row["sampler_truncated"] == pytest.approx(1 / tokens)
+    off = parse_config({}, ["model.scratch=tiny", "name=test", "ppo.sampler_correction=0"], "test")
+    plain = compute_targets(rollouts, off.ppo).advantages
+    assert not torch.allclose(plain, targets.advantages)
 
 
 def _metrics(config: Config) -> list[dict[str, Any]]:

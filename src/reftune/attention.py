@@ -28,13 +28,16 @@ LAYERS = {"full_attention", "sliding_attention"}
 class Structure(Protocol):
     """What tells tokens apart: how queries, keys and values of one layer are brought together."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
+    ) -> Tensor:
         """Return the attention's output.
 
         Args:
             layer: number of the layer.
             query: (rows, heads, tokens, features); `key` and `value` likewise, perhaps of fewer heads.
             scaling: factor of the scores.
+            dropout: share of the attention weights to drop.
 
         Returns:
             (rows, tokens, heads, features).
@@ -61,7 +64,7 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
     _refuse_unknown(others)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return within.attend(module.layer_idx, query, key, value, scaling), None
+    return within.attend(module.layer_idx, query, key, value, scaling, dropout), None
 
 
 def _refuse_unknown(others: dict[str, Any]) -> None:
@@ -92,15 +95,18 @@ class Packed:
     back: Tensor  # (tokens,): where each of the pack's tokens stands in prompts and responses, flattened
     predicting: Tensor  # (batch, time): where in the pack the state that predicts each token stands
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
+    ) -> Tensor:
         """Let prompts see themselves, and responses their prompt and themselves."""
         queries = query[0].transpose(0, 1)
         states = torch.cat((key[0], value[0]), dim=-1).transpose(0, 1)
-        outputs = [_attend(_pick(queries, self.prompts), _pick(states, self.prompts), None, scaling)]
+        seen = _pick(states, self.prompts)
+        outputs = [_attend(_pick(queries, self.prompts), seen, None, scaling, dropout)]
         if self.responses.numel():
-            seen = torch.cat((self.prompts[self.parents], self.responses), dim=1)
+            seen = _pick(states, torch.cat((self.prompts[self.parents], self.responses), dim=1))
             responses = _pick(queries, self.responses)
-            outputs.append(_attend(responses, _pick(states, seen), self.visible, scaling))
+            outputs.append(_attend(responses, seen, self.visible, scaling, dropout))
         stacked = torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])
         return _pick(stacked, self.back.unsqueeze(0)).transpose(1, 2)
 
@@ -113,14 +119,16 @@ def _pick(table: Tensor, index: Tensor) -> Tensor:
     return rows.transpose(1, 2)
 
 
-def _attend(queries: Tensor, states: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+def _attend(
+    queries: Tensor, states: Tensor, mask: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
     """Attend to keys and values that lie side by side; without a mask, causally."""
     keys, values = states.split((queries.shape[-1], states.shape[-1] - queries.shape[-1]), dim=-1)
     groups = queries.shape[1] // keys.shape[1]
     if groups > 1 and mask is not None and queries.is_cuda:  # its fast kernels want no groups then
         keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
     output: Tensor = functional.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling,
+        queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout,
         enable_gqa=queries.shape[1] != keys.shape[1],
     )  # fmt: skip
     return output

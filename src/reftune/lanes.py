@@ -67,8 +67,12 @@ def make_lanes(model: nn.Module, accelerator: Accelerator) -> Lanes:
 
 def copies(model: nn.Module, count: int) -> list[nn.Module]:
     """Return the model and `count - 1` copies that share its weights but have gradients of their own."""
+    return [model, *(_copy(model) for _ in range(count - 1))]
+
+
+def _copy(model: nn.Module) -> nn.Module:
     shared: dict[int, Tensor] = {
         id(p): nn.Parameter(p.data, p.requires_grad) for p in model.parameters()
     }
     shared |= {id(b): b for b in model.buffers()}
-    return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]
+    return copy.deepcopy(model, shared)

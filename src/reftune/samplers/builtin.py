@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from reftune.attention import window
 from reftune.reading import Reader, trunk_of
-from reftune.samplers.decoders import Decoder, PaddedDecoder, SharedPrefixDecoder
+from reftune.samplers.decoders import Decoder, PaddedDecoder
+from reftune.samplers.shared_prefix import SharedPrefixDecoder
 from reftune.samplers.streams import choose
 from reftune.types import Sample, UserError
 
@@ -126,9 +127,7 @@ class _Batch:
     ) -> None:
         self.sampler, self.temperature, self.max_new_tokens = sampler, temperature, max_new_tokens
         self.waiting = deque(groups)
-        self.indices = [
-            i for _, members in groups for i in members
-        ]  # the caller's numbers of our samples
+        self.indices = [i for _, members in groups for i in members]  # the caller's numbers
         self.prompts = [prompt for prompt, members in groups for _ in members]
         device = sampler.model.device
         count = len(self.indices)
@@ -157,23 +156,23 @@ class _Batch:
                     chosen = self._leave(decoder, chosen, done)
                 if running:
                     states = decoder.step(chosen)
-                    if left and self.waiting and decoder.joins:
+                    if left and decoder.joins and self._next_fits():
                         states = torch.cat((states, self._enter(decoder)))
+
+    def _next_fits(self) -> bool:
+        room = self.sampler.max_rows - len(self.rows)
+        return bool(self.waiting) and len(self.waiting[0][1]) <= room
 
     def _enter(self, decoder: Decoder) -> Tensor:
         """Let waiting prompts enter while there is room; return what the model says after them."""
-        room = self.sampler.max_rows - len(self.rows)
         taken: list[Group] = []
-        while self.waiting and len(self.waiting[0][1]) <= room:
+        while self._next_fits():
             taken.append(self.waiting.popleft())
-            room -= len(taken[-1][1])
-        if not taken:
-            return torch.zeros(0, device=self.rows.device)
-        repeats = [len(members) for _, members in taken]
-        fresh = torch.arange(self.entered, self.entered + sum(repeats), device=self.rows.device)
-        self.entered += sum(repeats)
-        self.rows = torch.cat((self.rows, fresh))
-        return decoder.enter([prompt for prompt, _ in taken], repeats)
+            count = len(taken[-1][1])
+            fresh = torch.arange(self.entered, self.entered + count, device=self.rows.device)
+            self.rows = torch.cat((self.rows, fresh))
+            self.entered += count
+        return decoder.enter([prompt for prompt, _ in taken], [len(members) for _, members in taken])
 
     def _draw(self, states: Tensor) -> tuple[Tensor, int]:
         """Choose every row's next token; return them, and how many rows go on."""

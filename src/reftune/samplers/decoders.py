@@ -1,19 +1,15 @@
-"""Decode a batch of rows token by token, with a cache of keys and values.
+"""Decode a batch of rows token by token: what every decoder offers, and one for any model.
 
-`SharedPrefixDecoder` keeps a prompt's keys and values once for all its responses, and new prompts may
-enter while others run. It needs a model whose attention we may say (`Reader.packs`). `PaddedDecoder`
-works for any other one with a transformers cache.
+`shared_prefix.py` has the faster one, for models that let us say how they attend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -39,149 +35,6 @@ class Decoder(Protocol):
         ...
 
 
-@dataclass
-class _Layer:
-    """Keys and values of one layer: of each prompt, and of each row's response."""
-
-    prompts: list[Tensor]  # (prompts, heads, width, features), right-aligned
-    responses: list[Tensor]  # (rows, heads, capacity, features)
-
-
-class SharedPrefixDecoder:
-    """Attend to a prompt's keys with the queries of all its responses at once.
-
-    Responses lie in a ring: what is decoded in one step stands in one column, whenever a row entered.
-
-    Args:
-        model: a trunk or language model that calls `attention.attend`.
-        max_new_tokens: how long a response may become.
-    """
-
-    joins = True
-
-    def __init__(self, model: PreTrainedModel, max_new_tokens: int) -> None:
-        self.model = model
-        self.capacity = max(1, max_new_tokens - 1)
-        self.layers: list[_Layer] = []
-        self.clock = 0  # steps since the batch was last empty
-        device = model.device
-        self.lengths = torch.zeros(0, dtype=torch.long, device=device)  # (prompts,)
-        self.parents = torch.zeros(0, dtype=torch.long, device=device)  # (rows,)
-        self.entered = torch.zeros(0, dtype=torch.long, device=device)  # (rows,), by the clock
-        self.joined = False  # whether rows entered at different times
-
-    @torch.no_grad()
-    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> Tensor:
-        """See `Decoder.enter`."""
-        if len(self.parents) == 0:
-            self.layers, self.clock, self.joined = [], 0, False
-        self.joined = self.clock > 0
-        device = self.model.device
-        output, cache, lengths = _prefill(self.model, prompts, DynamicCache())
-        new = torch.arange(len(prompts), device=device).repeat_interleave(
-            torch.tensor(list(repeats), device=device)
-        )
-        self._store(cache, len(new))
-        self.parents = torch.cat((self.parents, new + len(self.lengths)))
-        self.lengths = torch.cat((self.lengths, lengths))
-        self.entered = torch.cat((self.entered, torch.full_like(new, self.clock)))
-        self._arrange()
-        return output[new]
-
-    @torch.no_grad()
-    def step(self, tokens: Tensor) -> Tensor:
-        """See `Decoder.step`."""
-        drawn = self.clock - self.entered  # tokens of each response before this one
-        self.column = self.clock % self.capacity
-        self.columns = min(self.clock + 1, self.capacity)
-        age = (self.column - torch.arange(self.columns, device=tokens.device)) % self.capacity
-        self.hidden = (age > drawn.unsqueeze(1))[:, None, None] if self.joined else None
-        # Rows that have ended may stay for a while: their positions must not run out of the model's.
-        positions = self.lengths[self.parents] + drawn.clamp(max=self.capacity - 1)
-        output = self.model(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=tokens.new_ones(1, 1, 1, 1),  # `attend` needs none
-            position_ids=positions.unsqueeze(1),
-            use_cache=False,
-            within=self,
-        )
-        self.clock += 1
-        return _last(output)
-
-    @torch.no_grad()
-    def keep(self, rows: Tensor) -> None:
-        """See `Decoder.keep`."""
-        used, self.parents = self.parents[rows].unique(return_inverse=True)
-        fewer = len(used) < len(self.lengths)
-        written = min(self.clock, self.capacity)
-        for layer in self.layers:
-            for states in layer.responses:
-                states[: len(rows), :, :written] = states[:, :, :written].index_select(0, rows)
-            layer.responses = [states[: len(rows)] for states in layer.responses]
-            if fewer:
-                layer.prompts = [states[used] for states in layer.prompts]
-        self.lengths, self.entered = self.lengths[used], self.entered[rows]
-        self._arrange()
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Let each row's token see its prompt and its response (see `attention.Structure`)."""
-        prompt_keys, prompt_values = self.layers[layer].prompts
-        keys, values = self.layers[layer].responses
-        keys[:, :, self.column] = key[:, :, 0]
-        values[:, :, self.column] = value[:, :, 0]
-        keys, values = keys[:, :, : self.columns], values[:, :, : self.columns]
-        queries = (query * scaling).unflatten(1, (key.shape[1], -1)).squeeze(3)
-        own = queries @ keys.transpose(2, 3)
-        if self.hidden is not None:
-            own = own.masked_fill(self.hidden, -torch.inf)
-        shared = self._per_question(queries) @ prompt_keys.transpose(2, 3)
-        shared = self._per_row(shared.masked_fill(self.padding, -torch.inf))
-        scores = torch.cat((own, shared), dim=-1)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-        own, shared = weights.split((self.columns, weights.shape[-1] - self.columns), dim=-1)
-        output: Tensor = own @ values + self._per_row(self._per_question(shared) @ prompt_values)
-        return output.flatten(1, 2).unsqueeze(1)
-
-    def _arrange(self) -> None:
-        """Find for every prompt its rows (`members`) and for every row its place among them."""
-        count = torch.bincount(self.parents, minlength=len(self.lengths))
-        order = self.parents.argsort(stable=True)
-        numbers = torch.arange(len(order), device=order.device)
-        self.most = int(count.max())
-        self.places = torch.empty_like(order)
-        first = (count.cumsum(0) - count)[self.parents[order]]
-        self.places[order] = self.parents[order] * self.most + numbers - first
-        self.members = torch.zeros(len(count) * self.most, dtype=torch.long, device=order.device)
-        self.members[self.places] = numbers
-        width = self.layers[0].prompts[0].shape[2]
-        columns = torch.arange(width, device=order.device)
-        self.padding = (columns < width - self.lengths.unsqueeze(1))[:, None, None]
-
-    def _per_question(self, rows: Tensor) -> Tensor:
-        """Put (rows, heads, group, x) together as (prompts, heads, most * group, x)."""
-        grouped: Tensor = rows.index_select(0, self.members).unflatten(0, (-1, self.most))
-        return grouped.transpose(1, 2).flatten(2, 3)
-
-    def _per_row(self, grouped: Tensor) -> Tensor:
-        """Take (prompts, heads, most * group, x) apart again."""
-        rows: Tensor = grouped.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)
-        return rows.index_select(0, self.places)
-
-    def _store(self, cache: DynamicCache, rows: int) -> None:
-        """Add prompts from a cache, and room for the responses of `rows` new rows."""
-        added = [[layer.keys, layer.values] for layer in cast(list[Any], cache.layers)]
-        # Zeros, not just room: what is masked has the weight 0, and 0 * nan is nan.
-        rooms = [
-            [x.new_zeros(rows, x.shape[1], self.capacity, x.shape[3]) for x in new] for new in added
-        ]
-        if not self.layers:
-            self.layers = [_Layer(new, room) for new, room in zip(added, rooms, strict=True)]
-            return
-        for layer, new, room in zip(self.layers, added, rooms, strict=True):
-            layer.prompts = [_stack(*pair) for pair in zip(layer.prompts, new, strict=True)]
-            layer.responses = [torch.cat(pair) for pair in zip(layer.responses, room, strict=True)]
-
-
 class PaddedDecoder:
     """Decode left-padded rows through a transformers cache; new rows may enter when all have left."""
 
@@ -201,7 +54,7 @@ class PaddedDecoder:
             for layer in cache.layers
         ]
         device = self.model.device
-        output, self.cache, lengths = _prefill(self.model, prompts, cache)
+        output, self.cache, lengths = prefill(self.model, prompts, cache)
         self.attended = (torch.arange(width, device=device) >= width - lengths.unsqueeze(1)).long()
         parents = torch.arange(len(prompts), device=device).repeat_interleave(
             torch.tensor(list(repeats), device=device)
@@ -222,7 +75,7 @@ class PaddedDecoder:
             use_cache=True,
             **_only_last(self.model),
         )
-        return _last(output)
+        return last(output)
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
@@ -268,7 +121,7 @@ class PreallocatedLayer(DynamicLayer):
         return states.new_empty(batch, heads, self.capacity, dim)
 
 
-def _prefill(
+def prefill(
     model: PreTrainedModel, prompts: Sequence[Tokens], cache: DynamicCache
 ) -> tuple[Tensor, DynamicCache, Tensor]:
     """Read left-padded prompts; return what the model says after them, the cache and their lengths."""
@@ -284,7 +137,7 @@ def _prefill(
         use_cache=True,
         **_only_last(model),
     )
-    return _last(output), cache, lengths
+    return last(output), cache, lengths
 
 
 def _only_last(model: PreTrainedModel) -> dict[str, int]:
@@ -292,14 +145,9 @@ def _only_last(model: PreTrainedModel) -> dict[str, int]:
     return {"logits_to_keep": 1} if model.get_output_embeddings() is not None else {}
 
 
-def _last(output: Any) -> Tensor:
+def last(output: Any) -> Tensor:
+    """Return the states (or logits) at the last position of a model's output."""
     states = getattr(output, "last_hidden_state", None)
     states = output.logits if states is None else states
     assert isinstance(states, Tensor)
     return states[:, -1]
-
-
-def _stack(old: Tensor, new: Tensor) -> Tensor:
-    """Stack two batches of states whose tokens are right-aligned."""
-    width = max(old.shape[2], new.shape[2])
-    return torch.cat([functional.pad(x, (0, 0, width - x.shape[2], 0)) for x in (old, new)])

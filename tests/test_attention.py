@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from reftune.attention import pack
+from reftune.batches import collate
+from reftune.models import PolicyWithValue
+from reftune.reading import Reader
+from tiny_models import FAMILIES, tiny_model
+
+PADDED = {"codegen", "gemma2", "qwen3_next"}  # attend in their own way, or keep recurrent states
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_that_let_us_say_how_they_attend_read_packs(family: str) -> None:
+    assert Reader(tiny_model(family)).packs == (family not in PADDED)
+
+
+def test_a_pack_by_hand() -> None:
+    packed = pack(collate([[20, 21], [30, 31, 32], [20, 21]], [[7, 8, 9], [5], [6, 4]]))
+    # prompts first, each once; then the responses without their last tokens
+    assert packed.ids.tolist() == [[20, 21, 30, 31, 32, 7, 8, 6]]
+    assert packed.positions.tolist() == [[0, 1, 0, 1, 2, 2, 3, 2]]
+    assert packed.prompts.tolist() == [[0, 1, 0], [2, 3, 4]]
+    assert packed.responses.tolist() == [[5, 6], [0, 0], [7, 0]]
+    assert packed.predicting.tolist() == [[1, 5, 6], [4, 0, 0], [1, 7, 0]]
+    # the second token of the first response sees two prompt tokens, not the padding, and two of its own
+    assert packed.visible[0, 0, 1].tolist() == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - PADDED))
+def test_packed_and_padded_reading_have_the_same_gradients(family: str) -> None:
+    batch = collate(
+        [[20, 21, 22], [30, 31, 32, 33, 34], [20, 21, 22], [20, 21, 22]],
+        [[7, 8, 9, 10, 11], [5], [6, 4, 2], [3, 1]],
+    )
+    gradients = []
+    for packs in (True, False):
+        policy = PolicyWithValue(tiny_model(family), "shared")
+        policy.reader.packs = packs
+        scores = policy(batch, 0.7)
+        weights = torch.linspace(-1, 1, scores.logprobs.numel()).view_as(scores.logprobs)
+        (weights * (scores.logprobs + scores.values)).sum().backward()
+        gradients.append({n: p.grad for n, p in policy.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=2e-4, rtol=1e-4)
+
+
+def test_the_models_own_use_stays_as_it_was(tmp_path: Path) -> None:
+    model, ids = tiny_model(), torch.tensor([[1, 20, 21, 22], [30, 31, 32, 33]])
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    expected = model(ids, attention_mask=mask).logits
+    Reader(model)
+    assert torch.equal(model(ids, attention_mask=mask).logits[1], expected[1])
+    assert torch.equal(model(ids, attention_mask=mask).logits[0, 1:], expected[0, 1:])
+    model.save_pretrained(tmp_path)
+    assert "reftune" not in json.dumps(json.loads((tmp_path / "config.json").read_text()))

@@ -1,0 +1,102 @@
+"""Sampling, judging and scoring as one: nothing is read twice, and judging does not wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from reftune import rollouts as module
+from reftune.config import Prompt
+from reftune.lanes import Lanes
+from reftune.models import PolicyWithValue, train_tokenizer
+from reftune.prompts import Prompter
+from reftune.rollouts import Actor, collect, make_actor
+from reftune.types import Problem, Sample, UserError, Verdict
+from tiny_models import tiny_model
+
+PROBLEMS = [Problem(str(i), f"what is {i}?", str(i)) for i in range(4)]
+
+
+def make_prompter() -> Prompter:
+    tokenizer = train_tokenizer(["what is it? Question: Answer reasoning:"], 300)
+    return Prompter(tokenizer, Prompt(max_new_tokens=6), "natural")
+
+
+def judge(problems: Sequence[Problem], texts: Sequence[str], finished: Sequence[bool]) -> list[Verdict]:
+    return [Verdict("ok", None, len(text) % 2 == 1, float(len(text) % 2)) for text in texts]
+
+
+def make_policies(critic: str) -> tuple[PolicyWithValue, PolicyWithValue]:
+    policy = PolicyWithValue(tiny_model(vocab_size=300), critic)
+    if policy.value_head is not None:
+        torch.nn.init.normal_(policy.value_head.weight)
+    return policy, PolicyWithValue(tiny_model(seed=1, vocab_size=300))
+
+
+@pytest.mark.parametrize("critic", ["none", "shared", "separate"])
+def test_the_samplers_numbers_are_taken_where_they_are_the_trainers(critic: str) -> None:
+    policy, reference = make_policies(critic)
+    actor = make_actor(policy, make_prompter(), judge, Accelerator(cpu=True), 512)
+    reads: list[int] = []
+    policy.register_forward_hook(lambda *_: reads.append(1))
+    taken = collect(actor, policy, reference, PROBLEMS, 3, 1.0, 4096, "key")
+    assert bool(reads) == (critic == "separate")  # whose values the sampler cannot know
+    reads.clear()
+    read = collect(replace(actor, exact=False), policy, reference, PROBLEMS, 3, 1.0, 4096, "key")
+    assert reads
+    for name in ("mask", "sampler_logprobs", "logprobs", "ref_logprobs", "values"):
+        torch.testing.assert_close(getattr(taken, name), getattr(read, name), atol=1e-4, rtol=0)
+    assert bool(taken.values.any()) == (critic != "none")
+
+
+def test_samples_are_judged_while_others_are_still_being_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "JUDGED_AT_ONCE", 2)
+    judged = threading.Event()
+
+    class Slow:
+        """A sampler whose last sample is not complete before the first ones are judged."""
+
+        def sample(
+            self,
+            prompts: Sequence[Sequence[int]],
+            seeds: Sequence[int],
+            *,
+            max_new_tokens: int,
+            temperature: float,
+            done: Callable[[int, Sample], None] | None = None,
+        ) -> list[Sample]:
+            samples = [Sample(list(p), [65], [0.0], True) for p in prompts]
+            assert done is not None
+            for i in (3, 1):
+                done(i, samples[i])
+            assert judged.wait(timeout=20)
+            for i in (0, 2):
+                done(i, samples[i])
+            return samples
+
+    def notice(
+        problems: Sequence[Problem], texts: Sequence[str], finished: Sequence[bool]
+    ) -> list[Verdict]:
+        judged.set()
+        return [Verdict("ok", None, True, float(problem.answer)) for problem in problems]
+
+    actor = Actor(Slow(), notice, make_prompter(), Accelerator(cpu=True), Lanes())
+    attempts = actor.attempt(PROBLEMS, 1, 1.0, "key")
+    assert [a.verdict.score for a in attempts] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_what_the_judge_raises_reaches_the_caller() -> None:
+    def refuse(*_: object) -> list[Verdict]:
+        raise UserError("no such reward")
+
+    policy, _ = make_policies("none")
+    actor = make_actor(policy, make_prompter(), refuse, Accelerator(cpu=True), 512)
+    with pytest.raises(UserError, match="no such reward"):
+        actor.attempt(PROBLEMS, 2, 1.0, "key")
