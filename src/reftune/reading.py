@@ -1,8 +1,9 @@
 """Run a model over prompts and given responses, and return its states at the response positions.
 
-Where the model lets us (see `attention.take_over`), all tokens stand end to end in one row without
-padding, and a question's prompt is read once per batch, however many responses it has: with eight
-samples per question that is less than half of the tokens. Any other model reads padded rows.
+Where responses share prompts and the model lets us (see `attention.take_over`), all tokens stand end
+to end in one row without padding, and a question's prompt is read once per batch, however many
+responses it has: with eight samples per question that is less than half of the tokens. Otherwise rows
+are padded, which costs little because micro-batches are sorted by length.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Reader:
             (batch, time, features); columns beyond a response's length hold no meaning.
         """
         longest = sequences.prompts.shape[1] + sequences.responses.shape[1]
-        if self.packs and longest <= window(model.config):
+        shared = len(sequences.prompts) < len(sequences.responses)
+        if self.packs and shared and longest <= window(model.config):
             return _read_packed(model, sequences)
         return _read_rows(model, sequences)
 
