@@ -122,13 +122,15 @@ def update(
     """
     ppo = config.ppo
     lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.attempts]
-    judged = rollouts.mask.any(dim=1)
+    groups, judged = rollouts.groups.tolist(), rollouts.mask.any(dim=1).tolist()
     history = []
     for epoch in range(ppo.updates_per_batch):
-        order = [i for i in shuffled(len(lengths), config.seed, "update", step, epoch) if judged[i]]
+        # Questions are shuffled, not samples: those of one question share their prompt in a minibatch.
+        place = shuffled(max(groups) + 1, config.seed, "update", step, epoch)
+        order = sorted((i for i in range(len(groups)) if judged[i]), key=lambda i: place[groups[i]])
         for rows in minibatches(order, ppo.minibatch_size or max(1, len(order))):
             loss_fn = _make_loss(rollouts, targets, rows, ppo, learner.accelerator.device)
-            sums = learner.step(rows, lengths, loss_fn, rollouts.groups.tolist())
+            sums = learner.step(rows, lengths, loss_fn, groups)
             if not math.isfinite(sums["loss"] + sums["grad_norm"]):
                 _stop_on_non_finite(config, rollouts, rows, step, learner.accelerator)
             history.append(sums)
