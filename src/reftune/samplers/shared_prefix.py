@@ -41,7 +41,7 @@ class SharedPrefixDecoder:
         self.model = model
         self.capacity = max(1, max_new_tokens - 1)
         self.layers: list[_Layer] = []
-        self.clock = 0  # steps since the batch was last empty
+        self.clock = 0  # steps that the oldest row has made
         device = model.device
         self.lengths = torch.zeros(0, dtype=torch.long, device=device)  # (prompts,)
         self.parents = torch.zeros(0, dtype=torch.long, device=device)  # (rows,)
@@ -51,8 +51,7 @@ class SharedPrefixDecoder:
     @torch.no_grad()
     def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> Tensor:
         """See `Decoder.enter`."""
-        if len(self.parents) == 0:
-            self.layers, self.clock, self.joined = [], 0, False
+        self._rewind()
         self.joined = self.clock > 0
         device = self.model.device
         output, cache, lengths = prefill(self.model, prompts, DynamicCache())
@@ -121,6 +120,17 @@ class SharedPrefixDecoder:
         own, shared = weights.split((self.columns, weights.shape[-1] - self.columns), dim=-1)
         output: Tensor = own @ values + self._per_row(self._per_question(shared) @ prompt_values)
         return output.flatten(1, 2).unsqueeze(1)
+
+    def _rewind(self) -> None:
+        """Set the clock back to the age of the oldest row, so that no column is older than that."""
+        if len(self.parents) == 0:
+            return
+        start = int(self.entered.min())
+        columns = torch.arange(start, self.clock, device=self.entered.device) % self.capacity
+        for layer in self.layers:
+            for states in layer.responses:
+                states[:, :, : len(columns)] = states.index_select(2, columns)
+        self.clock, self.entered = self.clock - start, self.entered - start
 
     def _arrange(self) -> None:
         """Find for every prompt its rows (`members`) and for every row its place among them."""
