@@ -113,7 +113,8 @@ class Judging:
             if len(waiting) == JUDGED_AT_ONCE:
                 self._judge_all(waiting)
                 waiting = []
-        self._judge_all(waiting)
+        if waiting:
+            self._judge_all(waiting)
 
     def _judge_all(self, items: list[tuple[int, Sample]]) -> None:
         asked = [self._problems[number] for number, _ in items]
