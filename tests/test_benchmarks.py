@@ -41,7 +41,7 @@ def test_every_benchmark_prints_finite_figures(document: str) -> None:
         rows = [line for line in section.splitlines() if line.startswith("|")]
         assert sum(row.startswith("|---") for row in rows) == tables, name
         figures = re.findall(r"(?<=\| )-?[\d.,]+", "\n".join(rows))
-        assert len(figures) >= 7 * tables
+        assert len(figures) >= 6 * tables  # of one contestant at least
         assert all(math.isfinite(float(figure.replace(",", ""))) for figure in figures)
         assert "nan" not in section
         assert "inf" not in section

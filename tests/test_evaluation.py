@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from reftune.evaluation import (
     write_answers,
     write_result,
 )
+from reftune.lanes import Lanes
 from reftune.models import train_tokenizer
 from reftune.prompts import Prompter
 from reftune.rewards import make_judge
@@ -202,13 +203,18 @@ class Script:
         *,
         max_new_tokens: int,
         temperature: float,
+        done: Callable[[int, Sample], None] | None = None,
     ) -> list[Sample]:
         self.calls.append((temperature, list(seeds)))
         said = [self.prompter.tokenizer(text).input_ids for text in self.replies.pop(0)]
-        return [
+        samples = [
             Sample(list(prompt), [*ids, self.prompter.eos], [0.0] * (len(ids) + 1), True)
             for prompt, ids in zip(prompts, said, strict=True)
         ]
+        for i, sample in enumerate(samples):
+            if done is not None:
+                done(i, sample)
+        return samples
 
 
 TRIGGER = Prompt().trigger
@@ -219,7 +225,7 @@ def scripted(*replies: list[str]) -> tuple[Actor, Script]:
     prompter = Prompter(train_tokenizer(["One and one? Two."], 300), Prompt(), "natural")
     script = Script(prompter, *replies)
     judge = make_judge("natural", trigger=TRIGGER, partial_reward=0.1)
-    return Actor(script, judge, prompter, Accelerator(cpu=True)), script
+    return Actor(script, judge, prompter, Accelerator(cpu=True), Lanes()), script
 
 
 def test_answer_questions_gives_each_question_its_own_samples() -> None:
