@@ -201,9 +201,9 @@ class Script:
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
         *,
-        max_new_tokens: int,
         temperature: float,
-        done: Callable[[int, Sample], None] | None = None,
+        done: Callable[[int, Sample], None],
+        **settings: int,
     ) -> list[Sample]:
         self.calls.append((temperature, list(seeds)))
         said = [self.prompter.tokenizer(text).input_ids for text in self.replies.pop(0)]
@@ -212,8 +212,7 @@ class Script:
             for prompt, ids in zip(prompts, said, strict=True)
         ]
         for i, sample in enumerate(samples):
-            if done is not None:
-                done(i, sample)
+            done(i, sample)
         return samples
 
 

@@ -68,12 +68,10 @@ def test_samples_are_judged_while_others_are_still_being_decoded(
             prompts: Sequence[Sequence[int]],
             seeds: Sequence[int],
             *,
-            max_new_tokens: int,
-            temperature: float,
-            done: Callable[[int, Sample], None] | None = None,
+            done: Callable[[int, Sample], None],
+            **settings: float,
         ) -> list[Sample]:
             samples = [Sample(list(p), [65], [0.0], True) for p in prompts]
-            assert done is not None
             for i in (3, 1):
                 done(i, samples[i])
             assert judged.wait(timeout=20)

@@ -1,8 +1,8 @@
 """Work side by side on the cores of one CPU.
 
 A small model's operations are too small to be shared out: two threads that work on one matrix product
-wait for each other longer than they compute. So independent pieces of work (micro-batches, questions)
-run next to each other, each on one thread. A large model's operations fill all cores by themselves.
+wait for each other longer than they compute. So micro-batches run next to each other, each on one
+thread. A large model's operations fill all cores by themselves.
 """
 
 from __future__ import annotations

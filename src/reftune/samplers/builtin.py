@@ -135,7 +135,7 @@ class _Batch:
         # The last column takes what rows write after their end.
         self.tokens = torch.zeros(count, max_new_tokens + 1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(count, max_new_tokens + 1, device=device)
-        self.values = None if sampler.value_head is None else torch.zeros_like(self.logprobs)
+        self.values = torch.zeros_like(self.logprobs)
         self.lengths = torch.zeros(count, dtype=torch.long, device=device)
         self.finished = torch.zeros(count, dtype=torch.bool, device=device)
         self.ended = torch.zeros(count, dtype=torch.bool, device=device)
@@ -182,7 +182,7 @@ class _Batch:
         column = torch.where(running, t, self.max_new_tokens)
         self.tokens[rows, column] = chosen
         self.logprobs[rows, column] = logprobs
-        if self.values is not None and self.sampler.value_head is not None:
+        if self.sampler.value_head is not None:
             self.values[rows, column] = self.sampler.value_head(states.float()).squeeze(-1)
         self.lengths[rows] = t + running
         self.finished[rows] |= running & torch.isin(chosen, self.sampler.eos)
@@ -200,13 +200,9 @@ class _Batch:
         return chosen[kept]
 
     def _report(self, rows: Tensor, done: Done) -> None:
-        empty = self.lengths[rows] * 0
-        columns = zip(
-            rows.tolist(), self.tokens[rows].tolist(), self.logprobs[rows].tolist(),
-            (empty if self.values is None else self.values[rows]).tolist(),
-            self.lengths[rows].tolist(), self.finished[rows].tolist(), strict=True,
-        )  # fmt: skip
+        parts = (self.tokens, self.logprobs, self.values, self.lengths, self.finished)
+        columns = zip(rows.tolist(), *(part[rows].tolist() for part in parts), strict=True)
         for row, tokens, logprobs, values, n, finished in columns:
-            known = None if self.values is None else values[:n]
+            known = None if self.sampler.value_head is None else values[:n]
             prompt = list(self.prompts[row])
             done(self.indices[row], Sample(prompt, tokens[:n], logprobs[:n], finished, known))

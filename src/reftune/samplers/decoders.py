@@ -44,7 +44,6 @@ class PaddedDecoder:
         self.model = model
         self.max_new_tokens = max_new_tokens
 
-    @torch.no_grad()
     def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> Tensor:
         """See `Decoder.enter`."""
         width = max(map(len, prompts))
@@ -56,14 +55,11 @@ class PaddedDecoder:
         device = self.model.device
         output, self.cache, lengths = prefill(self.model, prompts, cache)
         self.attended = (torch.arange(width, device=device) >= width - lengths.unsqueeze(1)).long()
-        parents = torch.arange(len(prompts), device=device).repeat_interleave(
-            torch.tensor(list(repeats), device=device)
-        )
+        parents = parents_of(repeats, device)
         if len(parents) > len(prompts):
             self.keep(parents)
         return output[parents]
 
-    @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
         """See `Decoder.step`."""
         self.attended = torch.cat((self.attended, torch.ones_like(tokens).unsqueeze(1)), dim=1)
@@ -77,7 +73,6 @@ class PaddedDecoder:
         )
         return last(output)
 
-    @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
         """See `Decoder.keep`."""
         self.attended = self.attended[rows]
@@ -119,6 +114,13 @@ class PreallocatedLayer(DynamicLayer):
     def _room(self, states: Tensor) -> Tensor:
         batch, heads, _, dim = states.shape
         return states.new_empty(batch, heads, self.capacity, dim)
+
+
+def parents_of(repeats: Sequence[int], device: torch.device) -> Tensor:
+    """Return which prompt each row belongs to, where prompt i has `repeats[i]` rows."""
+    return torch.arange(len(repeats), device=device).repeat_interleave(
+        torch.tensor(list(repeats), device=device)
+    )
 
 
 def prefill(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from reftune.samplers.decoders import Tokens, last, prefill
+from reftune.samplers.decoders import Tokens, last, parents_of, prefill
 
 
 @dataclass
@@ -48,16 +48,12 @@ class SharedPrefixDecoder:
         self.entered = torch.zeros(0, dtype=torch.long, device=device)  # (rows,), by the clock
         self.joined = False  # whether rows entered at different times
 
-    @torch.no_grad()
     def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> Tensor:
         """See `Decoder.enter`."""
         self._rewind()
         self.joined = self.clock > 0
-        device = self.model.device
         output, cache, lengths = prefill(self.model, prompts, DynamicCache())
-        new = torch.arange(len(prompts), device=device).repeat_interleave(
-            torch.tensor(list(repeats), device=device)
-        )
+        new = parents_of(repeats, self.model.device)
         self._store(cache, len(new))
         self.parents = torch.cat((self.parents, new + len(self.lengths)))
         self.lengths = torch.cat((self.lengths, lengths))
@@ -65,7 +61,6 @@ class SharedPrefixDecoder:
         self._arrange()
         return output[new]
 
-    @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
         """See `Decoder.step`."""
         drawn = self.clock - self.entered  # tokens of each response before this one
@@ -85,7 +80,6 @@ class SharedPrefixDecoder:
         self.clock += 1
         return last(output)
 
-    @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
         """See `Decoder.keep`."""
         used, self.parents = self.parents[rows].unique(return_inverse=True)
