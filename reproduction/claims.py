@@ -77,8 +77,8 @@ def claims() -> list[Claim]:
         ("no_kl", "ReFT collapses without the KL penalty", "better"),
         ("no_partial_reward", "The partial reward helps", "better"),
         ("separate_value_model", "A value model of its own is about equal", "equal"),
-        ("warmup_2", "The length of the warm-up matters (4 epochs against 2)", "different"),
-        ("warmup_3", "The length of the warm-up matters (4 epochs against 3)", "different"),
+        ("warmup_4", "The length of the warm-up matters (12 epochs against 4)", "different"),
+        ("warmup_8", "The length of the warm-up matters (12 epochs against 8)", "different"),
     ):
         found.append(Claim(text, "P-CoT", main, Side(config), expected))
     return found

@@ -21,7 +21,7 @@ TIMES = "seconds.json"
 
 MAIN = ("program", "natural")
 ABLATIONS = ("no_partial_reward", "no_kl", "separate_value_model")  # from the main run's warm-up
-WARMUPS = ("warmup_2", "warmup_3")  # each with a warm-up of its own
+WARMUPS = ("warmup_4", "warmup_8")  # each with a warm-up of its own
 CHOICES = ("choices",)  # multiple choice: another test set
 
 
