@@ -229,3 +229,13 @@ def test_the_command_refuses_in_one_sentence(
     assert "different questions" in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "comparison").exists()
+
+
+def test_a_file_in_the_place_of_the_output_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(write_run(tmp_path / "run", {"sft": [0, 1]}))
+    (tmp_path / "out").write_text("mine")
+    assert run_cli(monkeypatch, run, "--out", str(tmp_path / "out")) == 2
+    assert "give another --out" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"

@@ -59,6 +59,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
     temporary.replace(target)
 
 
+@contextmanager
+def asked_for(out: Path) -> Iterator[None]:
+    """Raise UserError if the block cannot write `out`, which the user has named."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error}); give another --out") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, as a whole or not at all."""
     with atomic_file(path) as temporary:

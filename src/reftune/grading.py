@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reftune.answers import check_answer
-from reftune.checkpoints import atomic_file
+from reftune.checkpoints import asked_for, write_jsonl
 from reftune.config import Compute, Prompt
 from reftune.rewards import make_judge, make_sandbox
 from reftune.types import Cot, Outcome, Problem, UserError, Verdict
@@ -158,8 +158,5 @@ def _write(out: Path, problems: Sequence[Problem], verdicts: Sequence[Verdict]) 
         {"id": p.id, "outcome": v.outcome, "value": v.answer, "correct": v.correct, "score": v.score}
         for p, v in zip(problems, verdicts, strict=True)
     )
-    try:
-        with atomic_file(out) as partial:
-            partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error}); give another --out") from error
+    with asked_for(out):
+        write_jsonl(out, rows)

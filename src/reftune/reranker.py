@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from reftune.batches import collate, cut, deal
+from reftune.batches import collate
 from reftune.checkpoints import atomic_directory
 from reftune.lanes import make_lanes
 from reftune.prompts import Prompter
 from reftune.reading import Reader, trunk_of
+from reftune.scoring import fill
 from reftune.stage import Stage, State
 from reftune.statistics import area_under_curve
 from reftune.supervised import Example, stop_on_non_finite, train_epochs
@@ -130,25 +131,19 @@ def labelled(
     return [pair for pair in pairs if len(pair[0][0]) + len(pair[0][1]) <= max_tokens]
 
 
-@torch.no_grad()
 def score(
     reranker: Reranker, examples: Sequence[Example], accelerator: Accelerator, token_budget: int
 ) -> list[float]:
     """Return the probability that each response is right, each process scoring a share."""
     lengths = [len(prompt) + len(response) for prompt, response in examples]
     found = torch.zeros(len(examples), device=accelerator.device)
-    rank, processes = accelerator.process_index, accelerator.num_processes
 
-    def score_piece(rows: list[int]) -> None:
-        mine, weights = deal(rows, rank, processes)
-        if any(weights):
-            with torch.no_grad(), accelerator.autocast():  # threads have grad modes of their own
-                found[mine] = reranker(_collate([examples[i] for i in mine], found.device))[:, 1].exp()
+    def read(rows: list[int]) -> None:
+        found[rows] = reranker(_collate([examples[i] for i in rows], found.device))[:, 1].exp()
 
-    pieces = cut(range(len(examples)), lengths, token_budget, processes)
-    make_lanes(reranker, accelerator).map(score_piece, pieces)
-    whole = accelerator.reduce(found, reduction="sum") if processes > 1 else found
-    return [float(x) for x in whole]
+    lanes = make_lanes(reranker, accelerator)
+    whole: list[float] = fill(found, read, lengths, token_budget, accelerator, lanes).tolist()
+    return whole
 
 
 def rank(

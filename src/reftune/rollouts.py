@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 
-from reftune.batches import collate, cut, deal, length_mask, pad
+from reftune.batches import collate, length_mask, pad
 from reftune.lanes import Lanes, make_lanes
 from reftune.models import PolicyWithValue, TokenScores
 from reftune.prompts import Prompter
 from reftune.rewards import Judge
 from reftune.samplers import Sampler
 from reftune.samplers.builtin import BuiltinSampler
+from reftune.scoring import fill
 from reftune.types import Attempt, Problem, Rollouts, Sample, UserError
 
 JUDGED_AT_ONCE = 256  # each bunch wakes the sandbox's workers, which takes cores from a decoder on CPUs
@@ -191,22 +191,14 @@ def score(
     lengths = [len(s.prompt) + len(s.tokens) for s in samples]
     time = max(len(s.tokens) for s in samples)
     totals = torch.zeros(3, len(samples), time, device=accelerator.device)
-    processes = accelerator.num_processes
 
-    @torch.no_grad()
-    def score_piece(rows: list[int]) -> None:
-        mine, weights = deal(rows, accelerator.process_index, processes)
-        if not any(weights):
-            return
-        batch = collate([samples[i].prompt for i in mine], [samples[i].tokens for i in mine])
-        with accelerator.autocast():
-            scores = model(batch.to(accelerator.device), temperature)
-        totals[:, mine, : scores.logprobs.shape[1]] = torch.stack(tuple(scores))
+    def read(rows: list[int]) -> None:
+        batch = collate([samples[i].prompt for i in rows], [samples[i].tokens for i in rows])
+        scores = model(batch.to(accelerator.device), temperature)
+        totals[:, rows, : scores.logprobs.shape[1]] = torch.stack(tuple(scores))
 
-    pieces = cut(range(len(samples)), lengths, token_budget, processes, question_groups(attempts))
-    (lanes or Lanes()).map(score_piece, pieces)
-    whole = accelerator.reduce(totals, reduction="sum") if processes > 1 else totals
-    assert isinstance(whole, Tensor)
+    groups = question_groups(attempts)
+    whole = fill(totals, read, lengths, token_budget, accelerator, lanes or Lanes(), groups)
     return TokenScores(*whole.cpu())
 
 

@@ -10,7 +10,14 @@ import numpy as np
 
 from reftune.answers import check_answer
 from reftune.config import Columns, Compute, Prompt
-from reftune.data.formats import is_program, known_columns, read_fields, read_problem, require_columns
+from reftune.data.formats import (
+    is_program,
+    known_columns,
+    read_fields,
+    read_problem,
+    require_columns,
+    require_new_id,
+)
 from reftune.data.problems import question_key
 from reftune.data.sources import Row, read_rows
 from reftune.models import load_tokenizer
@@ -129,14 +136,12 @@ def _read(check: Check, rows: Sequence[Row], columns: Columns | None) -> None:
     for number, (where, row) in enumerate(rows, start=1):
         try:
             problem = read_problem(where, row, f"new-{number}", columns, check.cot)
+            require_new_id(where, problem, places)
         except UserError as error:
             check.faults.append(str(error))
             continue
-        first = places.setdefault(problem.id, where)
         if complaint := check_answer(problem, check.cot):
             check.faults.append(f"{where}: {complaint}")
-        elif first != where:
-            check.faults.append(f"{where}: id {problem.id!r} is already that of {first}")
         elif check.cot == "program" and not (problem.chain or PROGRAM_HEAD).startswith(PROGRAM_HEAD):
             check.faults.append(f'{where}: a program chain must start with "def solution():"')
         else:

@@ -87,6 +87,12 @@ def to_problem(where: str, fields: Fields, new_id: str, cot: Cot) -> Problem:
     return Problem(fields.id or new_id, question, answer, chain, choices)
 
 
+def require_new_id(where: str, problem: Problem, places: dict[str, str]) -> None:
+    """Raise UserError if another row has the problem's id; `places` collects where each id stands."""
+    if (first := places.setdefault(problem.id, where)) != where:
+        raise UserError(f"{where}: id {problem.id!r} is already that of {first}; make ids unique")
+
+
 def known_columns(where: str, row: dict[str, Any]) -> Columns:
     """Return the columns of the format that a row is in. Raises UserError if it is in none."""
     for columns in KNOWN_FORMATS:

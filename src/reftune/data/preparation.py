@@ -14,11 +14,19 @@ from pathlib import Path
 from string import ascii_lowercase
 
 from reftune.answers import check_answer, parse_number
-from reftune.checkpoints import atomic_file
+from reftune.checkpoints import asked_for, atomic_file
 from reftune.config import Compute
 from reftune.data.checking import judge_chains
 from reftune.data.derivations import chain_from_equation, program_from_equation, program_from_solution
-from reftune.data.formats import EQUATION, FORMULA, Fields, listed, read_fields, to_problem
+from reftune.data.formats import (
+    EQUATION,
+    FORMULA,
+    Fields,
+    listed,
+    read_fields,
+    require_new_id,
+    to_problem,
+)
 from reftune.data.formulas import program_from_formula
 from reftune.data.problems import write_problems
 from reftune.data.programs import UnderivableError
@@ -156,8 +164,7 @@ def _read(
             continue
         if options and problem.choices is None:
             raise UserError(f"{where}: a question without options; take {name} from a source with them")
-        if (first := places.setdefault(problem.id, where)) != where:
-            raise UserError(f"{where}: id {problem.id!r} is already that of {first}; make ids unique")
+        require_new_id(where, problem, places)
         try:
             problems.append(_complete(problem, fields, row, cot, options))
         except UnderivableError as error:
@@ -235,8 +242,5 @@ def _reason(problem: Problem, verdict: Verdict, cot: Cot) -> str:
 
 
 def _write(out: Path, problems: Sequence[Problem]) -> None:
-    try:
-        with atomic_file(out) as partial:
-            write_problems(partial, problems)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error}); give another --out") from error
+    with asked_for(out), atomic_file(out) as partial:
+        write_problems(partial, problems)

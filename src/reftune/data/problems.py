@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reftune.answers import check_answer
 from reftune.config import Columns, Data
-from reftune.data.formats import read_problem, require_columns
+from reftune.data.formats import read_problem, require_columns, require_new_id
 from reftune.data.sources import read_rows
 from reftune.data.synthetic import generate
 from reftune.types import Cot, Problem, UserError
@@ -106,8 +106,7 @@ def load_problems(
         problem = read_problem(where, row, f"{prefix}-{number}", columns, cot)
         if check_answers and (complaint := check_answer(problem, cot)):
             raise UserError(f"{where}: {complaint}")
-        if (first := places.setdefault(problem.id, where)) != where:
-            raise UserError(f"{where}: id {problem.id!r} is already that of {first}; make ids unique")
+        require_new_id(where, problem, places)
         problems.append(problem)
     return problems
 

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from reftune.checkpoints import asked_for
 from reftune.reporting.accuracy_plots import bar_plot, curve_plots
 from reftune.reporting.comparison import Cell, Comparison, Difference
 from reftune.reporting.comparison_tables import (
@@ -42,7 +43,8 @@ def default_directory(directories: Sequence[Path]) -> Path:
 
 def write_comparison(comparison: Comparison, directory: Path) -> Path:
     """Write comparison.html, .csv and .md (its pictures in comparison_files/); return the page."""
-    directory.mkdir(parents=True, exist_ok=True)
+    with asked_for(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     with (directory / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)
         writer.writeheader()
