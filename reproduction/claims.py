@@ -12,6 +12,7 @@ import numpy as np
 from reftune.checkpoints import read_json, read_jsonl
 from reftune.statistics import bootstrap_means, holm, sign_flip
 from reftune.strategies import STRATEGIES
+from reftune.types import Row
 from reproduction.plan import Cell
 
 MARGIN = 0.03  # "about equal": the whole interval of the difference lies within 3 points
@@ -120,17 +121,20 @@ def _measure(
 
 
 @lru_cache(maxsize=128)
+def answers(config: str, model: str, seed: int) -> list[Row]:
+    """Return a model's answers to the test questions."""
+    return read_jsonl(Cell(config, seed).run_dir / "evaluation" / f"{model}.jsonl")
+
+
 def outcomes(side: Side, seeds: tuple[int, ...]) -> Array:
     """Return 1 where the answer was right, 0 elsewhere: (seeds, questions)."""
     rows = []
     for seed in seeds:
-        path = Cell(side.config, seed).run_dir / "evaluation" / f"{side.model}.jsonl"
-        answers = read_jsonl(path)
         strategy = STRATEGIES.get(side.strategy)
         rows.append(
             [
                 row["correct"] if strategy is None else strategy.is_right(row["samples"])
-                for row in answers
+                for row in answers(side.config, side.model, seed)
             ]
         )
     return np.array(rows, dtype=np.int64)

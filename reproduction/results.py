@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from reftune.plan import METHODS
 from reftune.reporting.pages import interval, p_value, percent, signed
+from reftune.reporting.run_files import model_label
 from reftune.statistics import wilson_interval
-from reproduction.claims import Finding, cost, wrong_chains
+from reftune.strategies import STRATEGIES, accuracy_of, ordered_pairs
+from reproduction.claims import Finding, answers, cost, wrong_chains
 from reproduction.plan import seconds_of
 
 BEGIN, END = "<!-- reproduce-mini: begin -->\n", "<!-- reproduce-mini: end -->\n"
@@ -24,7 +27,10 @@ def write_results(
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{path}: the marks {BEGIN!r} and {END!r} are missing")
-    parts = [claim_table(findings), costs(ablation_seeds), hacking(seeds, ablation_seeds), times()]
+    parts = [
+        claim_table(findings), reranking(seeds), costs(ablation_seeds), hacking(seeds, ablation_seeds),
+        times(),
+    ]  # fmt: skip
     text = "\n\n".join(part for part in parts if part)
     path.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
 
@@ -43,6 +49,26 @@ def claim_table(findings: Sequence[Finding]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def reranking(seeds: Sequence[int]) -> str:
+    """Return what every model's samples give, chosen in each way, and how its reranker orders them."""
+    names = ["one sample", *STRATEGIES, "right before wrong"]
+    lines = [f"| chains | model | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
+    for config, chains in (("program", "P-CoT"), ("natural", "N-CoT")):
+        for model in ("sft", *METHODS):
+            rows = [row for seed in seeds for row in answers(config, model, seed)]
+            k = len(rows[0]["samples"])
+            shares = [accuracy_of(rows, STRATEGIES["vote"], 1)]
+            shares += [accuracy_of(rows, strategy, k) for strategy in STRATEGIES.values()]
+            order = ordered_pairs(rows)
+            cells = [*map(percent, shares), "" if order is None else percent(order)]
+            lines.append(f"| {chains} | {model_label(model)} | {' | '.join(cells)} |")
+    explained = (
+        "The last column: of a right and a wrong sample of one question, how often the reranker puts the"
+        " right one first; 50% is chance, and then reranking is no better than one sample."
+    )
+    return "\n".join(lines) + f"\n\n{explained}"
 
 
 def costs(seeds: Sequence[int]) -> str:

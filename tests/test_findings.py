@@ -4,7 +4,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from reftune.reporting.findings import accuracies, comparisons, curves, headline, verdict
+from reftune.reporting.findings import (
+    accuracies,
+    comparisons,
+    curves,
+    headline,
+    reranker_orders,
+    verdict,
+)
 from reftune.reporting.run_files import Run
 
 STRATEGIES = ("greedy", "vote", "rerank", "weighted vote")
@@ -94,6 +101,12 @@ def test_what_is_no_strategy_is_no_column() -> None:
     assert found["columns"] == ["greedy", "vote of 8"]
     assert [len(row["cells"]) for row in found["models"]] == [2, 2]
     assert found["models"][0]["cells"][1] is None
+
+
+def test_the_order_of_pairs_is_told_where_there_are_pairs() -> None:
+    reranked = {"rerank": {"k": 8, "ordered_pairs": 0.6}}
+    models = {"warmup": {}, "sft": reranked, "reft": {"rerank": {"k": 8, "ordered_pairs": None}}}
+    assert reranker_orders({"models": models}) == [("SFT", 0.6)]
 
 
 def test_a_long_ladder_of_passes_keeps_its_ends() -> None:

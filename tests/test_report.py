@@ -299,6 +299,7 @@ def with_all_methods(run: Path) -> Path:
     put(run / "online_st/samples.jsonl", [{"step": 1, **SAMPLE}])
     cell = GREEDY["reft"]
     sampled = {name: cell | {"k": 100} for name in ("vote", "rerank", "weighted vote")}
+    sampled["rerank"] = sampled["rerank"] | {"ordered_pairs": 0.612}
     curves = {"vote": {"1": 0.5, "2": 0.6}}
     model = {"greedy": cell, **sampled, "curves": curves, "pass": {str(2**i): 0.9 for i in range(7)}}
     model["something_new"] = {"share": 0.1, "interval": [0.05, 0.15]}
@@ -335,6 +336,7 @@ def test_a_page_of_all_methods_shows_their_sections_and_samples(tmp_path: Path) 
     page = Page(path)
     assert "Majority vote" in page.words
     assert "pass@1 pass@64 Warm-up" in page.words  # the rest is a curve
+    assert "puts the right one first in 61.2% (Warm-up), 61.2% (SFT)," in page.words
     assert "Still missing: Warm-up samples, Offline-ST, Online-ST, Rerankers." in page.words
     assert [method["stage"] for method in json.loads(page.json)["rollouts"]] == ["PPO", "Online-ST"]
     inputs = [attributes for tag, attributes in page.tags if tag == "input"]

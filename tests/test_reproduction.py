@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
 from reftune.config_files import load_config
+from reftune.plan import METHODS
 from reproduction import claims as module
 from reproduction import plan, results
 from reproduction.claims import Expected, Finding, Side, Verdict, claims, find, judge
@@ -64,7 +66,7 @@ def test_ablations_start_from_the_main_run_of_their_seed() -> None:
 def test_findings_pair_questions_and_pool_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "RUNS", tmp_path)
     monkeypatch.setattr(module, "claims", lambda: [CLAIM])
-    module.outcomes.cache_clear()
+    module.answers.cache_clear()
     # ReFT is right on 3 and 4 of 4 questions, SFT on 1 and 2: half of the answers more.
     right = {("reft", 1): "1110", ("reft", 2): "1111", ("sft", 1): "1000", ("sft", 2): "1100"}
     for (model, seed), answers in right.items():
@@ -91,7 +93,7 @@ def test_findings_are_put_between_the_marks(tmp_path: Path) -> None:
 
 
 def test_what_stands_around_the_marks_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("costs", "hacking", "times"):
+    for name in ("reranking", "costs", "hacking", "times"):
         monkeypatch.setattr(results, name, lambda *_: "")
     path = tmp_path / "results.md"
     path.write_text(f"before\n{results.BEGIN}old\n{results.END}after\n", encoding="utf-8")
@@ -99,6 +101,25 @@ def test_what_stands_around_the_marks_stays(tmp_path: Path, monkeypatch: pytest.
         write_results(path, [], [1], [1])
     table = claim_table([])
     assert path.read_text() == f"before\n{results.BEGIN}\n{table}\n\n{results.END}after\n"
+
+
+def test_reranking_stands_beside_one_sample_and_the_vote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "RUNS", tmp_path)
+    module.answers.cache_clear()
+    # Two of three samples are right, and the reranker prefers the wrong one to one of them.
+    samples = [
+        {"value": value, "correct": value == 5, "rerank": p}
+        for value, p in ((5, 0.9), (5, 0.2), (7, 0.5))
+    ]
+    for config, model in itertools.product(plan.MAIN, ("sft", *METHODS)):
+        path = tmp_path / f"{config}-1" / "evaluation" / f"{model}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"correct": True, "samples": samples}) + "\n")
+    rows = results.reranking([1]).splitlines()
+    assert rows[2] == "| P-CoT | SFT | 66.7% | 100.0% | 100.0% | 100.0% | 50.0% |"
+    assert [row.split(" | ")[1] for row in rows[6:10]] == ["SFT", "Offline-ST", "Online-ST", "ReFT"]
 
 
 CLAIM = module.Claim("ReFT beats SFT", "P-CoT", Side("program"), Side("program", "sft"))

@@ -9,6 +9,7 @@ from reftune.strategies import (
     accuracy_of,
     available,
     ladder,
+    ordered_pairs,
     rerank,
     vote,
     weighted_vote,
@@ -82,3 +83,13 @@ def test_accuracies_with_fewer_samples_are_means_over_disjoint_bunches() -> None
 @pytest.mark.parametrize(("k", "steps"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
 def test_curves_are_drawn_at_powers_of_two_and_at_the_end(k: int, steps: list[int]) -> None:
     assert ladder(k) == steps
+
+
+def test_pairs_of_one_question_are_ordered_or_not() -> None:
+    # Right 0.6 and 0.5 against wrong 0.9, 0.05, 0.1: four of six pairs; what has no answer is left out.
+    first = {"samples": SAMPLES}
+    # Right 0.3 and 0.2 against wrong 0.2: one pair in order, one tied.
+    second = {"samples": [sample(1.0, True, 0.3), sample(1.0, True, 0.2), sample(2.0, False, 0.2)]}
+    easy = {"samples": [sample(1.0, True, 0.99)] * 3}  # no pair, however sure the reranker is
+    assert ordered_pairs([first, second, easy]) == pytest.approx(5.5 / 8)
+    assert ordered_pairs([easy]) is None

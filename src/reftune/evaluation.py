@@ -15,7 +15,7 @@ from reftune.data.chain_checks import chain_is_right
 from reftune.prompts import PROGRAM_HEAD
 from reftune.rollouts import Actor, attempt_rows
 from reftune.statistics import bootstrap_difference, mcnemar, wilson_interval
-from reftune.strategies import STRATEGIES, Strategy, available, curve, pass_curve
+from reftune.strategies import STRATEGIES, Strategy, available, curve, ordered_pairs, pass_curve
 from reftune.types import Problem, Row
 
 
@@ -41,8 +41,8 @@ def summarise(rows: Sequence[Row], trigger: str | None = None) -> dict[str, Any]
     """Return the accuracy of every strategy for which there are samples, with intervals.
 
     `greedy` is always there; `vote`, `rerank` and `weighted vote` come with their `k` and, under
-    `curves`, their accuracies with fewer samples; `pass` has pass@k. Where chains can be checked,
-    `right_answer_wrong_chain` is there, too: see `wrong_chain_share`.
+    `curves`, their accuracies with fewer samples; `rerank` has `ordered_pairs`, too; `pass` has pass@k.
+    Where chains can be checked, `right_answer_wrong_chain` is there, too: see `wrong_chain_share`.
     """
     summary: dict[str, Any] = {"greedy": _accuracy([row["correct"] for row in rows])}
     if rows and rows[0].get("samples"):
@@ -136,6 +136,8 @@ def _with_samples(rows: Sequence[Row], k: int) -> dict[str, Any]:
         name: {"k": k, **_accuracy([strategy.is_right(row["samples"]) for row in rows])}
         for name, strategy in strategies.items()
     }
+    if "rerank" in summary:
+        summary["rerank"]["ordered_pairs"] = ordered_pairs(rows)
     summary["pass"] = _keyed(pass_curve(rows, k))
     summary["curves"] = {name: _keyed(curve(rows, s, k)) for name, s in strategies.items()}
     return summary

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reftune.statistics import majority_vote, pass_at_k
+from reftune.statistics import area_under_curve, majority_vote, pass_at_k
 from reftune.types import Row
 
 
@@ -50,6 +50,22 @@ def available(rows: Sequence[Row]) -> dict[str, Strategy]:
     samples = [sample for row in rows for sample in row.get("samples", ())]
     ranked = bool(samples) and all("rerank" in sample for sample in samples)
     return {name: s for name, s in STRATEGIES.items() if samples and (ranked or not s.ranks)}
+
+
+def ordered_pairs(rows: Sequence[Row]) -> float | None:
+    """Return how often the reranker puts a right sample before a wrong one of the same question.
+
+    That is what reranking needs: to know the easy questions does not help it. It is the share of all
+    such pairs, ties counting half, so that 0.5 is chance; None if there is no pair.
+    """
+    ordered, pairs = 0.0, 0
+    for row in rows:
+        ranked = [sample for sample in row["samples"] if sample["value"] is not None]
+        labels = [bool(sample["correct"]) for sample in ranked]
+        mine = labels.count(True) * labels.count(False)
+        ordered += mine * area_under_curve([sample["rerank"] for sample in ranked], labels)
+        pairs += mine
+    return ordered / pairs if pairs else None
 
 
 def accuracy_of(rows: Sequence[Row], strategy: Strategy, k: int) -> float:

@@ -71,6 +71,13 @@ def wrong_chains(evaluation: Row) -> list[Row]:
     ]
 
 
+def reranker_orders(evaluation: Row) -> list[tuple[str, float]]:
+    """Return how often each model's reranker puts a right sample before a wrong one of a question."""
+    found = {key: m.get("rerank", {}) for key, m in evaluation.get("models", {}).items()}
+    orders = {key: rerank.get("ordered_pairs") for key, rerank in found.items()}
+    return [(model_label(key), share) for key, share in orders.items() if share is not None]
+
+
 def comparisons(evaluation: Row) -> dict[str, list[Row]]:
     """Return the comparisons to show and those to fold away.
 

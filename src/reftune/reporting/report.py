@@ -18,6 +18,7 @@ from reftune.reporting.findings import (
     comparisons,
     curves,
     headline,
+    reranker_orders,
     verdict,
     wrong_chains,
 )
@@ -111,6 +112,7 @@ def _context(run: Run) -> dict[str, Any]:
         "command": run.info.get("command"),
         "n": run.evaluation.get("n", 0),
         "accuracies": accuracies(run.evaluation),
+        "orders": reranker_orders(run.evaluation),
         "wrong_chains": wrong_chains(run.evaluation),
         "comparisons": comparisons(run.evaluation),
         "facts": facts(run),
