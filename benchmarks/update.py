@@ -7,7 +7,7 @@ rounding) the same number of rows per micro-batch. Counted are the real tokens o
 once per sample and step.
 
 - demo: responses that the demo's trained model samples, 8 for each of 64 questions.
-- svamp x 8: prompts of SVAMP in reftune's template, with the model and the byte-level BPE of 4096 pieces
+- svamp x 8: prompts of SVAMP in reftune's template, with a byte-level BPE of 4096 pieces and the model
   of configs/svamp_program.toml (random weights; the tokenizer is trained on SVAMP). The lengths of the 8
   responses are those of programs of the data set, drawn at random.
 - svamp x 1: 512 different questions with one response each, as in the paper: no prompt is shared.

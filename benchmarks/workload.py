@@ -32,6 +32,7 @@ logging.set_verbosity_error()
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SVAMP = "svamp_python_sdp.json"
+PIECES = 4096  # of SVAMP's vocabulary: more than the run has, because real models have many
 MEAN_LENGTH = 40  # of a random model's responses
 # The shapes of Qwen2.5, a current family of small models; its vocabulary is the prompter's here.
 LARGE: dict[str, dict[str, Any]] = {
@@ -79,7 +80,8 @@ def open_workload(options: Options, questions: int, name: str = "demo") -> Workl
     Args:
         options: the command line.
         questions: how many.
-        name: "svamp" has the model and the prompts of configs/svamp_program.toml, with random weights.
+        name: "svamp" has the model and the prompts of configs/svamp_program.toml, with random weights
+            and PIECES tokens.
     """
     set_threads(options)
     config = open_config(options, name)
@@ -100,7 +102,7 @@ def open_config(options: Options, name: str = "demo") -> Config:
     if not (options.data / SVAMP).exists():
         raise LeftOut(f"no {SVAMP} in {options.data}; name the folder with --data")
     test = options.data / "svamp_test_set.json"
-    changes += [f"data.train={options.data / SVAMP}", f"data.test={test}"]
+    changes += [f"data.train={options.data / SVAMP}", f"data.test={test}", f"model.vocab_size={PIECES}"]
     return load_config(CONFIGS / "svamp_program.toml", changes)
 
 
