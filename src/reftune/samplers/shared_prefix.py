@@ -66,8 +66,7 @@ class SharedPrefixDecoder:
         drawn = self.clock - self.entered  # tokens of each response before this one
         self.column = self.clock % self.capacity
         self.columns = min(self.clock + 1, self.capacity)
-        age = (self.column - torch.arange(self.columns, device=tokens.device)) % self.capacity
-        self.hidden = (age > drawn.unsqueeze(1))[:, None, None] if self.joined else None
+        self.hidden = self._unwritten(drawn) if self.joined else None
         # Rows that have ended may stay for a while: their positions must not run out of the model's.
         positions = self.lengths[self.parents] + drawn.clamp(max=self.capacity - 1)
         output = self.model(
@@ -106,14 +105,21 @@ class SharedPrefixDecoder:
         queries = (query * scaling).unflatten(1, (key.shape[1], -1)).squeeze(3)
         own = queries @ keys.transpose(2, 3)
         if self.hidden is not None:
-            own = own.masked_fill(self.hidden, -torch.inf)
+            own.masked_fill_(self.hidden, -torch.inf)
         shared = self._per_question(queries) @ prompt_keys.transpose(2, 3)
-        shared = self._per_row(shared.masked_fill(self.padding, -torch.inf))
+        if self.padding is not None:
+            shared.masked_fill_(self.padding, -torch.inf)
+        shared = self._per_row(shared)
         scores = torch.cat((own, shared), dim=-1)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
         own, shared = weights.split((self.columns, weights.shape[-1] - self.columns), dim=-1)
         output: Tensor = own @ values + self._per_row(self._per_question(shared) @ prompt_values)
         return output.flatten(1, 2).unsqueeze(1)
+
+    def _unwritten(self, drawn: Tensor) -> Tensor:
+        """Return which columns of the ring are older than each row's response."""
+        age = (self.column - torch.arange(self.columns, device=drawn.device)) % self.capacity
+        return (age > drawn.unsqueeze(1))[:, None, None]
 
     def _rewind(self) -> None:
         """Set the clock back to the age of the oldest row, so that no column is older than that."""
@@ -137,19 +143,22 @@ class SharedPrefixDecoder:
         self.places[order] = self.parents[order] * self.most + numbers - first
         self.members = torch.zeros(len(count) * self.most, dtype=torch.long, device=order.device)
         self.members[self.places] = numbers
+        # Rows side by side, equally many of each question: nothing has to be moved.
+        self.in_place = torch.equal(self.members, numbers)
         width = self.layers[0].prompts[0].shape[2]
-        columns = torch.arange(width, device=order.device)
-        self.padding = (columns < width - self.lengths.unsqueeze(1))[:, None, None]
+        padding = torch.arange(width, device=order.device) < width - self.lengths.unsqueeze(1)
+        self.padding = padding[:, None, None] if padding.any() else None
 
     def _per_question(self, rows: Tensor) -> Tensor:
         """Put (rows, heads, group, x) together as (prompts, heads, most * group, x)."""
-        grouped: Tensor = rows.index_select(0, self.members).unflatten(0, (-1, self.most))
+        moved = rows if self.in_place else rows.index_select(0, self.members)
+        grouped: Tensor = moved.unflatten(0, (-1, self.most))
         return grouped.transpose(1, 2).flatten(2, 3)
 
     def _per_row(self, grouped: Tensor) -> Tensor:
         """Take (prompts, heads, most * group, x) apart again."""
         rows: Tensor = grouped.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)
-        return rows.index_select(0, self.places)
+        return rows if self.in_place else rows.index_select(0, self.places)
 
     def _store(self, cache: DynamicCache, rows: int) -> None:
         """Add prompts from a cache, and room for the responses of `rows` new rows."""
