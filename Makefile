@@ -18,7 +18,7 @@ install: $(INSTALLED)  ## create .venv with the pinned versions and .venv/bin/re
 demo: install  ## train and compare the models of configs/demo.toml
 	$(BIN)/reftune run configs/demo.toml
 
-reproduce-mini: install  ## run the paper's comparison at laptop scale, for hours; takes MINI="--seeds 1 ..."
+reproduce-mini: install  ## run the paper's comparison at laptop scale, for two hours; takes MINI="--seeds 1 ..."
 	$(BIN)/python -m reproduction $(MINI)
 
 bench: install  ## measure reftune against other ways of doing the same; takes BENCH="--device cuda ..."
