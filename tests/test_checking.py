@@ -58,7 +58,7 @@ def test_every_fault_is_named_with_its_line(tmp_path: Path) -> None:
         for fault in (
             "4: problem 4: answer 'many' is not a number, which programs must return;"
             ' use cot = "natural" or choices',
-            f"5: id '1' is already that of {tmp_path}/x.jsonl:1",
+            f"5: id '1' is already that of {tmp_path}/x.jsonl:1; make ids unique",
             "6: 'question' is empty; each problem needs a question and an answer",
             '7: a program chain must start with "def solution():"',
             "8: problem 6: answer 'c' names none of its choices; give a letter from a to b",
