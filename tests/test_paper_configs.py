@@ -22,8 +22,8 @@ SMALL = [
     "model.scratch=tiny", "model.dtype=float32", "data.validation_size=8",
     "model.scratch_overrides={hidden_size = 32, intermediate_size = 48, num_hidden_layers = 1}",
     "prompt.max_new_tokens=24", "compute.threads=1", "compute.sandbox_workers=1",
-    "sft.epochs=12", "sft.warmup_epochs=8", "sft.batch_size=8", "sft.learning_rate=5e-3",
-    "sft.validate_every_epochs=12", "warmup_samples.per_question=8", "offline_st.epochs=1",
+    "sft.epochs=24", "sft.warmup_epochs=20", "sft.batch_size=8", "sft.learning_rate=5e-3",
+    "sft.validate_every_epochs=24", "warmup_samples.per_question=8", "offline_st.epochs=1",
     "offline_st.batch_size=8", "online_st.steps=2", "ppo.steps=2", "ppo.questions_per_step=4",
     "reranker.epochs=1",
 ]  # fmt: skip
