@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from reftune.checkpoints import read_json, read_jsonl
+from reftune.reporting.run_groups import CHAINS
 from reftune.statistics import bootstrap_means, holm, sign_flip
 from reftune.strategies import STRATEGIES
 from reftune.types import Row
-from reproduction.plan import Cell
+from reproduction.plan import MAIN, Cell
 
 MARGIN = 0.03  # "about equal": the whole interval of the difference lies within 3 points
 RESAMPLES = 10_000
@@ -59,7 +60,8 @@ class Finding:
 def claims() -> list[Claim]:
     """Return the paper's claims in its order."""
     found = []
-    for cot, chains in (("program", "P-CoT"), ("natural", "N-CoT")):
+    for cot in MAIN:
+        chains = CHAINS[cot]
         for model, name in (
             ("sft", "SFT"),
             ("offline_st", "off-line self-training"),
@@ -113,7 +115,7 @@ def judge(expected: Expected, interval: tuple[float, float]) -> Verdict:
 def _measure(
     claim: Claim, seeds: Sequence[int], ablation_seeds: Sequence[int]
 ) -> tuple[Claim, Array, Array, tuple[float, float], float]:
-    main = {claim.side.config, claim.other.config} <= {"program", "natural"}
+    main = {claim.side.config, claim.other.config} <= {*MAIN}
     shared = tuple(seeds if main else ablation_seeds)
     a, b = outcomes(claim.side, shared), outcomes(claim.other, shared)
     interval = bootstrap_means([a - b], resamples=RESAMPLES, seed=0)

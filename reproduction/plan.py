@@ -19,7 +19,7 @@ CONFIGS = ROOT / "configs" / "mini"
 RUNS = ROOT / "runs" / "mini"
 TIMES = "seconds.json"
 
-MAIN = ("program", "natural")
+MAIN = ("program", "natural")  # with all methods, each named after its kind of chain
 ABLATIONS = ("no_partial_reward", "no_kl", "separate_value_model")  # from the main run's warm-up
 WARMUPS = ("warmup_4", "warmup_8")  # each with a warm-up of its own
 CHOICES = ("choices",)  # multiple choice: another test set

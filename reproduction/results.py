@@ -8,10 +8,11 @@ from pathlib import Path
 from reftune.plan import METHODS
 from reftune.reporting.pages import interval, p_value, percent, signed
 from reftune.reporting.run_files import model_label
+from reftune.reporting.run_groups import CHAINS
 from reftune.statistics import wilson_interval
 from reftune.strategies import STRATEGIES, accuracy_of, ordered_pairs
 from reproduction.claims import Finding, answers, cost, wrong_chains
-from reproduction.plan import seconds_of
+from reproduction.plan import MAIN, seconds_of
 
 BEGIN, END = "<!-- reproduce-mini: begin -->\n", "<!-- reproduce-mini: end -->\n"
 
@@ -55,7 +56,7 @@ def reranking(seeds: Sequence[int]) -> str:
     """Return what every model's samples give, chosen in each way, and how its reranker orders them."""
     names = ["one sample", *STRATEGIES, "right before wrong"]
     lines = [f"| chains | model | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
-    for config, chains in (("program", "P-CoT"), ("natural", "N-CoT")):
+    for config in MAIN:
         for model in ("sft", *METHODS):
             rows = [row for seed in seeds for row in answers(config, model, seed)]
             k = len(rows[0]["samples"])
@@ -63,7 +64,7 @@ def reranking(seeds: Sequence[int]) -> str:
             shares += [accuracy_of(rows, strategy, k) for strategy in STRATEGIES.values()]
             order = ordered_pairs(rows)
             cells = [*map(percent, shares), "" if order is None else percent(order)]
-            lines.append(f"| {chains} | {model_label(model)} | {' | '.join(cells)} |")
+            lines.append(f"| {CHAINS[config]} | {model_label(model)} | {' | '.join(cells)} |")
     explained = (
         "The last column: of a right and a wrong sample of one question, how often the reranker puts the"
         " right one first; 50% is chance, and then reranking is no better than one sample."
@@ -91,8 +92,7 @@ def hacking(seeds: Sequence[int], ablation_seeds: Sequence[int]) -> str:
 
 def times() -> str:
     """Say how long the runs took."""
-    configs = ("program", "natural")
-    found = [seconds for config in configs for seconds in seconds_of(config)]
+    found = [seconds for config in MAIN for seconds in seconds_of(config)]
     if not found:
         return ""
     low, high = min(found) / 60, max(found) / 60
