@@ -43,6 +43,7 @@ from reftune.models import PolicyWithValue
 from reftune.ppo import compute_targets, update
 from reftune.rollouts import collect, make_actor
 from reftune.types import Problem, Verdict
+from reftune.workbench import keep_freed_memory
 
 MICRO_BATCH = 64
 FOREVER = 10**6  # steps; the harness ends the training
@@ -67,6 +68,7 @@ def trivial_reward(completion: str) -> float:
 
 def reftune(turns: Turns, options: Options) -> None:
     """Do what `run_ppo` does in one step."""
+    keep_freed_memory()  # as every command of reftune does
     workload = _open(options)
     config, accelerator = workload.config, make_accelerator(options)
     reference = PolicyWithValue(copy.deepcopy(workload.model).requires_grad_(False))

@@ -23,6 +23,7 @@ from transformers import GenerationConfig
 
 from benchmarks.contest import Contestant, Options, Turns, compete, parse_options, table
 from benchmarks.workload import Workload, open_workload, repeated, sample
+from reftune.workbench import keep_freed_memory
 
 # Of what was tried on two cores the fastest: 64 requests at once, few tokens each, small pages.
 CPU_BATCHING = {
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def reftune(turns: Turns, options: Options) -> None:
     """Sample with the built-in engine."""
+    keep_freed_memory()  # as every command of reftune does
     workload, prompts, ends = _open(options)
     rows = repeated(prompts, options.samples)
     turns.serve(

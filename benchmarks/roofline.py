@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from benchmarks.contest import Options, parse_options, spread
 from benchmarks.update import make_experience, reftune_update
 from benchmarks.workload import open_workload, repeated, sample, set_threads
+from reftune.workbench import keep_freed_memory
 
 Act = Callable[[], object]
 
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure in rounds; print the machine's rates and each phase's share of them."""
     options = parse_options(__doc__ or "", arguments)
     set_threads(options)
+    keep_freed_memory()
     options.workload = "demo"
     sampling, sampling_work = _sampling(options)
     updating, updating_work = _updating(options)

@@ -35,6 +35,7 @@ from reftune.models import PolicyWithValue
 from reftune.ppo import update
 from reftune.training import Learner, make_optimizer
 from reftune.types import Attempt, Rollouts, Sample, Targets, Verdict
+from reftune.workbench import keep_freed_memory
 
 WORKLOADS = ("demo", "svamp x 8", "svamp x 1")
 LEARNING_RATE = 1e-9  # the same work, but the model stays as it is through all rounds
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def reftune(turns: Turns, options: Options) -> None:
     """Update with `reftune.ppo.update`."""
+    keep_freed_memory()  # as every command of reftune does
     turns.serve(reftune_update(make_experience(options), options))
 
 

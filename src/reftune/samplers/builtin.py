@@ -93,7 +93,7 @@ class BuiltinSampler:
         """Return an empty batch for prompts of at most `longest` tokens."""
         model = trunk_of(self.model) if self.reader.plain_head else self.model
         if self.reader.packs and longest + max_new_tokens <= window(model.config):
-            return SharedPrefixDecoder(model, max_new_tokens)
+            return SharedPrefixDecoder(model, longest, max_new_tokens)
         return PaddedDecoder(model, max_new_tokens)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -136,10 +136,11 @@ class _Batch:
         self.tokens = torch.zeros(count, max_new_tokens + 1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(count, max_new_tokens + 1, device=device)
         self.values = torch.zeros_like(self.logprobs)
-        self.lengths = torch.zeros(count, dtype=torch.long, device=device)
-        self.finished = torch.zeros(count, dtype=torch.bool, device=device)
-        self.ended = torch.zeros(count, dtype=torch.bool, device=device)
-        self.rows = torch.zeros(0, dtype=torch.long, device=device)  # our sample in each decoder row
+        # Of each of the decoder's rows: our sample, its tokens so far, whether it has ended, and by EOS.
+        self.rows = torch.zeros(0, dtype=torch.long, device=device)
+        self.lengths = torch.zeros_like(self.rows)
+        self.ended = torch.zeros_like(self.rows, dtype=torch.bool)
+        self.finished = torch.zeros_like(self.ended)
         self.entered = 0
 
     def run(self, done: Done) -> None:
@@ -169,40 +170,46 @@ class _Batch:
         while self._next_fits():
             taken.append(self.waiting.popleft())
             count = len(taken[-1][1])
-            fresh = torch.arange(self.entered, self.entered + count, device=self.rows.device)
-            self.rows = torch.cat((self.rows, fresh))
+            self._add(torch.arange(self.entered, self.entered + count, device=self.rows.device))
             self.entered += count
         return decoder.enter([prompt for prompt, _ in taken], [len(members) for _, members in taken])
 
+    def _add(self, fresh: Tensor) -> None:
+        self.rows = torch.cat((self.rows, fresh))
+        self.lengths = torch.cat((self.lengths, torch.zeros_like(fresh)))
+        none = torch.zeros_like(fresh, dtype=torch.bool)
+        self.ended, self.finished = torch.cat((self.ended, none)), torch.cat((self.finished, none))
+
     def _draw(self, states: Tensor) -> tuple[Tensor, int]:
         """Choose every row's next token; return them, and how many rows go on."""
-        rows, running = self.rows, ~self.ended[self.rows]
-        t = self.lengths[rows]
-        chosen, logprobs = choose(self.sampler.logits(states), self.streams[rows], t, self.temperature)
-        column = torch.where(running, t, self.max_new_tokens)
+        sampler, rows, running = self.sampler, self.rows, ~self.ended
+        streams = self.streams[rows]
+        chosen, logprobs = choose(sampler.logits(states), streams, self.lengths, self.temperature)
+        column = torch.where(running, self.lengths, self.max_new_tokens)
         self.tokens[rows, column] = chosen
         self.logprobs[rows, column] = logprobs
-        if self.sampler.value_head is not None:
-            self.values[rows, column] = self.sampler.value_head(states.float()).squeeze(-1)
-        self.lengths[rows] = t + running
-        self.finished[rows] |= running & torch.isin(chosen, self.sampler.eos)
-        self.ended[rows] = self.finished[rows] | (self.lengths[rows] == self.max_new_tokens)
-        return chosen, int((~self.ended[rows]).sum())
+        if sampler.value_head is not None:
+            self.values[rows, column] = sampler.value_head(states.float()).squeeze(-1)
+        self.lengths += running
+        self.finished |= running & torch.isin(chosen, sampler.eos)
+        self.ended = self.finished | (self.lengths == self.max_new_tokens)
+        return chosen, len(rows) - int(self.ended.sum())
 
     def _leave(self, decoder: Decoder, chosen: Tensor, done: Done) -> Tensor:
         """Drop and report the rows that have ended; return what the others have chosen."""
-        ended = self.ended[self.rows]
-        self._report(self.rows[ended], done)
-        kept = (~ended).nonzero().squeeze(1)
-        self.rows = self.rows[kept]
+        self._report(self.ended, done)
+        kept = (~self.ended).nonzero().squeeze(1)
+        self.rows, self.lengths = self.rows[kept], self.lengths[kept]
+        self.ended, self.finished = self.ended[kept], self.finished[kept]
         if len(kept):
             decoder.keep(kept)
         return chosen[kept]
 
-    def _report(self, rows: Tensor, done: Done) -> None:
-        parts = (self.tokens, self.logprobs, self.values, self.lengths, self.finished)
-        columns = zip(rows.tolist(), *(part[rows].tolist() for part in parts), strict=True)
-        for row, tokens, logprobs, values, n, finished in columns:
+    def _report(self, ended: Tensor, done: Done) -> None:
+        rows = self.rows[ended]
+        parts = [rows, self.tokens[rows], self.logprobs[rows], self.values[rows]]
+        columns = [part.tolist() for part in (*parts, self.lengths[ended], self.finished[ended])]
+        for row, tokens, logprobs, values, n, finished in zip(*columns, strict=True):
             known = None if self.sampler.value_head is None else values[:n]
             prompt = list(self.prompts[row])
             done(self.indices[row], Sample(prompt, tokens[:n], logprobs[:n], finished, known))

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from reftune.samplers.decoders import Tokens, last, parents_of, prefill
+from reftune.samplers.decoders import Tokens, parents_of, prefill
+from reftune.samplers.llama_step import step_of
 
 
 @dataclass
@@ -32,13 +33,15 @@ class SharedPrefixDecoder:
 
     Args:
         model: a trunk or language model that calls `attention.attend`.
+        longest: tokens of the longest prompt.
         max_new_tokens: how long a response may become.
     """
 
     joins = True
 
-    def __init__(self, model: PreTrainedModel, max_new_tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, longest: int, max_new_tokens: int) -> None:
         self.model = model
+        self.read = step_of(model, longest + max_new_tokens)
         self.capacity = max(1, max_new_tokens - 1)
         self.layers: list[_Layer] = []
         self.clock = 0  # steps that the oldest row has made
@@ -69,15 +72,9 @@ class SharedPrefixDecoder:
         self.hidden = self._unwritten(drawn) if self.joined else None
         # Rows that have ended may stay for a while: their positions must not run out of the model's.
         positions = self.lengths[self.parents] + drawn.clamp(max=self.capacity - 1)
-        output = self.model(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=tokens.new_ones(1, 1, 1, 1),  # `attend` needs none
-            position_ids=positions.unsqueeze(1),
-            use_cache=False,
-            within=self,
-        )
+        states = self.read(tokens, positions, self)
         self.clock += 1
-        return last(output)
+        return states
 
     def keep(self, rows: Tensor) -> None:
         """See `Decoder.keep`."""
@@ -108,7 +105,7 @@ class SharedPrefixDecoder:
             own.masked_fill_(self.hidden, -torch.inf)
         shared = self._per_question(queries) @ prompt_keys.transpose(2, 3)
         if self.padding is not None:
-            shared.masked_fill_(self.padding, -torch.inf)
+            shared.add_(self.padding)
         shared = self._per_row(shared)
         scores = torch.cat((own, shared), dim=-1)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -147,7 +144,9 @@ class SharedPrefixDecoder:
         self.in_place = torch.equal(self.members, numbers)
         width = self.layers[0].prompts[0].shape[2]
         padding = torch.arange(width, device=order.device) < width - self.lengths.unsqueeze(1)
-        self.padding = padding[:, None, None] if padding.any() else None
+        # Added to the scores, which is several times faster than filling them in.
+        minus = torch.zeros_like(padding, dtype=self.model.dtype).masked_fill_(padding, -torch.inf)
+        self.padding = minus[:, None, None] if padding.any() else None
 
     def _per_question(self, rows: Tensor) -> Tensor:
         """Put (rows, heads, group, x) together as (prompts, heads, most * group, x)."""

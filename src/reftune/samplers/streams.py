@@ -20,17 +20,18 @@ def choose(
     Returns:
         Token ids and their log-probabilities under the distribution they were drawn from, (rows,) each.
     """
-    logprobs = torch.log_softmax(logits / temperature if temperature else logits, dim=-1)
+    scaled = logits if temperature in (0, 1) else logits / temperature
+    probabilities = torch.softmax(scaled, dim=-1)
     if temperature:
-        cumulative = logprobs.exp().cumsum(-1)
+        cumulative = probabilities.cumsum(-1)
         total = cumulative[:, -1:]
-        threshold = uniform(streams, t).to(logprobs.dtype).unsqueeze(1) * total
+        threshold = uniform(streams, t).to(probabilities.dtype).unsqueeze(1) * total
         # Rounded to `total` it would choose the last token, however unlikely: stay below.
         threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))
         chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
     else:
-        chosen = logprobs.argmax(-1)
-    return chosen, logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+        chosen = logits.argmax(-1)
+    return chosen, probabilities.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).log()
 
 
 def uniform(streams: Tensor, t: Tensor | int) -> Tensor:
