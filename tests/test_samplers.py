@@ -14,6 +14,7 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 from reftune.batches import collate
 from reftune.models import PolicyWithValue
 from reftune.rollouts import score
+from reftune.samplers import shared_prefix
 from reftune.samplers.builtin import BuiltinSampler
 from reftune.samplers.streams import choose, uniform
 from reftune.types import Attempt, Problem, Sample, UserError, Verdict
@@ -136,6 +137,22 @@ def test_equal_prompts_share_a_prefill_and_finished_rows_leave(family: str) -> N
         assert running <= rows
         assert 0.9 * rows < running
     assert shapes[1][0] > shapes[-1][0]
+
+
+def test_prompts_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw() -> tuple[list[Sample], list[tuple[int, ...]]]:
+        sampler, prompts = BuiltinSampler(tiny_model(), ENDS), make_prompts()
+        shapes = shapes_read(sampler)
+        samples = sampler.sample(prompts, range(len(prompts)), max_new_tokens=NEW, temperature=1.0)
+        return samples, [shape for shape in shapes if shape[1] > 1 or shape[0] < 3]
+
+    whole, _ = draw()
+    monkeypatch.setattr(shared_prefix, "PREFILL_TOKENS", 23)
+    pieces, shapes = draw()
+    assert shapes[:4] == [(2, 2), (2, 3), (2, 8), (2, 11)]  # two at a time: 2 * 11 <= 23
+    for a, b in zip(whole, pieces, strict=True):
+        assert a.tokens == b.tokens
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
 def test_waiting_prompts_enter_while_others_run() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from reftune.types import Sequences
+
+Item = TypeVar("Item")
 
 
 def shuffled(count: int, *key: object) -> list[int]:
@@ -19,7 +22,7 @@ def shuffled(count: int, *key: object) -> list[int]:
     return order
 
 
-def minibatches(order: Sequence[int], size: int) -> Iterator[list[int]]:
+def minibatches(order: Sequence[Item], size: int) -> Iterator[list[Item]]:
     """Yield consecutive pieces of `order` of at most `size` rows."""
     for start in range(0, len(order), size):
         yield list(order[start : start + size])

@@ -14,8 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
+from reftune.batches import minibatches
 from reftune.samplers.decoders import Tokens, parents_of, prefill
 from reftune.samplers.llama_step import step_of
+
+# Prompts read at once: more at a time is no faster, and what a layer needs for them may be large.
+PREFILL_TOKENS = 8192
 
 
 @dataclass
@@ -55,14 +59,15 @@ class SharedPrefixDecoder:
         """See `Decoder.enter`."""
         self._rewind()
         self.joined = self.clock > 0
-        output, cache, lengths = prefill(self.model, prompts, DynamicCache())
+        pieces = minibatches(prompts, max(1, PREFILL_TOKENS // max(map(len, prompts))))
+        read = [prefill(self.model, piece, DynamicCache()) for piece in pieces]
         new = parents_of(repeats, self.model.device)
-        self._store(cache, len(new))
+        self._store([cache for _, cache, _ in read], len(new))
         self.parents = torch.cat((self.parents, new + len(self.lengths)))
-        self.lengths = torch.cat((self.lengths, lengths))
+        self.lengths = torch.cat((self.lengths, *(lengths for _, _, lengths in read)))
         self.entered = torch.cat((self.entered, torch.full_like(new, self.clock)))
         self._arrange()
-        return output[new]
+        return torch.cat([output for output, _, _ in read])[new]
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Decoder.step`."""
@@ -102,7 +107,7 @@ class SharedPrefixDecoder:
         queries = (query * scaling).unflatten(1, (key.shape[1], -1)).squeeze(3)
         own = queries @ keys.transpose(2, 3)
         if self.hidden is not None:
-            own.masked_fill_(self.hidden, -torch.inf)
+            own.add_(self.hidden)
         shared = self._per_question(queries) @ prompt_keys.transpose(2, 3)
         if self.padding is not None:
             shared.add_(self.padding)
@@ -114,9 +119,9 @@ class SharedPrefixDecoder:
         return output.flatten(1, 2).unsqueeze(1)
 
     def _unwritten(self, drawn: Tensor) -> Tensor:
-        """Return which columns of the ring are older than each row's response."""
+        """Return -inf for the columns of the ring that are older than each row's response, else 0."""
         age = (self.column - torch.arange(self.columns, device=drawn.device)) % self.capacity
-        return (age > drawn.unsqueeze(1))[:, None, None]
+        return self._minus_infinity(age > drawn.unsqueeze(1))
 
     def _rewind(self) -> None:
         """Set the clock back to the age of the oldest row, so that no column is older than that."""
@@ -144,9 +149,12 @@ class SharedPrefixDecoder:
         self.in_place = torch.equal(self.members, numbers)
         width = self.layers[0].prompts[0].shape[2]
         padding = torch.arange(width, device=order.device) < width - self.lengths.unsqueeze(1)
-        # Added to the scores, which is several times faster than filling them in.
-        minus = torch.zeros_like(padding, dtype=self.model.dtype).masked_fill_(padding, -torch.inf)
-        self.padding = minus[:, None, None] if padding.any() else None
+        self.padding = self._minus_infinity(padding) if padding.any() else None
+
+    def _minus_infinity(self, hidden: Tensor) -> Tensor:
+        """Return what hides columns when added to scores, which is faster than filling these in."""
+        minus = torch.zeros_like(hidden, dtype=self.model.dtype).masked_fill_(hidden, -torch.inf)
+        return minus[:, None, None]
 
     def _per_question(self, rows: Tensor) -> Tensor:
         """Put (rows, heads, group, x) together as (prompts, heads, most * group, x)."""
@@ -159,9 +167,12 @@ class SharedPrefixDecoder:
         rows: Tensor = grouped.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)
         return rows if self.in_place else rows.index_select(0, self.places)
 
-    def _store(self, cache: DynamicCache, rows: int) -> None:
-        """Add prompts from a cache, and room for the responses of `rows` new rows."""
-        added = [[layer.keys, layer.values] for layer in cast(list[Any], cache.layers)]
+    def _store(self, caches: Sequence[DynamicCache], rows: int) -> None:
+        """Add prompts from caches, and room for the responses of `rows` new rows."""
+        read = [[(layer.keys, layer.values) for layer in cast(Any, cache.layers)] for cache in caches]
+        added = [
+            [_stack(*states) for states in zip(*layer, strict=True)] for layer in zip(*read, strict=True)
+        ]
         # Zeros, not just room: what is masked has the weight 0, and 0 * nan is nan.
         rooms = [
             [x.new_zeros(rows, x.shape[1], self.capacity, x.shape[3]) for x in new] for new in added
@@ -174,7 +185,7 @@ class SharedPrefixDecoder:
             layer.responses = [torch.cat(pair) for pair in zip(layer.responses, room, strict=True)]
 
 
-def _stack(old: Tensor, new: Tensor) -> Tensor:
-    """Stack two batches of states whose tokens are right-aligned."""
-    width = max(old.shape[2], new.shape[2])
-    return torch.cat([functional.pad(x, (0, 0, width - x.shape[2], 0)) for x in (old, new)])
+def _stack(*states: Tensor) -> Tensor:
+    """Stack batches of states whose tokens are right-aligned."""
+    width = max(x.shape[2] for x in states)
+    return torch.cat([functional.pad(x, (0, 0, width - x.shape[2], 0)) for x in states])
