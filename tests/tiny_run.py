@@ -70,8 +70,8 @@ checkpoint_every_steps = 1
 [reranker]
 epochs = 2
 batch_size = 16
-learning_rate = 1e-3
-head_learning_rate = 1e-2
+learning_rate = 3e-4 # at 1e-3 its gradients explode, and with them what rounding leaves
+head_learning_rate = 3e-3
 checkpoint_every_steps = 5
 """
 
