@@ -68,7 +68,7 @@ def trivial_reward(completion: str) -> float:
 
 def reftune(turns: Turns, options: Options) -> None:
     """Do what `run_ppo` does in one step."""
-    keep_freed_memory()  # as every command of reftune does
+    keep_freed_memory()  # as in reftune's runs
     workload = _open(options)
     config, accelerator = workload.config, make_accelerator(options)
     reference = PolicyWithValue(copy.deepcopy(workload.model).requires_grad_(False))

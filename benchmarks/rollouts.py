@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def reftune(turns: Turns, options: Options) -> None:
     """Sample with the built-in engine."""
-    keep_freed_memory()  # as every command of reftune does
+    keep_freed_memory()  # as in reftune's runs
     workload, prompts, ends = _open(options)
     rows = repeated(prompts, options.samples)
     turns.serve(

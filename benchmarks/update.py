@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def reftune(turns: Turns, options: Options) -> None:
     """Update with `reftune.ppo.update`."""
-    keep_freed_memory()  # as every command of reftune does
+    keep_freed_memory()  # as in reftune's runs
     turns.serve(reftune_update(make_experience(options), options))
 
 

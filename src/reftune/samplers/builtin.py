@@ -136,12 +136,16 @@ class _Batch:
         self.tokens = torch.zeros(count, max_new_tokens + 1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(count, max_new_tokens + 1, device=device)
         self.values = torch.zeros_like(self.logprobs)
-        # Of each of the decoder's rows: our sample, its tokens so far, whether it has ended, and by EOS.
+        # Of each of the decoder's rows: our sample, its tokens so far, whether EOS has ended it.
         self.rows = torch.zeros(0, dtype=torch.long, device=device)
         self.lengths = torch.zeros_like(self.rows)
-        self.ended = torch.zeros_like(self.rows, dtype=torch.bool)
-        self.finished = torch.zeros_like(self.ended)
+        self.finished = torch.zeros_like(self.rows, dtype=torch.bool)
         self.entered = 0
+
+    @property
+    def ended(self) -> Tensor:
+        """Return which rows draw no more."""
+        return self.finished | (self.lengths == self.max_new_tokens)
 
     def run(self, done: Done) -> None:
         """Decode everything; call `done` for samples soon after they end."""
@@ -177,8 +181,7 @@ class _Batch:
     def _add(self, fresh: Tensor) -> None:
         self.rows = torch.cat((self.rows, fresh))
         self.lengths = torch.cat((self.lengths, torch.zeros_like(fresh)))
-        none = torch.zeros_like(fresh, dtype=torch.bool)
-        self.ended, self.finished = torch.cat((self.ended, none)), torch.cat((self.finished, none))
+        self.finished = torch.cat((self.finished, torch.zeros_like(fresh, dtype=torch.bool)))
 
     def _draw(self, states: Tensor) -> tuple[Tensor, int]:
         """Choose every row's next token; return them, and how many rows go on."""
@@ -192,15 +195,15 @@ class _Batch:
             self.values[rows, column] = sampler.value_head(states.float()).squeeze(-1)
         self.lengths += running
         self.finished |= running & torch.isin(chosen, sampler.eos)
-        self.ended = self.finished | (self.lengths == self.max_new_tokens)
         return chosen, len(rows) - int(self.ended.sum())
 
     def _leave(self, decoder: Decoder, chosen: Tensor, done: Done) -> Tensor:
         """Drop and report the rows that have ended; return what the others have chosen."""
-        self._report(self.ended, done)
-        kept = (~self.ended).nonzero().squeeze(1)
+        ended = self.ended
+        self._report(ended, done)
+        kept = (~ended).nonzero().squeeze(1)
         self.rows, self.lengths = self.rows[kept], self.lengths[kept]
-        self.ended, self.finished = self.ended[kept], self.finished[kept]
+        self.finished = self.finished[kept]
         if len(kept):
             decoder.keep(kept)
         return chosen[kept]

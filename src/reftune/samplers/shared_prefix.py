@@ -18,7 +18,7 @@ from reftune.batches import minibatches
 from reftune.samplers.decoders import Tokens, parents_of, prefill
 from reftune.samplers.llama_step import step_of
 
-# Prompts read at once: more at a time is no faster, and what a layer needs for them may be large.
+# Of all prompts that are read at once: more are no faster, and what a layer needs for them may be large.
 PREFILL_TOKENS = 8192
 
 
