@@ -10,24 +10,14 @@ from reftune.attention import take_over
 from reftune.reading import trunk_of
 from reftune.samplers.llama_step import LlamaStep, _norm, step_of
 from reftune.samplers.shared_prefix import SharedPrefixDecoder
-from tiny_models import EOS, FAMILIES, tiny_model
+from tiny_models import EOS, FAMILIES, KNOWN, random_model, tiny_model
 
-KNOWN: dict[str, dict[str, Any]] = {
-    "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 6},
-    "mistral": {"sliding_window": None},
-    "qwen2": {"hidden_act": "gelu"},
-    "qwen3": {"head_dim": 6},
-}
 PROMPTS = [[20, 21, 22], [30, 31, 32, 33, 34]]
 
 
 def make_trunk(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    """Return a trunk in which no weight or bias is what it is initialised to, 0 or 1."""
-    model = tiny_model(family, **changes).to(dtype)
+    model = random_model(family, **changes).to(dtype)
     assert take_over(model)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator).to(dtype)
     return trunk_of(model)
 
 

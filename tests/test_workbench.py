@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-# What the allocator itself says it holds, not page faults: their number depends on the system's huge pages.
-# A tensor of 30 MiB: glibc gives the first one back by itself, and may be told to keep up to 32.
+# What the allocator itself says it holds, not page faults: their number depends on the system's huge
+# pages. A tensor of 30 MiB: glibc gives the first one back by itself, and may be told to keep up to 32.
 PROGRAM = """
 import ctypes, sys, torch
 from reftune.workbench import keep_freed_memory
 
+FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
 class Mallinfo2(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in (
-        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
-    )]
+    _fields_ = [(name, ctypes.c_size_t) for name in FIELDS.split()]
 
 mallinfo2 = ctypes.CDLL(None).mallinfo2
 mallinfo2.restype = Mallinfo2
@@ -28,7 +28,9 @@ print(mallinfo2().fordblks - before)
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not the GNU C library, or before 2.33")
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not the GNU C library, or before 2.33"
+)
 def test_freed_memory_is_kept_for_the_next_tensor() -> None:
     def kept(how: str) -> int:
         done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, check=True)

@@ -66,6 +66,14 @@ def _configs() -> dict[str, PreTrainedConfig]:
 
 FAMILIES = sorted(_configs())
 
+# Those that `reftune.llama` knows, with changes that a usual configuration does not have.
+KNOWN: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 6},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"hidden_act": "gelu"},
+    "qwen3": {"head_dim": 6},
+}
+
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Return a model in eval mode, the same for the same arguments; `changes` are config fields."""
@@ -73,4 +81,13 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrain
     config.update(changes)
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    return model
+
+
+def random_model(family: str, **changes: Any) -> PreTrainedModel:
+    """Return a model in which no weight or bias is what it is initialised to, 0 or 1."""
+    model = tiny_model(family, **changes)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     return model

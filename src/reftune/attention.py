@@ -101,12 +101,16 @@ class Packed:
         """Let prompts see themselves, and responses their prompt and themselves."""
         queries = query[0].transpose(0, 1)
         states = torch.cat((key[0], value[0]), dim=-1).transpose(0, 1)
-        seen = _pick(states, self.prompts)
-        outputs = [_attend(_pick(queries, self.prompts), seen, None, scaling, dropout)]
+        sizes = (key.shape[-1], value.shape[-1])
+
+        def see(rows: Tensor, seen: Tensor, mask: Tensor | None) -> Tensor:
+            keys, values = _pick(states, seen).split(sizes, dim=-1)
+            return attend_to(_pick(queries, rows), keys, values, mask, scaling, dropout)
+
+        outputs = [see(self.prompts, self.prompts, None)]
         if self.responses.numel():
-            seen = _pick(states, torch.cat((self.prompts[self.parents], self.responses), dim=1))
-            responses = _pick(queries, self.responses)
-            outputs.append(_attend(responses, seen, self.visible, scaling, dropout))
+            seen = torch.cat((self.prompts[self.parents], self.responses), dim=1)
+            outputs.append(see(self.responses, seen, self.visible))
         stacked = torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])
         return _pick(stacked, self.back.unsqueeze(0)).transpose(1, 2)
 
@@ -119,11 +123,10 @@ def _pick(table: Tensor, index: Tensor) -> Tensor:
     return rows.transpose(1, 2)
 
 
-def _attend(
-    queries: Tensor, states: Tensor, mask: Tensor | None, scaling: float, dropout: float
+def attend_to(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, dropout: float
 ) -> Tensor:
-    """Attend to keys and values that lie side by side; without a mask, causally."""
-    keys, values = states.split((queries.shape[-1], states.shape[-1] - queries.shape[-1]), dim=-1)
+    """Return torch's attention, (rows, heads, tokens, features); without a mask it is causal."""
     groups = queries.shape[1] // keys.shape[1]
     if groups > 1 and mask is not None and queries.is_cuda:  # its fast kernels want no groups then
         keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))

@@ -3,7 +3,8 @@
 Where responses share prompts and the model lets us (see `attention.take_over`), all tokens stand end
 to end in one row without padding, and a question's prompt is read once per batch, however many
 responses it has: with eight samples per question that is less than half of the tokens. Otherwise rows
-are padded, which costs little because micro-batches are sorted by length.
+are padded, which costs little because micro-batches are sorted by length, and the last layer of a
+Llama-like model is computed for the responses alone: beside long prompts they are few.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from reftune.attention import pack, take_over, window
+from reftune.llama import is_known, states_at
 from reftune.types import Sequences
 
 
@@ -44,9 +46,10 @@ class Reader:
         """
         longest = sequences.prompts.shape[1] + sequences.responses.shape[1]
         shared = len(sequences.prompts) < len(sequences.responses)
-        if self.packs and shared and longest <= window(model.config):
+        fits = self.packs and longest <= window(model.config)
+        if fits and shared:
             return _read_packed(model, sequences)
-        return _read_rows(model, sequences)
+        return _read_rows(model, sequences, narrow=fits and is_known(model))
 
 
 def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -72,10 +75,11 @@ def _read_packed(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     return read
 
 
-def _read_rows(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+def _read_rows(model: PreTrainedModel, sequences: Sequences, *, narrow: bool = False) -> Tensor:
     """Read prompt and response as one right-padded row each.
 
-    Attention is causal, so no real token ever sees the padding, and no mask is needed.
+    Attention is causal, so no real token ever sees the padding, and no mask is needed. `narrow` says
+    that the last layer may be left out where its states are not read.
     """
     width, time = sequences.prompts.shape[1], sequences.responses.shape[1]
     joined = torch.cat((sequences.prompts[sequences.parents], sequences.responses), dim=1)
@@ -83,9 +87,11 @@ def _read_rows(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     columns = torch.arange(width + time, device=joined.device)
     ids = joined.gather(1, (columns + width - lengths).clamp(max=width + time - 1))
     longest = int((lengths.squeeze(1) + sequences.response_lengths).max())
+    index = (lengths - 1 + columns[:time]).clamp(max=longest - 1)
+    if narrow:
+        return states_at(model, ids[:, :longest], index)
     positions = columns[:longest].expand(len(ids), -1)
     states = _states(model(input_ids=ids[:, :longest], position_ids=positions, use_cache=False))
-    index = (lengths - 1 + columns[:time]).clamp(max=longest - 1)
     return states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
 

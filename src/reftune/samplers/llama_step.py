@@ -1,8 +1,7 @@
 """One token per row through a Llama-like trunk, with less around the arithmetic than in transformers.
 
-Where a model is small, decoding is bound by the number of calls, not by their arithmetic. These trunks
-have the same layers in the same places, so their step can be written down once, with the model's
-own parameters. What is not known here is left to the model itself (`step_of`).
+Where a model is small, decoding is bound by the number of calls, not by their arithmetic. The step of
+the trunks that `reftune.llama` knows is written down here, with the model's own parameters.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaModel, MistralModel, PreTrainedModel, Qwen2Model, Qwen3Model
+from transformers import PreTrainedModel
 
 from reftune.attention import Structure
+from reftune.llama import is_known
 from reftune.samplers.decoders import last
-
-FAMILIES = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
-STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # angles that depend on the position alone
 
 # tokens (rows,), their positions (rows,), what they attend to -> states (rows, features)
 Step = Callable[[Tensor, Tensor, Structure], Tensor]
@@ -32,14 +29,14 @@ def step_of(model: PreTrainedModel, positions: int) -> Step:
         model: a trunk or a language model.
         positions: how many there may be.
     """
-    return LlamaStep(model, positions) if _is_known(model) else _step_by_transformers(model)
+    return LlamaStep(model, positions) if is_known(model) else _step_by_transformers(model)
 
 
 class LlamaStep:
     """Take a step as the model itself would, up to rounding.
 
     Args:
-        model: a trunk of one of FAMILIES; its parameters are read, never copied.
+        model: a known trunk; its parameters are read, never copied.
         positions: how many there may be.
     """
 
@@ -90,22 +87,6 @@ def _step_by_transformers(model: PreTrainedModel) -> Step:
         return last(output)
 
     return step
-
-
-def _is_known(model: PreTrainedModel) -> bool:
-    """Tell whether a trunk is what its class says: nothing wrapped, hooked or put in (LoRA ...)."""
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    return (
-        type(model) in FAMILIES
-        and rope.get("rope_type", "default") in STATIC_ROPE
-        and all(_is_bare(module) for module in model.modules())
-    )
-
-
-def _is_bare(module: nn.Module) -> bool:
-    known = type(module).__module__.startswith(("torch.nn.modules.", "transformers."))
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return known and not hooked
 
 
 def _linear(states: Tensor, layer: nn.Linear) -> Tensor:
