@@ -5,6 +5,8 @@ TORCH ?= torch
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Not compiled by pip: of ten thousand modules few are ever imported, and Python compiles those when they are.
+PIP_INSTALL := $(BIN)/pip install --no-compile -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -22,7 +24,7 @@ reproduce-mini: install  ## run the paper's comparison at laptop scale, for two 
 	$(BIN)/python -m reproduction $(MINI)
 
 bench: install  ## measure reftune against other ways of doing the same; takes BENCH="--device cuda ..."
-	$(BIN)/pip install -q -e '.[bench]' -c constraints.txt
+	$(PIP_INSTALL) -q -e '.[bench]'
 	$(BIN)/reftune sft configs/demo.toml
 	$(BIN)/python -m benchmarks $(BENCH)
 
@@ -47,8 +49,8 @@ clean:  ## remove .venv, caches and build output; runs/ stays
 	find src tests benchmarks reproduction -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/pip install $(TORCH) -c constraints.txt
-	$(BIN)/pip install -e '.[dev]' -c constraints.txt
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
 $(BIN)/pip:
