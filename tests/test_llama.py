@@ -63,6 +63,23 @@ def test_scaled_positions_are_the_models() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", KNOWN)
+def test_in_bfloat16_and_under_autocast_they_are_as_exact_as_the_models(family: str) -> None:
+    exact = read(random_model(family, **KNOWN[family]), narrow=True)[0]
+
+    def errors(dtype: torch.dtype) -> list[float]:
+        models = [random_model(family, **KNOWN[family]).to(dtype) for _ in range(2)]
+        found = [read(m, narrow=n)[0] for m, n in zip(models, (True, False), strict=True)]
+        assert found[0].dtype == found[1].dtype
+        return [((states.float() - exact).norm() / exact.norm()).item() for states in found]
+
+    plain = errors(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = errors(torch.float32)
+    for ours, models in (plain, mixed):
+        assert 1e-4 < ours < 1.5 * models
+
+
 def test_a_window_shorter_than_the_rows_is_left_to_the_model(narrow_readings: list[torch.Size]) -> None:
     read(random_model("mistral", sliding_window=WINDOW), narrow=True)
     assert not narrow_readings
