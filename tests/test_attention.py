@@ -21,22 +21,29 @@ def test_models_that_let_us_say_how_they_attend_read_packs(family: str) -> None:
 
 
 def test_a_pack_by_hand() -> None:
-    packed = pack(collate([[20, 21], [30, 31, 32], [20, 21]], [[7, 8, 9], [5], [6, 4]]))
-    # prompts first, each once; then the responses without their last tokens
-    assert packed.ids.tolist() == [[20, 21, 30, 31, 32, 7, 8, 6]]
-    assert packed.positions.tolist() == [[0, 1, 0, 1, 2, 2, 3, 2]]
+    prompts = [[20, 21], [30, 31, 32], [20, 21], [20, 21]]
+    packed = pack(collate(prompts, [[7, 8, 9], [5], [6, 4], [7, 8, 4, 2]]))
+    # prompts first, each once; then the responses without their last tokens, what begins alike once
+    assert packed.ids.tolist() == [[20, 21, 30, 31, 32, 7, 8, 6, 4]]
+    assert packed.positions.tolist() == [[0, 1, 0, 1, 2, 2, 3, 2, 4]]
     assert packed.prompts.tolist() == [[0, 1, 0], [2, 3, 4]]
-    assert packed.responses.tolist() == [[5, 6], [0, 0], [7, 0]]
-    assert packed.predicting.tolist() == [[1, 5, 6], [4, 0, 0], [1, 7, 0]]
+    # the second response has no token but its last
+    assert packed.responses.tolist() == [[5, 6, 0], [7, 0, 0], [5, 6, 8]]
+    assert packed.parents.tolist() == [0, 0, 0]
+    # after six places of prompts: two tokens of the first row, one of the second, the last of the third
+    assert packed.back.tolist() == [0, 1, 3, 4, 5, 6, 7, 9, 14]
+    # of 7, 8, 9 | 5 | 6, 4 | 4, 2
+    assert packed.predicting.tolist() == [1, 5, 6, 4, 1, 7, 6, 8]
     # the second token of the first response sees two prompt tokens, not the padding, and two of its own
-    assert packed.visible[0, 0, 1].tolist() == [True, True, False, True, True]
+    assert packed.visible[0, 0, 1].tolist() == [True, True, False, True, True, False]
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - PADDED))
 def test_packed_and_padded_reading_have_the_same_gradients(family: str) -> None:
     batch = collate(
-        [[20, 21, 22], [30, 31, 32, 33, 34], [20, 21, 22], [20, 21, 22]],
-        [[7, 8, 9, 10, 11], [5], [6, 4, 2], [3, 1]],
+        [[20, 21, 22], [30, 31, 32, 33, 34], *[[20, 21, 22]] * 5],
+        # They begin alike, end within one another, are the same; the same tokens follow another prompt.
+        [[7, 8, 9, 10, 11], [7, 8], [6, 4, 2], [7, 8, 9, 3], [7, 8], [3, 1], [6, 4, 2]],
     )
     gradients = []
     for packs in (True, False):

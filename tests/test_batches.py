@@ -6,7 +6,17 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from reftune.batches import collate, cut, deal, length_mask, length_sorted, minibatches, pad, shuffled
+from reftune.batches import (
+    collate,
+    cut,
+    deal,
+    length_mask,
+    length_sorted,
+    minibatches,
+    pad,
+    shuffled,
+    spread,
+)
 
 
 def some_lengths(count: int, seed: int = 0) -> list[int]:
@@ -197,6 +207,14 @@ def test_collate_by_hand() -> None:
     assert batch.responses.tolist() == [[1, 0, 0], [2, 3, 4], [5, 6, 0], [1, 0, 0]]
     assert batch.response_lengths.tolist() == [1, 3, 2, 1]
     assert batch.prompts.dtype == batch.responses.dtype == torch.int64
+
+
+def test_tokens_are_the_same_after_the_same_prompt_and_response() -> None:
+    batch = collate([[7], [9], [7], [7]], [[1, 2, 2], [1, 2], [1, 2, 3], [1, 2]])
+    assert batch.places.tolist() == [[0, 1, 2], [3, 4, 0], [0, 1, 5], [0, 1, 0]]
+    assert batch.firsts.tolist() == [0, 1, 2, 3, 4, 8]
+    said = torch.tensor([10.0, 11.0, 12.0, 13.0, 14.0, 15.0])
+    assert spread(batch, said)[2].tolist() == [10.0, 11.0, 15.0]
 
 
 def test_collate_keeps_ids_that_equal_the_padding() -> None:

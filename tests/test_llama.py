@@ -15,16 +15,15 @@ from tiny_models import KNOWN, WINDOW, random_model
 BATCH = collate(
     [[20, 21, 22], [30, 31, 32, 33, 34], [40]], [[7, 8, 9, 10, 11, 12, 13, 14], [5], [6, 4, 2]]
 )
-REAL = torch.arange(8) < torch.tensor([[8], [1], [3]])
 
 
 def read(model: Any, *, narrow: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the states of the real positions, and the gradients of a weighted sum of them."""
+    """Return the states, and the gradients of a weighted sum of them."""
     reader, trunk = Reader(model), trunk_of(model)
     if not narrow:
         trunk.norm.register_forward_hook(lambda *_: None)  # no known trunk any more
     model.zero_grad()
-    states = reader(trunk, BATCH)[REAL]
+    states = reader(trunk, BATCH)
     weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
     (weights * states).sum().backward()
     return states, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

@@ -19,9 +19,9 @@ def test_tensors_of_one_batch_share_their_shape() -> None:
 def test_token_ids_are_integers() -> None:
     lengths = torch.ones(2, dtype=torch.long)
     ids = torch.ones(2, 4, dtype=torch.long)
-    assert Sequences(ids, lengths, lengths, ids, lengths).prompts is ids
+    assert Sequences(ids, lengths, lengths, ids, lengths, ids, lengths).prompts is ids
     with pytest.raises(TypeCheckError, match="responses"):
-        Sequences(ids, lengths, lengths, ids.float(), lengths)
+        Sequences(ids, lengths, lengths, ids.float(), lengths, ids, lengths)
 
 
 def test_an_int_passes_for_a_float() -> None:

@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from reftune.batches import pick
 from reftune.types import Sequences
 
 NAME = "reftune"
@@ -81,19 +82,19 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @dataclass(frozen=True)
 class Packed:
-    """Prompts and responses end to end in one row without padding, and how to find one's way in it.
+    """Prompts and distinct response tokens end to end in one row without padding.
 
-    The last token of a response is left out: nothing is predicted from it.
+    Tokens that end every response they are in are left out: nothing is predicted from them.
     """
 
     ids: Tensor  # (1, tokens)
     positions: Tensor  # (1, tokens)
     prompts: Tensor  # (prompts, width): where in the pack each prompt's tokens stand, right-padded
-    responses: Tensor  # (batch, time - 1): likewise
-    parents: Tensor  # (batch,)
-    visible: Tensor  # (batch, 1, time - 1, width + time - 1): what a response token attends to
+    responses: Tensor  # (rows, time - 1): likewise, of enough responses to have every token in one
+    parents: Tensor  # (rows,): their prompts
+    visible: Tensor  # (rows, 1, time - 1, width + time - 1): what a response token attends to
     back: Tensor  # (tokens,): where each of the pack's tokens stands in prompts and responses, flattened
-    predicting: Tensor  # (batch, time): where in the pack the state that predicts each token stands
+    predicting: Tensor  # (distinct,): where in the pack the state that predicts each token stands
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
@@ -104,22 +105,20 @@ class Packed:
         sizes = (key.shape[-1], value.shape[-1])
 
         def see(rows: Tensor, seen: Tensor, mask: Tensor | None) -> Tensor:
-            keys, values = _pick(states, seen).split(sizes, dim=-1)
-            return attend_to(_pick(queries, rows), keys, values, mask, scaling, dropout)
+            keys, values = _rows_of(states, seen).split(sizes, dim=-1)
+            return attend_to(_rows_of(queries, rows), keys, values, mask, scaling, dropout)
 
         outputs = [see(self.prompts, self.prompts, None)]
         if self.responses.numel():
             seen = torch.cat((self.prompts[self.parents], self.responses), dim=1)
             outputs.append(see(self.responses, seen, self.visible))
         stacked = torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])
-        return _pick(stacked, self.back.unsqueeze(0)).transpose(1, 2)
+        return _rows_of(stacked, self.back.unsqueeze(0)).transpose(1, 2)
 
 
-def _pick(table: Tensor, index: Tensor) -> Tensor:
+def _rows_of(table: Tensor, index: Tensor) -> Tensor:
     """Return entries of (tokens, heads, features) as (rows, heads, tokens, features)."""
-    # An embedding, because its gradient is faster than that of indexing.
-    picked: Tensor = functional.embedding(index, table.flatten(1))
-    rows: Tensor = picked.unflatten(-1, table.shape[1:])
+    rows: Tensor = pick(table.flatten(1), index).unflatten(-1, table.shape[1:])
     return rows.transpose(1, 2)
 
 
@@ -138,35 +137,46 @@ def attend_to(
 
 
 def pack(sequences: Sequences) -> Packed:
-    """Lay prompts and responses end to end."""
-    device = sequences.prompts.device
-    lengths, inner = sequences.prompt_lengths, (sequences.response_lengths - 1).clamp(min=0)
-    width, time = sequences.prompts.shape[1], sequences.responses.shape[1]
-    columns, steps = torch.arange(width, device=device), torch.arange(time - 1, device=device)
-    real_prompt, real_response = columns < lengths.unsqueeze(1), steps < inner.unsqueeze(1)
+    """Lay prompts and distinct response tokens end to end."""
+    firsts, lengths, time = sequences.firsts, sequences.prompt_lengths, sequences.places.shape[1]
+    columns = torch.arange(sequences.prompts.shape[1], device=firsts.device)
+    real = columns < lengths.unsqueeze(1)
+    starts = lengths.cumsum(0) - lengths
     # Prompts come left-padded: turn each row until its first token stands first.
-    turned = sequences.prompts.gather(1, (columns + width - lengths.unsqueeze(1)) % width)
-    prompt_starts = lengths.cumsum(0) - lengths
-    starts = lengths.sum() + inner.cumsum(0) - inner
-    parents = sequences.parents
-    behind = lengths[parents].unsqueeze(1) + steps
-    real = torch.cat((real_prompt.flatten(), real_response.flatten()))
-    last = prompt_starts[parents] + lengths[parents] - 1
-    responses = torch.where(real_response, starts.unsqueeze(1) + steps, 0)
-    causal = (steps <= steps.unsqueeze(1)).expand(len(parents), -1, -1)
-    sees_prompt = real_prompt[parents].unsqueeze(1).expand(-1, time - 1, -1)
+    turned = sequences.prompts.gather(1, (columns - lengths.unsqueeze(1)) % len(columns))
+    row, step = firsts // time, firsts % time
+    prompt, followed = sequences.parents[row], _followed(sequences)
+    inner = torch.zeros_like(firsts, dtype=torch.bool)
+    inner[sequences.places[:, :-1][followed]] = True
+    stands = lengths.sum() + inner.cumsum(0) - 1
+    before = stands[sequences.places.flatten()[(firsts - 1).clamp(min=0)]]
+    rows, owner = row[inner].unique(return_inverse=True)
+    ids = (turned[real], sequences.responses.flatten()[firsts[inner]])
+    positions = (columns.expand_as(real)[real], (lengths[prompt] + step)[inner])
+    back = (real.flatten().nonzero().squeeze(1), real.numel() + owner * (time - 1) + step[inner])
     return Packed(
-        ids=torch.cat((turned[real_prompt], sequences.responses[:, :-1][real_response])).unsqueeze(0),
-        positions=torch.cat(
-            (columns.expand(len(lengths), -1)[real_prompt], behind[real_response])
-        ).unsqueeze(0),
-        prompts=torch.where(real_prompt, prompt_starts.unsqueeze(1) + columns, 0),
-        responses=responses,
-        parents=parents,
-        visible=torch.cat((sees_prompt, causal), dim=2).unsqueeze(1),
-        back=real.nonzero().squeeze(1),
-        predicting=torch.cat((last.unsqueeze(1), responses), dim=1),
+        ids=torch.cat(ids).unsqueeze(0),
+        positions=torch.cat(positions).unsqueeze(0),
+        prompts=torch.where(real, starts.unsqueeze(1) + columns, 0),
+        responses=torch.where(followed[rows], stands[sequences.places[rows, :-1]], 0),
+        parents=sequences.parents[rows],
+        visible=_visible(real[sequences.parents[rows]], time - 1),
+        back=torch.cat(back),
+        predicting=torch.where(step == 0, (starts + lengths - 1)[prompt], before),
     )
+
+
+def _followed(sequences: Sequences) -> Tensor:
+    """Tell of all response tokens but those of the last column whether another one follows."""
+    steps = torch.arange(1, sequences.responses.shape[1], device=sequences.responses.device)
+    return steps < sequences.response_lengths.unsqueeze(1)
+
+
+def _visible(prompts: Tensor, time: int) -> Tensor:
+    """Let each of `time` response tokens see its prompt's real tokens, and the response up to itself."""
+    causal = torch.ones(time, time, dtype=torch.bool, device=prompts.device).tril()
+    seen = (prompts.unsqueeze(1).expand(-1, time, -1), causal.expand(len(prompts), -1, -1))
+    return torch.cat(seen, dim=2).unsqueeze(1)
 
 
 def window(config: PreTrainedConfig) -> float:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from reftune.types import Sequences
 
@@ -108,11 +109,52 @@ def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     """
     distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
     place = {prompt: i for i, prompt in enumerate(distinct)}
+    parents = [place[tuple(prompt)] for prompt in prompts]
     width, time = max(map(len, distinct)), max(map(len, responses))
+    places, firsts = _number(parents, responses, time)
     return Sequences(
         prompts=torch.tensor([[0] * (width - len(p)) + list(p) for p in distinct]),
         prompt_lengths=torch.tensor([len(p) for p in distinct]),
-        parents=torch.tensor([place[tuple(p)] for p in prompts]),
+        parents=torch.tensor(parents),
         responses=torch.tensor([list(r) + [0] * (time - len(r)) for r in responses]),
         response_lengths=torch.tensor([len(r) for r in responses]),
+        places=torch.tensor([row + [0] * (time - len(row)) for row in places]),
+        firsts=torch.tensor(firsts),
     )
+
+
+def _number(
+    parents: Sequence[int], responses: Sequence[Sequence[int]], time: int
+) -> tuple[list[list[int]], list[int]]:
+    """Number the distinct tokens (see `Sequences`): the nodes of a tree whose roots are the prompts.
+
+    Returns the number of each token of each response, and where the first of each number stands in rows
+    of `time` tokens.
+    """
+    children: dict[tuple[int, int], int] = {}  # (number before, or -1 - prompt; token) -> number
+    firsts: list[int] = []
+    places: list[list[int]] = []
+    for row, (parent, response) in enumerate(zip(parents, responses, strict=True)):
+        places.append([])
+        before = -1 - parent
+        for column, token in enumerate(response):
+            before = children.setdefault((before, token), len(firsts))
+            if before == len(firsts):
+                firsts.append(row * time + column)
+            places[-1].append(before)
+    return places, firsts
+
+
+def spread(sequences: Sequences, distinct: Tensor) -> Tensor:
+    """Return what is said of each distinct token, (distinct,), for every response token, (batch, time).
+
+    It means nothing on padding.
+    """
+    return pick(distinct.unsqueeze(1), sequences.places).squeeze(2)
+
+
+def pick(table: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of (rows, features) that an index of any shape names."""
+    # An embedding, because its gradient is faster than that of indexing.
+    picked: Tensor = functional.embedding(index, table)
+    return picked

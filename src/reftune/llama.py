@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import LlamaModel, MistralModel, PreTrainedModel, Qwen2Model, Qwen3Model
 
 from reftune.attention import attend_to
+from reftune.batches import pick
 
 FAMILIES = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # angles that depend on the position alone
@@ -63,8 +63,7 @@ def _finish(layer: Any, states: Tensor, wanted: Tensor, cos: Tensor, sin: Tensor
     """Return what a layer makes of the states at the wanted positions."""
     attention = layer.self_attn
     rows = torch.arange(len(states), device=states.device).unsqueeze(1)
-    # An embedding, because its gradient is faster than that of indexing.
-    chosen = functional.embedding(rows * states.shape[1] + wanted, states.flatten(0, 1))
+    chosen = pick(states.flatten(0, 1), rows * states.shape[1] + wanted)
     normed = layer.input_layernorm(states)
     query = _heads(attention.q_proj(layer.input_layernorm(chosen)), attention, "q_norm")
     key = _heads(attention.k_proj(normed), attention, "k_norm")

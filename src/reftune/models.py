@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from reftune.batches import spread
 from reftune.config import Model
 from reftune.reading import Reader, trunk_of
 from reftune.types import Sequences, UserError
@@ -91,28 +92,25 @@ class PolicyWithValue(nn.Module):
         offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
         mask = offsets < sequences.response_lengths.unsqueeze(1)
         states = self.reader(trunk_of(self.policy) if self.reader.plain_head else self.policy, sequences)
-        logprobs, entropies = self._score(states, sequences.responses, temperature)
-        values = self._values(states, sequences)
-        return TokenScores(*(torch.where(mask, x, 0.0) for x in (logprobs, entropies, values)))
+        targets = sequences.responses.flatten()[sequences.firsts]
+        scores = (*self._score(states, targets, temperature), self._values(states, sequences))
+        return TokenScores(*(torch.where(mask, spread(sequences, x), 0.0) for x in scores))
 
-    def _score(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _score(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
         head = self.policy.get_output_embeddings() if self.reader.plain_head else nn.Identity()
-        flat, flat_targets = states.flatten(0, 1), targets.flatten()
         rows = max(1, LOGITS_PER_CHUNK // self.policy.get_output_embeddings().weight.shape[0])
-        if len(flat) <= rows:
-            scored = _score_chunk(head, flat, flat_targets, temperature)
-        else:  # logits of one chunk at a time, recomputed in backward: never (batch, time, vocab)
-            chunks = [
-                checkpoint(_score_chunk, head, x, y, temperature, use_reentrant=False)
-                for x, y in zip(flat.split(rows), flat_targets.split(rows), strict=True)
-            ]
-            scored = torch.cat(chunks, dim=1)
-        logprobs, entropies = scored.unflatten(1, targets.shape)
-        return logprobs, entropies
+        if len(states) <= rows:
+            return _score_chunk(head, states, targets, temperature)
+        # Logits of one chunk at a time, recomputed in backward: never (distinct, vocab).
+        chunks = [
+            checkpoint(_score_chunk, head, x, y, temperature, use_reentrant=False)
+            for x, y in zip(states.split(rows), targets.split(rows), strict=True)
+        ]
+        return torch.cat(chunks, dim=1)
 
     def _values(self, states: Tensor, sequences: Sequences) -> Tensor:
         if self.value_head is None:
-            return torch.zeros(states.shape[:2], device=states.device)
+            return torch.zeros(len(states), device=states.device)
         if self.value_trunk is not None or not self.reader.plain_head:
             states = self.reader(self.value_trunk or trunk_of(self.policy), sequences)
         with torch.autocast(states.device.type, enabled=False):

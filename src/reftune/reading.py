@@ -1,20 +1,21 @@
 """Run a model over prompts and given responses, and return its states at the response positions.
 
 Where responses share prompts and the model lets us (see `attention.take_over`), all tokens stand end
-to end in one row without padding, and a question's prompt is read once per batch, however many
-responses it has: with eight samples per question that is less than half of the tokens. Otherwise rows
-are padded, which costs little because micro-batches are sorted by length, and the last layer of a
-Llama-like model is computed for the responses alone: beside long prompts they are few.
+to end in one row without padding. A question's prompt is read once per batch, however many responses
+it has, and so is what responses begin with alike: in the demo, with eight samples per question, less
+than a quarter of the tokens is left. Otherwise rows are padded, which costs little because
+micro-batches are sorted by length, and the last layer of a Llama-like model is computed for the
+responses alone: beside long prompts they are few.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from reftune.attention import pack, take_over, window
+from reftune.batches import collate, pick
 from reftune.llama import is_known, states_at
 from reftune.types import Sequences
 
@@ -34,7 +35,7 @@ class Reader:
         self.packs = take_over(model) and _packs_right(model)
 
     def __call__(self, model: PreTrainedModel, sequences: Sequences) -> Tensor:
-        """Return what the model says at the positions that predict each response token.
+        """Return what the model says at the positions that predict each distinct response token.
 
         Args:
             model: a trunk, whose last hidden states are returned, or a language model, whose logits
@@ -42,7 +43,7 @@ class Reader:
             sequences: prompts and responses.
 
         Returns:
-            (batch, time, features); columns beyond a response's length hold no meaning.
+            (distinct, features); `batches.spread` tells what that is for every response token.
         """
         longest = sequences.prompts.shape[1] + sequences.responses.shape[1]
         shared = len(sequences.prompts) < len(sequences.responses)
@@ -71,8 +72,7 @@ def _read_packed(model: PreTrainedModel, sequences: Sequences) -> Tensor:
             use_cache=False, within=packed,
         )
     )  # fmt: skip
-    read: Tensor = functional.embedding(packed.predicting, states[0])
-    return read
+    return pick(states[0], packed.predicting)
 
 
 def _read_rows(model: PreTrainedModel, sequences: Sequences, *, narrow: bool = False) -> Tensor:
@@ -89,10 +89,11 @@ def _read_rows(model: PreTrainedModel, sequences: Sequences, *, narrow: bool = F
     longest = int((lengths.squeeze(1) + sequences.response_lengths).max())
     index = (lengths - 1 + columns[:time]).clamp(max=longest - 1)
     if narrow:
-        return states_at(model, ids[:, :longest], index)
+        return pick(states_at(model, ids[:, :longest], index).flatten(0, 1), sequences.firsts)
     positions = columns[:longest].expand(len(ids), -1)
     states = _states(model(input_ids=ids[:, :longest], position_ids=positions, use_cache=False))
-    return states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+    where = torch.arange(len(ids), device=ids.device).unsqueeze(1) * longest + index
+    return pick(states.flatten(0, 1), where.flatten()[sequences.firsts])
 
 
 def _states(output: object) -> Tensor:
@@ -128,15 +129,12 @@ def _packs_right(model: PreTrainedModel) -> bool:
     """Tell whether a packed batch gives what padded rows give, by trying one."""
     was_training = model.training
     model.eval()
-    trial = Sequences(
-        prompts=torch.tensor([[0, 3, 1], [2, 4, 3]]), prompt_lengths=torch.tensor([2, 3]),
-        parents=torch.tensor([0, 0, 1]), responses=torch.tensor([[4, 1, 2], [2, 0, 0], [1, 3, 0]]),
-        response_lengths=torch.tensor([3, 1, 2]),
-    ).to(model.device)  # fmt: skip
-    real = torch.arange(3, device=model.device) < trial.response_lengths.unsqueeze(1)
-    expected = _read_rows(model, trial)[real].float()
+    trial = collate([[3, 1], [3, 1], [2, 4, 3], [3, 1]], [[4, 1, 2], [2], [1, 3], [4, 3]]).to(
+        model.device
+    )
+    expected = _read_rows(model, trial).float()
     try:
-        actual = _read_packed(model, trial)[real].float()
+        actual = _read_packed(model, trial).float()
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
     finally:

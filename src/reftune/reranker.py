@@ -54,8 +54,8 @@ class Reranker(nn.Module):
     def forward(self, sequences: Sequences) -> Float[Tensor, "batch classes"]:
         """Return the log-probabilities of wrong and right for every response."""
         states = self.reader(self.trunk, sequences)
-        rows = torch.arange(len(states), device=states.device)
-        last = states[rows, sequences.response_lengths - 1]
+        last_tokens = sequences.places.gather(1, sequences.response_lengths.unsqueeze(1) - 1).squeeze(1)
+        last = states[last_tokens]
         with torch.autocast(states.device.type, enabled=False):
             return torch.log_softmax(self.class_head(last.float()), dim=-1)
 

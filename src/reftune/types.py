@@ -9,7 +9,7 @@ response token t in all of them, and `mask` is 1.0 on real tokens (the EOS inclu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -111,18 +111,23 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Prompts and responses as a model reads them; lengths, never ids, tell what is padding."""
+    """Prompts and responses as a model reads them; lengths, never ids, tell what is padding.
+
+    Responses to one prompt often begin alike. Tokens that follow the same prompt and the same response
+    so far, and are equal, are one *distinct* token: whatever a model says of them is said once.
+    """
 
     prompts: Int[Tensor, "prompts width"]  # distinct, left-padded
     prompt_lengths: Int[Tensor, " prompts"]
     parents: Int[Tensor, " batch"]  # which prompt each response belongs to
     responses: Int[Tensor, "batch time"]  # right-padded
     response_lengths: Int[Tensor, " batch"]
+    places: Int[Tensor, "batch time"]  # which distinct token each is; 0 on padding
+    firsts: Int[Tensor, " distinct"]  # where the first of each stands in the flattened responses
 
     def to(self, device: torch.device) -> Sequences:
         """Return the same on `device`."""
-        fields = (self.prompts, self.prompt_lengths, self.parents, self.responses, self.response_lengths)
-        return Sequences(*(tensor.to(device) for tensor in fields))
+        return Sequences(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
