@@ -23,15 +23,18 @@ def make_trunk(family: str, dtype: torch.dtype = torch.float32, **changes: Any) 
 
 @torch.no_grad()
 def decode(trunk: Any, *, known: bool) -> Tensor:
-    """Return the states of three prompts' steps: unequal rows, one that leaves, one that joins."""
+    """Return the states of three prompts' steps: rows that fork, one that leaves, one that joins."""
     if not known:
         trunk.layers[0].register_forward_hook(lambda *_: None)
-    decoder = SharedPrefixDecoder(trunk, 7, 8)
+    decoder = SharedPrefixDecoder(trunk, 7, 8, 16)
     assert isinstance(decoder.read, LlamaStep) == known
     decoder.enter(PROMPTS, [3, 1])
-    states = [decoder.step(torch.tensor([40, 41, 42, 43])), decoder.step(torch.tensor([50, 51, 52, 53]))]
-    decoder.keep(torch.tensor([0, 2, 3]))
+    states = [decoder.step(torch.tensor([40, 43]))]
+    decoder.fork(torch.tensor([0, 0]))
+    states += [decoder.step(torch.tensor([50, 53, 51, 52]))]
+    decoder.keep(torch.tensor([0, 1, 3]))
     decoder.enter([[EOS] * 7], [2])
+    decoder.fork(torch.tensor([1]))
     states += [decoder.step(torch.tensor([2, 3, 4, 5, 6])), decoder.step(torch.tensor([9, 8, 7, 6, 5]))]
     return torch.cat(states)
 

@@ -132,11 +132,35 @@ def test_equal_prompts_share_a_prefill_and_finished_rows_leave(family: str) -> N
     samples = sampler.sample(prompts * 4, range(4 * len(prompts)), max_new_tokens=NEW, temperature=1.0)
     assert shapes[0] == (8, 11)  # 8 distinct prompts, the longest of 11 tokens
     for t, (rows, width) in enumerate(shapes[1:], start=1):
-        running = sum(len(s.tokens) > t for s in samples)
+        running = [s for s in samples if len(s.tokens) > t]
+        needed = len({(*s.prompt, -1, *s.tokens[:t]) for s in running} if family == "llama" else running)
         assert width == 1
-        assert running <= rows
-        assert 0.9 * rows < running
+        assert needed <= rows < needed + len(running) / 9
     assert shapes[1][0] > shapes[-1][0]
+
+
+@pytest.mark.parametrize("max_rows", [512, 20])
+def test_responses_are_one_row_until_they_differ(max_rows: int) -> None:
+    policy = PolicyWithValue(tiny_model(), "shared")
+    assert policy.value_head is not None
+    torch.nn.init.normal_(policy.value_head.weight)
+    prompts = [prompt for prompt in make_prompts() for _ in range(4)]
+
+    def draw(rows: int) -> tuple[list[Sample], int]:
+        sampler = BuiltinSampler(policy.policy, ENDS, rows, value_head=policy.value_head)
+        shapes = shapes_read(sampler)
+        samples = sampler.sample(prompts, range(len(prompts)), max_new_tokens=NEW, temperature=0.3)
+        return samples, sum(rows for rows, width in shapes if width == 1)
+
+    samples, together = draw(max_rows)
+    one_by_one, apart = draw(1)
+    for sample, alone in zip(samples, one_by_one, strict=True):
+        assert sample.tokens == alone.tokens
+        assert sample.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+        assert sample.values == pytest.approx(alone.values, abs=1e-4)
+    several = {(*s.prompt, -1, *s.tokens[:t]) for s in samples for t in range(1, len(s.tokens))}
+    assert len(several) < 0.6 * apart, "the samples should begin alike"
+    assert together < 1.1 * len(several) if max_rows == 512 else together < 0.9 * apart
 
 
 def test_prompts_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

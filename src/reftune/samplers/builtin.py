@@ -1,8 +1,9 @@
 """The built-in engine: decode through any transformers causal model, in this process.
 
-Equal prompts share one prefill. Finished rows leave the batch and waiting prompts enter, so that a few
-long answers do not make the rest wait. Every row draws from a random stream of its own (its seed and
-the token's position), so a sample never depends on which batch, order or process it was decoded in.
+Equal prompts share one prefill, and their responses one row until they differ. Finished responses leave
+the batch and waiting prompts enter, so that a few long answers do not make the rest wait. Every
+response draws from a random stream of its own (its seed and the token's position), so a sample never
+depends on which batch, order or process it was decoded in.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from reftune.samplers.shared_prefix import SharedPrefixDecoder
 from reftune.samplers.streams import choose
 from reftune.types import Sample, UserError
 
-# Finished rows leave once no more than this share still runs: leaving copies the cache, entering also
-# costs a forward pass for the new prompts.
+# Finished responses leave once no more than this share still runs: leaving copies the cache, entering
+# also costs a forward pass for the new prompts.
 KEEP_UNTIL = 0.9
 ENTER_FROM = 0.75
+ANY_TOKEN = 2**32  # more than any vocabulary has
 
 Done = Callable[[int, Sample], None]
 Group = tuple[tuple[int, ...], list[int]]  # a prompt, and which samples are drawn from it
@@ -89,11 +91,11 @@ class BuiltinSampler:
             batch.run(finish)
         return [samples[i] for i in range(len(prompts))]
 
-    def make_decoder(self, longest: int, max_new_tokens: int) -> Decoder:
-        """Return an empty batch for prompts of at most `longest` tokens."""
+    def make_decoder(self, longest: int, max_new_tokens: int, rows: int) -> Decoder:
+        """Return an empty batch for prompts of at most `longest` tokens and at most so many rows."""
         model = trunk_of(self.model) if self.reader.plain_head else self.model
         if self.reader.packs and longest + max_new_tokens <= window(model.config):
-            return SharedPrefixDecoder(model, longest, max_new_tokens)
+            return SharedPrefixDecoder(model, longest, max_new_tokens, rows)
         return PaddedDecoder(model, max_new_tokens)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -132,87 +134,123 @@ class _Batch:
         device = sampler.model.device
         count = len(self.indices)
         self.streams = torch.tensor([seeds[i] for i in self.indices], dtype=torch.long, device=device)
-        # The last column takes what rows write after their end.
+        # The last column takes what samples write after their end.
         self.tokens = torch.zeros(count, max_new_tokens + 1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(count, max_new_tokens + 1, device=device)
         self.values = torch.zeros_like(self.logprobs)
-        # Of each of the decoder's rows: our sample, its tokens so far, whether EOS has ended it.
-        self.rows = torch.zeros(0, dtype=torch.long, device=device)
-        self.lengths = torch.zeros_like(self.rows)
-        self.finished = torch.zeros_like(self.rows, dtype=torch.bool)
+        # Of each sample in the decoder: number, tokens so far, whether EOS has ended it, and its row.
+        self.numbers = torch.zeros(0, dtype=torch.long, device=device)
+        self.lengths = torch.zeros_like(self.numbers)
+        self.finished = torch.zeros_like(self.numbers, dtype=torch.bool)
+        self.rows = torch.zeros_like(self.numbers)
+        self.apart = True  # whether sample i is alone in row i
         self.entered = 0
 
     @property
     def ended(self) -> Tensor:
-        """Return which rows draw no more."""
+        """Return which samples draw no more."""
         return self.finished | (self.lengths == self.max_new_tokens)
 
     def run(self, done: Done) -> None:
         """Decode everything; call `done` for samples soon after they end."""
         longest = max((len(prompt) for prompt, _ in self.waiting), default=0)
+        most = min(self.sampler.max_rows, len(self.indices))
         while self.waiting:
-            decoder = self.sampler.make_decoder(longest, self.max_new_tokens)
-            states = self._enter(decoder)
-            while len(self.rows):
+            decoder = self.sampler.make_decoder(longest, self.max_new_tokens, most)
+            states = self._enter(decoder, 0)
+            while len(self.numbers):
                 chosen, running = self._draw(states)
                 share = ENTER_FROM if self.waiting and decoder.joins else KEEP_UNTIL
-                left = running <= share * len(self.rows)
+                left = running <= share * len(self.numbers)
+                count = len(states)
                 if left:
-                    chosen = self._leave(decoder, chosen, done)
+                    chosen, count = self._leave(decoder, chosen, done)
                 if running:
-                    states = decoder.step(chosen)
+                    states = decoder.step(self._branch(decoder, chosen, count))
                     if left and decoder.joins and self._next_fits():
-                        states = torch.cat((states, self._enter(decoder)))
+                        states = torch.cat((states, self._enter(decoder, len(states))))
 
     def _next_fits(self) -> bool:
-        room = self.sampler.max_rows - len(self.rows)
+        room = self.sampler.max_rows - len(self.numbers)
         return bool(self.waiting) and len(self.waiting[0][1]) <= room
 
-    def _enter(self, decoder: Decoder) -> Tensor:
-        """Let waiting prompts enter while there is room; return what the model says after them."""
+    def _enter(self, decoder: Decoder, count: int) -> Tensor:
+        """Let waiting prompts enter while there is room, behind `count` rows; return their states."""
         taken: list[Group] = []
         while self._next_fits():
             taken.append(self.waiting.popleft())
-            count = len(taken[-1][1])
-            self._add(torch.arange(self.entered, self.entered + count, device=self.rows.device))
-            self.entered += count
-        return decoder.enter([prompt for prompt, _ in taken], [len(members) for _, members in taken])
+            self._add(len(taken[-1][1]))
+        states, rows = decoder.enter(
+            [prompt for prompt, _ in taken], [len(members) for _, members in taken]
+        )
+        self.rows = torch.cat((self.rows, count + rows))
+        self.apart = self.apart and len(states) == len(rows)
+        return states
 
-    def _add(self, fresh: Tensor) -> None:
-        self.rows = torch.cat((self.rows, fresh))
+    def _add(self, count: int) -> None:
+        fresh = torch.arange(self.entered, self.entered + count, device=self.numbers.device)
+        self.numbers = torch.cat((self.numbers, fresh))
         self.lengths = torch.cat((self.lengths, torch.zeros_like(fresh)))
         self.finished = torch.cat((self.finished, torch.zeros_like(fresh, dtype=torch.bool)))
+        self.entered += count
 
     def _draw(self, states: Tensor) -> tuple[Tensor, int]:
-        """Choose every row's next token; return them, and how many rows go on."""
-        sampler, rows, running = self.sampler, self.rows, ~self.ended
-        streams = self.streams[rows]
-        chosen, logprobs = choose(sampler.logits(states), streams, self.lengths, self.temperature)
+        """Choose every sample's next token; return them, and how many samples go on."""
+        sampler, numbers, running = self.sampler, self.numbers, ~self.ended
+        streams, rows = self.streams[numbers], None if self.apart else self.rows
+        chosen, logprobs = choose(sampler.logits(states), streams, self.lengths, self.temperature, rows)
         column = torch.where(running, self.lengths, self.max_new_tokens)
-        self.tokens[rows, column] = chosen
-        self.logprobs[rows, column] = logprobs
+        self.tokens[numbers, column] = chosen
+        self.logprobs[numbers, column] = logprobs
         if sampler.value_head is not None:
-            self.values[rows, column] = sampler.value_head(states.float()).squeeze(-1)
+            self.values[numbers, column] = sampler.value_head(states.float()).squeeze(-1)[self.rows]
         self.lengths += running
         self.finished |= running & torch.isin(chosen, sampler.eos)
-        return chosen, len(rows) - int(self.ended.sum())
+        return chosen, len(numbers) - int(self.ended.sum())
 
-    def _leave(self, decoder: Decoder, chosen: Tensor, done: Done) -> Tensor:
-        """Drop and report the rows that have ended; return what the others have chosen."""
+    def _branch(self, decoder: Decoder, chosen: Tensor, count: int) -> Tensor:
+        """Let rows fork where samples have chosen differently; return the next token of every row.
+
+        Args:
+            decoder: has `count` rows.
+            chosen: (samples,), the next token of each.
+        """
+        if self.apart:
+            return chosen
+        running = ~self.ended
+        pairs, which = (self.rows * ANY_TOKEN + chosen)[running].unique(return_inverse=True)
+        sources, tokens = pairs // ANY_TOKEN, pairs % ANY_TOKEN
+        # The first of several tokens goes on in the old row.
+        more = torch.zeros_like(sources, dtype=torch.bool)
+        more[1:] = sources[1:] == sources[:-1]
+        places = torch.where(more, count + more.cumsum(0) - 1, sources)
+        forked = sources[more]
+        if len(forked):
+            decoder.fork(forked)
+        self.rows[running] = places[which]
+        following = torch.zeros(count + len(forked), dtype=torch.long, device=chosen.device)
+        following[places] = tokens  # and some token in rows that nobody reads any more
+        return following
+
+    def _leave(self, decoder: Decoder, chosen: Tensor, done: Done) -> tuple[Tensor, int]:
+        """Drop and report samples that have ended; return what others chose, and how many rows stay."""
         ended = self.ended
         self._report(ended, done)
         kept = (~ended).nonzero().squeeze(1)
-        self.rows, self.lengths = self.rows[kept], self.lengths[kept]
+        kept = kept[self.rows[kept].argsort(stable=True)]
+        used, self.rows = self.rows[kept].unique(return_inverse=True)
+        self.apart = len(used) == len(kept)
+        self.numbers, self.lengths = self.numbers[kept], self.lengths[kept]
         self.finished = self.finished[kept]
         if len(kept):
-            decoder.keep(kept)
-        return chosen[kept]
+            decoder.keep(used)
+        return chosen[kept], len(used)
 
     def _report(self, ended: Tensor, done: Done) -> None:
-        rows = self.rows[ended]
-        parts = [rows, self.tokens[rows], self.logprobs[rows], self.values[rows]]
+        numbers = self.numbers[ended]
+        parts = [numbers, self.tokens[numbers], self.logprobs[numbers], self.values[numbers]]
         columns = [part.tolist() for part in (*parts, self.lengths[ended], self.finished[ended])]
-        for row, tokens, logprobs, values, n, finished in zip(*columns, strict=True):
+        for number, tokens, logprobs, values, n, finished in zip(*columns, strict=True):
             known = None if self.sampler.value_head is None else values[:n]
-            prompt = list(self.prompts[row])
-            done(self.indices[row], Sample(prompt, tokens[:n], logprobs[:n], finished, known))
+            prompt = list(self.prompts[number])
+            done(self.indices[number], Sample(prompt, tokens[:n], logprobs[:n], finished, known))

@@ -22,12 +22,20 @@ class Decoder(Protocol):
 
     joins: bool  # whether prompts may enter while other rows run
 
-    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> Tensor:
-        """Read prompts, each for so many new rows; return what the model says after them, row by row."""
+    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Read prompts, each for so many responses.
+
+        Returns what the model says in the new rows, and in which of them each response begins: all in a
+        row of its own, or those to one prompt together.
+        """
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to every row; return what the model says next."""
+        ...
+
+    def fork(self, rows: Tensor) -> None:
+        """Add rows that go on from where these are."""
         ...
 
     def keep(self, rows: Tensor) -> None:
@@ -44,7 +52,7 @@ class PaddedDecoder:
         self.model = model
         self.max_new_tokens = max_new_tokens
 
-    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> Tensor:
+    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See `Decoder.enter`."""
         width = max(map(len, prompts))
         cache = DynamicCache(config=self.model.config)
@@ -58,7 +66,7 @@ class PaddedDecoder:
         parents = parents_of(repeats, device)
         if len(parents) > len(prompts):
             self.keep(parents)
-        return output[parents]
+        return output[parents], torch.arange(len(parents), device=device)
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Decoder.step`."""
@@ -72,6 +80,10 @@ class PaddedDecoder:
             **_only_last(self.model),
         )
         return last(output)
+
+    def fork(self, rows: Tensor) -> None:
+        """See `Decoder.fork`."""
+        raise AssertionError("every response has a row of its own here")
 
     def keep(self, rows: Tensor) -> None:
         """See `Decoder.keep`."""

@@ -1,6 +1,7 @@
 """Decode rows that share prompts: a prompt's keys and values are kept once for all its responses.
 
-New prompts may enter while others run. The model must call `attention.attend` (`Reader.packs`).
+Responses are one row until they differ. New prompts may enter while others run. The model must call
+`attention.attend` (`Reader.packs`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class _Layer:
     """Keys and values of one layer: of each prompt, and of each row's response."""
 
     prompts: list[Tensor]  # (prompts, heads, width, features), right-aligned
-    responses: list[Tensor]  # (rows, heads, capacity, features)
+    responses: list[Tensor]  # (most rows, heads, capacity, features), of which the first are in use
 
 
 class SharedPrefixDecoder:
@@ -39,12 +40,13 @@ class SharedPrefixDecoder:
         model: a trunk or language model that calls `attention.attend`.
         longest: tokens of the longest prompt.
         max_new_tokens: how long a response may become.
+        rows: how many there may be at once.
     """
 
     joins = True
 
-    def __init__(self, model: PreTrainedModel, longest: int, max_new_tokens: int) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, longest: int, max_new_tokens: int, rows: int) -> None:
+        self.model, self.rows = model, rows
         self.read = step_of(model, longest + max_new_tokens)
         self.capacity = max(1, max_new_tokens - 1)
         self.layers: list[_Layer] = []
@@ -55,19 +57,21 @@ class SharedPrefixDecoder:
         self.entered = torch.zeros(0, dtype=torch.long, device=device)  # (rows,), by the clock
         self.joined = False  # whether rows entered at different times
 
-    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> Tensor:
+    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See `Decoder.enter`."""
         self._rewind()
         self.joined = self.clock > 0
         pieces = minibatches(prompts, max(1, PREFILL_TOKENS // max(map(len, prompts))))
         read = [prefill(self.model, piece, DynamicCache()) for piece in pieces]
-        new = parents_of(repeats, self.model.device)
-        self._store([cache for _, cache, _ in read], len(new))
-        self.parents = torch.cat((self.parents, new + len(self.lengths)))
+        self._store([cache for _, cache, _ in read])
+        known = len(self.lengths)
         self.lengths = torch.cat((self.lengths, *(lengths for _, _, lengths in read)))
+        new = torch.arange(known, len(self.lengths), device=self.model.device)
+        self.parents = torch.cat((self.parents, new))
         self.entered = torch.cat((self.entered, torch.full_like(new, self.clock)))
+        self._find_padding()
         self._arrange()
-        return torch.cat([output for output, _, _ in read])[new]
+        return torch.cat([output for output, _, _ in read]), parents_of(repeats, self.model.device)
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Decoder.step`."""
@@ -81,18 +85,22 @@ class SharedPrefixDecoder:
         self.clock += 1
         return states
 
+    def fork(self, rows: Tensor) -> None:
+        """See `Decoder.fork`."""
+        self._copy(rows, len(self.parents))
+        self.parents = torch.cat((self.parents, self.parents[rows]))
+        self.entered = torch.cat((self.entered, self.entered[rows]))
+        self._arrange()
+
     def keep(self, rows: Tensor) -> None:
         """See `Decoder.keep`."""
+        self._copy(rows, 0)
         used, self.parents = self.parents[rows].unique(return_inverse=True)
-        fewer = len(used) < len(self.lengths)
-        written = min(self.clock, self.capacity)
-        for layer in self.layers:
-            for states in layer.responses:
-                states[: len(rows), :, :written] = states[:, :, :written].index_select(0, rows)
-            layer.responses = [states[: len(rows)] for states in layer.responses]
-            if fewer:
+        if len(used) < len(self.lengths):
+            for layer in self.layers:
                 layer.prompts = [states[used] for states in layer.prompts]
         self.lengths, self.entered = self.lengths[used], self.entered[rows]
+        self._find_padding()
         self._arrange()
 
     def attend(
@@ -100,7 +108,7 @@ class SharedPrefixDecoder:
     ) -> Tensor:
         """Let each row's token see its prompt and its response (see `attention.Structure`)."""
         prompt_keys, prompt_values = self.layers[layer].prompts
-        keys, values = self.layers[layer].responses
+        keys, values = (states[: len(query)] for states in self.layers[layer].responses)
         keys[:, :, self.column] = key[:, :, 0]
         values[:, :, self.column] = value[:, :, 0]
         keys, values = keys[:, :, : self.columns], values[:, :, : self.columns]
@@ -118,6 +126,14 @@ class SharedPrefixDecoder:
         output: Tensor = own @ values + self._per_row(self._per_question(shared) @ prompt_values)
         return output.flatten(1, 2).unsqueeze(1)
 
+    def _copy(self, rows: Tensor, start: int) -> None:
+        """Write what these rows' responses are so far to the rows from `start` on."""
+        written = min(self.clock, self.capacity)
+        for layer in self.layers:
+            for states in layer.responses:
+                copied = states[:, :, :written].index_select(0, rows)
+                states[start : start + len(rows), :, :written] = copied
+
     def _unwritten(self, drawn: Tensor) -> Tensor:
         """Return -inf for the columns of the ring that are older than each row's response, else 0."""
         age = (self.column - torch.arange(self.columns, device=drawn.device)) % self.capacity
@@ -127,11 +143,11 @@ class SharedPrefixDecoder:
         """Set the clock back to the age of the oldest row, so that no column is older than that."""
         if len(self.parents) == 0:
             return
-        start = int(self.entered.min())
+        start, rows = int(self.entered.min()), len(self.parents)
         columns = torch.arange(start, self.clock, device=self.entered.device) % self.capacity
         for layer in self.layers:
             for states in layer.responses:
-                states[:, :, : len(columns)] = states.index_select(2, columns)
+                states[:rows, :, : len(columns)] = states[:rows].index_select(2, columns)
         self.clock, self.entered = self.clock - start, self.entered - start
 
     def _arrange(self) -> None:
@@ -147,8 +163,11 @@ class SharedPrefixDecoder:
         self.members[self.places] = numbers
         # Rows side by side, equally many of each question: nothing has to be moved.
         self.in_place = torch.equal(self.members, numbers)
+
+    def _find_padding(self) -> None:
+        """Find what hides the columns of prompts that are shorter than the longest."""
         width = self.layers[0].prompts[0].shape[2]
-        padding = torch.arange(width, device=order.device) < width - self.lengths.unsqueeze(1)
+        padding = torch.arange(width, device=self.lengths.device) < width - self.lengths.unsqueeze(1)
         self.padding = self._minus_infinity(padding) if padding.any() else None
 
     def _minus_infinity(self, hidden: Tensor) -> Tensor:
@@ -167,22 +186,21 @@ class SharedPrefixDecoder:
         rows: Tensor = grouped.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)
         return rows if self.in_place else rows.index_select(0, self.places)
 
-    def _store(self, caches: Sequence[DynamicCache], rows: int) -> None:
-        """Add prompts from caches, and room for the responses of `rows` new rows."""
+    def _store(self, caches: Sequence[DynamicCache]) -> None:
+        """Add prompts from caches; the first time, make room for responses."""
         read = [[(layer.keys, layer.values) for layer in cast(Any, cache.layers)] for cache in caches]
         added = [
             [_stack(*states) for states in zip(*layer, strict=True)] for layer in zip(*read, strict=True)
         ]
-        # Zeros, not just room: what is masked has the weight 0, and 0 * nan is nan.
-        rooms = [
-            [x.new_zeros(rows, x.shape[1], self.capacity, x.shape[3]) for x in new] for new in added
-        ]
         if not self.layers:
-            self.layers = [_Layer(new, room) for new, room in zip(added, rooms, strict=True)]
+            self.layers = [_Layer(new, [self._room(states) for states in new]) for new in added]
             return
-        for layer, new, room in zip(self.layers, added, rooms, strict=True):
+        for layer, new in zip(self.layers, added, strict=True):
             layer.prompts = [_stack(*pair) for pair in zip(layer.prompts, new, strict=True)]
-            layer.responses = [torch.cat(pair) for pair in zip(layer.responses, room, strict=True)]
+
+    def _room(self, states: Tensor) -> Tensor:
+        # Zeros, not just room: what is masked has the weight 0, and 0 * nan is nan.
+        return states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3])
 
 
 def _stack(*states: Tensor) -> Tensor:

@@ -7,31 +7,37 @@ from torch import Tensor
 
 
 def choose(
-    logits: Tensor, streams: Tensor, t: Tensor | int, temperature: float
+    logits: Tensor, streams: Tensor, t: Tensor | int, temperature: float, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Choose a token per row by inverting the cumulative distribution at the row's t-th random number.
+    """Choose tokens by inverting the cumulative distribution at each stream's t-th random number.
 
     Args:
         logits: (rows, vocab), float32.
-        streams: (rows,), the seeds.
-        t: position of the token in its response; one for all rows, or (rows,).
+        streams: (streams,), the seeds.
+        t: position of the token in its response; one for all streams, or (streams,).
         temperature: 0 takes the most likely token.
+        rows: (streams,), the row of `logits` that each stream chooses from; default: one for each.
 
     Returns:
-        Token ids and their log-probabilities under the distribution they were drawn from, (rows,) each.
+        Token ids, and their log-probabilities under the distribution they come from, (streams,) each.
     """
     scaled = logits if temperature in (0, 1) else logits / temperature
     probabilities = torch.softmax(scaled, dim=-1)
     if temperature:
-        cumulative = probabilities.cumsum(-1)
+        cumulative = _of(probabilities.cumsum(-1), rows)
         total = cumulative[:, -1:]
         threshold = uniform(streams, t).to(probabilities.dtype).unsqueeze(1) * total
         # Rounded to `total` it would choose the last token, however unlikely: stay below.
         threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))
         chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
     else:
-        chosen = logits.argmax(-1)
-    return chosen, probabilities.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).log()
+        chosen = _of(logits.argmax(-1), rows)
+    row = torch.arange(len(chosen), device=chosen.device) if rows is None else rows
+    return chosen, probabilities[row, chosen].log()
+
+
+def _of(table: Tensor, rows: Tensor | None) -> Tensor:
+    return table if rows is None else table.index_select(0, rows)
 
 
 def uniform(streams: Tensor, t: Tensor | int) -> Tensor:
