@@ -7,8 +7,8 @@ no cache holds (bytes read and written). Prefill and decode are of the rollouts'
 prompts of one length with 8 responses each that run to the limit. The update is on the demo's samples.
 
 - FLOPs: 2 per weight of the layers and token, 4 per attended position, head and its dimension, and the
-  output embedding where logits are needed. Shared prompts count once. The update's backward pass counts
-  twice the forward pass, and recomputation not at all.
+  output embedding where logits are needed. Shared prompts, and what responses begin with alike, count
+  once. The update's backward pass counts twice the forward pass, and recomputation not at all.
 - Bytes: what has to move at least: the weights, the keys and values, logits in float32, and for the
   update gradients and AdamW's states. Activations do not count, which in a small model are most of the
   traffic: its memory share is a lower bound.
@@ -29,6 +29,8 @@ from transformers import PreTrainedModel
 from benchmarks.contest import Options, parse_options, spread
 from benchmarks.update import make_experience, reftune_update
 from benchmarks.workload import open_workload, repeated, sample, set_threads
+from reftune.batches import collate
+from reftune.types import Sample
 from reftune.workbench import keep_freed_memory
 
 Act = Callable[[], object]
@@ -139,17 +141,17 @@ def prefill_work(shape: Shape, prompts: int, width: int) -> Work:
     return Work(shape.forward(tokens, width / 2, prompts), moved)
 
 
-def decode_work(shape: Shape, rows: int, context: float, steps: int) -> Work:
-    """Return what one more token for each row takes, behind `context` positions on average."""
+def decode_work(shape: Shape, rows: float, context: float, steps: int) -> Work:
+    """Return what one more token for each different row takes, behind `context` positions on average."""
     moved = shape.weights * shape.weight_bytes + shape.cache(rows * context)
     moved += 4 * rows * shape.vocabulary
     return Work(shape.forward(rows, context, rows), moved, repeats=steps)
 
 
-def update_work(shape: Shape, prompts: int, width: float, rows: int, time: float, steps: int) -> Work:
-    """Return what `steps` optimizer steps on `rows` responses behind shared prompts take."""
+def update_work(shape: Shape, prompts: int, width: float, tokens: int, time: float, steps: int) -> Work:
+    """Return what `steps` optimizer steps on so many distinct tokens behind shared prompts take."""
     forward = shape.forward(prompts * width, width / 2, 0)
-    forward += shape.forward(rows * time, width + time / 2, rows * time)
+    forward += shape.forward(tokens, width + time / 2, tokens)
     # Forward and backward read the weights, the gradients are written and read; AdamW reads gradient,
     # weight and two states, and writes the last three.
     return Work(3 * forward * steps, (4 + 7) * 4 * shape.weights * steps)
@@ -163,13 +165,15 @@ def _sampling(options: Options) -> tuple[dict[str, Act], dict[str, Work]]:
     rows, limit = repeated(prompts, options.samples), workload.limit
     shape = model_shape(workload.model)
     never = [shape.vocabulary]  # no id ends a response
+    steps = limit - 1
+    different = _distinct(sample(workload, rows, never, 1, steps)) / steps
     acts: dict[str, Act] = {
         "prefill": lambda: sample(workload, prompts, never, 1, 1),
         "decode step": lambda: sample(workload, rows, never, 1, limit),
     }
     works = {
         "prefill": prefill_work(shape, len(prompts), width),
-        "decode step": decode_work(shape, len(rows), width + limit / 2, limit - 1),
+        "decode step": decode_work(shape, different, width + limit / 2, steps),
     }
     return acts, works
 
@@ -179,11 +183,17 @@ def _updating(options: Options) -> tuple[dict[str, Act], dict[str, Work]]:
     experience = make_experience(options)
     act, shape = reftune_update(experience, options), model_shape(experience.workload.model)
     prompts, rows = experience.workload.prompts, experience.samples
+    tokens = _distinct(rows)
     width = sum(map(len, prompts)) / len(prompts)
     time_steps = sum(len(row.tokens) for row in rows) / len(rows)
     steps = experience.workload.config.ppo.updates_per_batch
-    work = update_work(shape, len(prompts), width, len(rows), time_steps, steps)
+    work = update_work(shape, len(prompts), width, tokens, time_steps, steps)
     return {"update": lambda: act(1)}, {"update": work}
+
+
+def _distinct(samples: Sequence[Sample]) -> int:
+    """Return how many tokens are left when what responses begin with alike counts once."""
+    return len(collate([s.prompt for s in samples], [s.tokens for s in samples]).firsts)
 
 
 def _products(options: Options) -> dict[str, Act]:
