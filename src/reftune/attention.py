@@ -1,4 +1,4 @@
-"""Attention that knows which tokens share a prompt, for the models that let us say how they attend.
+"""Attention that knows which tokens share a prompt and a beginning, where the model lets us.
 
 transformers passes extra arguments of a forward pass on to its attention function. `attend` is that
 function: it looks at the structure in `within` (a `Packed` batch here, a sampler's state elsewhere)
