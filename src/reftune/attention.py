@@ -146,10 +146,12 @@ def pack(sequences: Sequences) -> Packed:
     turned = sequences.prompts.gather(1, (columns - lengths.unsqueeze(1)) % len(columns))
     row, step = firsts // time, firsts % time
     prompt, followed = sequences.parents[row], _followed(sequences)
+    # Of the distinct tokens: which ones the pack holds, where they stand in it, and what stands before.
     inner = torch.zeros_like(firsts, dtype=torch.bool)
     inner[sequences.places[:, :-1][followed]] = True
     stands = lengths.sum() + inner.cumsum(0) - 1
     before = stands[sequences.places.flatten()[(firsts - 1).clamp(min=0)]]
+    # Other responses than these bring no token that is not in one of them.
     rows, owner = row[inner].unique(return_inverse=True)
     ids = (turned[real], sequences.responses.flatten()[firsts[inner]])
     positions = (columns.expand_as(real)[real], (lengths[prompt] + step)[inner])

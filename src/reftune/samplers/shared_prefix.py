@@ -99,8 +99,9 @@ class SharedPrefixDecoder:
         if len(used) < len(self.lengths):
             for layer in self.layers:
                 layer.prompts = [states[used] for states in layer.prompts]
-        self.lengths, self.entered = self.lengths[used], self.entered[rows]
-        self._find_padding()
+            self.lengths = self.lengths[used]
+            self._find_padding()
+        self.entered = self.entered[rows]
         self._arrange()
 
     def attend(
