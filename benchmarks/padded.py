@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reftune.config import Ppo
-from reftune.losses import policy_loss, value_loss
+from reftune.training.losses import policy_loss, value_loss
 
 
 @dataclass(frozen=True)

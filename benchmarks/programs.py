@@ -47,7 +47,7 @@ def workers(options: Options) -> int:
 
 def reftune(turns: Turns, options: Options) -> None:
     """Run the programs in the sandbox."""
-    from reftune.sandbox import Sandbox
+    from reftune.grading.sandbox import Sandbox
 
     with Sandbox(workers=workers(options), seconds=SECONDS) as sandbox:
         run = sandbox.run

@@ -38,12 +38,12 @@ from benchmarks.contest import Contestant, Options, Turns, compete, parse_option
 from benchmarks.padded import PaddedBatch, PaddedPolicy, PaddedTargets, padded_update
 from benchmarks.update import LEARNING_RATE, make_accelerator, make_learner
 from benchmarks.workload import Workload, open_workload, repeated
-from reftune.advantages import whiten
-from reftune.models import PolicyWithValue
-from reftune.ppo import compute_targets, update
-from reftune.rollouts import collect, make_actor
-from reftune.types import Problem, Verdict
-from reftune.workbench import keep_freed_memory
+from reftune.model.policy import PolicyWithValue
+from reftune.problem import Problem, Verdict
+from reftune.runs.setup import keep_freed_memory
+from reftune.stages.ppo import compute_targets, update
+from reftune.training.advantages import whiten
+from reftune.training.rollouts import collect, make_actor
 
 MICRO_BATCH = 64
 FOREVER = 10**6  # steps; the harness ends the training

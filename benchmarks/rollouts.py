@@ -23,7 +23,7 @@ from transformers import GenerationConfig
 
 from benchmarks.contest import Contestant, Options, Turns, compete, parse_options, table
 from benchmarks.workload import Workload, open_workload, repeated, sample
-from reftune.workbench import keep_freed_memory
+from reftune.runs.setup import keep_freed_memory
 
 # Of what was tried on two cores the fastest: 64 requests at once, few tokens each, small pages.
 CPU_BATCHING = {

@@ -29,9 +29,9 @@ from transformers import PreTrainedModel
 from benchmarks.contest import Options, parse_options, spread
 from benchmarks.update import make_experience, reftune_update
 from benchmarks.workload import open_workload, repeated, sample, set_threads
-from reftune.batches import collate
-from reftune.types import Sample
-from reftune.workbench import keep_freed_memory
+from reftune.model.batch import collate
+from reftune.runs.setup import keep_freed_memory
+from reftune.sampling.sampler import Sample
 
 Act = Callable[[], object]
 

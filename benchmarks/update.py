@@ -29,13 +29,16 @@ from torch import Tensor
 from benchmarks.contest import Contestant, LeftOut, Options, Turns, compete, parse_options, table
 from benchmarks.padded import PaddedPolicy, PaddedTargets, pad_batch, padded_update
 from benchmarks.workload import Workload, open_config, open_workload, repeated, sample
-from reftune.batches import cut, length_mask
 from reftune.config import Config
-from reftune.models import PolicyWithValue
-from reftune.ppo import update
-from reftune.training import Learner, make_optimizer
-from reftune.types import Attempt, Rollouts, Sample, Targets, Verdict
-from reftune.workbench import keep_freed_memory
+from reftune.model.batch import length_mask
+from reftune.model.policy import PolicyWithValue
+from reftune.problem import Verdict
+from reftune.runs.setup import keep_freed_memory
+from reftune.sampling.sampler import Sample
+from reftune.stages.ppo import update
+from reftune.training.learner import Learner, make_optimizer
+from reftune.training.microbatches import cut
+from reftune.training.types import Attempt, Rollouts, Targets
 
 WORKLOADS = ("demo", "svamp x 8", "svamp x 1")
 LEARNING_RATE = 1e-9  # the same work, but the model stays as it is through all rounds

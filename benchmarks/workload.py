@@ -22,11 +22,12 @@ from benchmarks.contest import LeftOut, Options
 from reftune.config import Config
 from reftune.config_files import load_config
 from reftune.data.problems import load_splits
-from reftune.models import build_model, load_model, load_tokenizer
-from reftune.prompts import Prompter, Wording
-from reftune.reading import Reader
-from reftune.samplers.builtin import BuiltinSampler
-from reftune.types import Problem, Sample
+from reftune.model.forward import Reader
+from reftune.model.loading import build_model, load_model, load_tokenizer
+from reftune.model.prompts import Prompter, Wording
+from reftune.problem import Problem
+from reftune.sampling.engine import BuiltinSampler
+from reftune.sampling.sampler import Sample
 
 logging.set_verbosity_error()
 

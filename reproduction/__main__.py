@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from reftune.reporting.comparison import compare_runs
-from reftune.reporting.comparison_page import write_comparison
-from reftune.types import UserError
+from reftune.problem import UserError
+from reftune.reporting.comparison.compare import compare_runs
+from reftune.reporting.comparison.page import write_comparison
 from reproduction.claims import find
 from reproduction.plan import MAIN, ROOT, Cell, cells, run_all
 from reproduction.results import write_results

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reftune.checkpoints import read_json, read_jsonl
-from reftune.reporting.run_groups import CHAINS
-from reftune.statistics import bootstrap_means, holm, sign_flip
-from reftune.strategies import STRATEGIES
-from reftune.types import Row
+from reftune.evaluation.aggregation import STRATEGIES
+from reftune.evaluation.statistics import bootstrap_means, holm, sign_flip
+from reftune.files import read_json, read_jsonl
+from reftune.problem import Row
+from reftune.reporting.comparison.run_groups import CHAINS
 from reproduction.plan import MAIN, Cell
 
 MARGIN = 0.03  # "about equal": the whole interval of the difference lies within 3 points

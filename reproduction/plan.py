@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from reftune.checkpoints import read_json, write_json
-from reftune.types import UserError
+from reftune.files import read_json, write_json
+from reftune.problem import UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "mini"

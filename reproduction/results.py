@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reftune.plan import METHODS
+from reftune.evaluation.aggregation import STRATEGIES, accuracy_of, ordered_pairs
+from reftune.evaluation.statistics import wilson_interval
+from reftune.methods import METHODS
+from reftune.reporting.comparison.run_groups import CHAINS
 from reftune.reporting.pages import interval, p_value, percent, signed
-from reftune.reporting.run_files import model_label
-from reftune.reporting.run_groups import CHAINS
-from reftune.statistics import wilson_interval
-from reftune.strategies import STRATEGIES, accuracy_of, ordered_pairs
+from reftune.reporting.run.run_files import model_label
 from reproduction.claims import Finding, answers, cost, wrong_chains
 from reproduction.plan import MAIN, seconds_of
 

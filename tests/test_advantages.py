@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from reftune.advantages import ADVANTAGES, explained_variance, gae, group, token_rewards, whiten
 from reftune.config import Ppo
+from reftune.training.advantages import ADVANTAGES, explained_variance, gae, group, token_rewards, whiten
 
 LENGTHS = [6, 1, 0, 4, 5]  # of the ragged batch: a single token and a row without any among them
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reftune.answers import (
+from reftune.grading.answers import (
     answers_equal,
     check_answer,
     extract_choice,
@@ -18,7 +18,7 @@ from reftune.answers import (
     parse_number,
     reasoning,
 )
-from reftune.types import Problem
+from reftune.problem import Problem
 
 TRIGGER = "\nTherefore, the answer is: "
 CHOICES = ("38", "27.675", "30 %", "data inadequate", "none of these")

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from reftune.data.arithmetic import MAX_CHARS, number_of, parse, solve, value_of, write
+from reftune.data.derive.arithmetic import MAX_CHARS, number_of, parse, solve, value_of, write
 
 
 def number(text: str) -> Fraction | None:

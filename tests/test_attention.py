@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from reftune.attention import pack
-from reftune.batches import collate
-from reftune.models import PolicyWithValue
-from reftune.reading import Reader
+from reftune.model.batch import collate
+from reftune.model.forward import Reader
+from reftune.model.packing import pack
+from reftune.model.policy import PolicyWithValue
 from tiny_models import FAMILIES, tiny_model
 
 PADDED = {"codegen", "gemma2", "qwen3_next"}  # attend in their own way, or keep recurrent states

@@ -6,17 +6,8 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from reftune.batches import (
-    collate,
-    cut,
-    deal,
-    length_mask,
-    length_sorted,
-    minibatches,
-    pad,
-    shuffled,
-    spread,
-)
+from reftune.model.batch import collate, length_mask, pad, spread
+from reftune.training.microbatches import cut, deal, length_sorted, minibatches, shuffled
 
 
 def some_lengths(count: int, seed: int = 0) -> list[int]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from reftune.config import Synthetic
-from reftune.data.chain_checks import MAX_CHAIN_CHARS, chain_is_right
-from reftune.data.synthetic import generate
-from reftune.types import Problem
+from reftune.data.synthetic.chain_checks import MAX_CHAIN_CHARS, chain_is_right
+from reftune.data.synthetic.generator import generate
+from reftune.problem import Problem
 from story_reader import read_story
 
 HARD = {"min_events": 4, "max_events": 8, "people": 5, "max_number": 50, "distractors": 1.0}

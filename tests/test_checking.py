@@ -12,9 +12,9 @@ import pytest
 from reftune.config import Columns, Compute, Prompt
 from reftune.data.checking import check_source, describe, judge_chains
 from reftune.data.problems import load_problems
-from reftune.models import train_tokenizer
-from reftune.rewards import make_judge
-from reftune.types import UserError
+from reftune.grading.judge import make_judge
+from reftune.model.scratch import train_tokenizer
+from reftune.problem import UserError
 
 HEAD = "def solution():\n"
 

@@ -13,17 +13,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from reftune.checkpoints import (
-    atomic_directory,
-    atomic_file,
-    load_checkpoint,
-    read_json,
-    remove_checkpoints,
-    save_checkpoint,
-    write_json,
-)
-from reftune.models import PolicyWithValue
-from reftune.types import UserError
+from reftune.files import atomic_directory, atomic_file, read_json, write_json
+from reftune.model.policy import PolicyWithValue
+from reftune.problem import UserError
+from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from tiny_models import tiny_model
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reftune.evaluation import compare, summarise
-from reftune.reporting.comparison import Cell, Comparison, Difference, compare_runs
-from reftune.reporting.finished_runs import read_finished_runs
-from reftune.reporting.paper_numbers import Reported
-from reftune.statistics import bootstrap_means, wilson_interval
-from reftune.types import UserError
+from reftune.evaluation.evaluate import compare, summarise
+from reftune.evaluation.statistics import bootstrap_means, wilson_interval
+from reftune.problem import UserError
+from reftune.reporting.comparison.compare import Cell, Comparison, Difference, compare_runs
+from reftune.reporting.comparison.finished_runs import read_finished_runs
+from reftune.reporting.comparison.paper_numbers import Reported
 from written_runs import add_reranker, write_run
 
 METHODS = ("sft", "offline_st", "online_st", "reft")

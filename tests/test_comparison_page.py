@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from reftune import cli
-from reftune.reporting.comparison import Comparison, compare_runs
-from reftune.reporting.comparison_page import default_directory, terminal_tables, write_comparison
+from reftune.reporting.comparison.compare import Comparison, compare_runs
+from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
 from written_runs import add_reranker, write_run
 
 HOSTILE = "<img src=x onerror=alert(1)>|`[a](b)` & {{ 7 * 7 }}"

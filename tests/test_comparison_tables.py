@@ -3,8 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from reftune.reporting.comparison import Cell, Comparison, Difference, GroupFacts
-from reftune.reporting.comparison_tables import (
+from reftune.reporting.comparison.compare import Cell, Comparison, Difference, GroupFacts
+from reftune.reporting.comparison.paper_numbers import Reported
+from reftune.reporting.comparison.tables import (
     CSV_COLUMNS,
     accuracy_sections,
     bars,
@@ -16,7 +17,6 @@ from reftune.reporting.comparison_tables import (
     reported_columns,
     sentences,
 )
-from reftune.reporting.paper_numbers import Reported
 
 
 def cell(method: str, accuracy: float, group: str = "", **values: Any) -> Cell:

@@ -11,7 +11,7 @@ import pytest
 
 from reftune.config import Config
 from reftune.config_files import dump_config, load_config
-from reftune.types import UserError
+from reftune.problem import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = CONFIGS / "paper"

@@ -6,13 +6,13 @@ from fractions import Fraction
 
 import pytest
 
-from reftune.data.derivations import (
+from reftune.data.derive.derivations import (
     chain_from_equation,
     program_from_equation,
     program_from_solution,
     stated_numbers,
 )
-from reftune.data.programs import UnderivableError
+from reftune.data.derive.programs import UnderivableError
 
 QUESTION = "Natalia sold clips to 48 friends in April, and half as many in May. How many altogether?"
 

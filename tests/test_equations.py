@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from reftune.data.equations import read_equations
+from reftune.data.derive.equations import read_equations
 
 
 def found(text: str) -> list[tuple[str, float]]:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from reftune.checkpoints import read_jsonl, write_jsonl
 from reftune.config import Evaluation, Prompt
-from reftune.evaluation import (
+from reftune.evaluation.evaluate import (
     answer_questions,
     compare,
     read_result,
@@ -20,13 +19,15 @@ from reftune.evaluation import (
     write_result,
     wrong_chain_share,
 )
-from reftune.lanes import Lanes
-from reftune.models import train_tokenizer
-from reftune.prompts import Prompter
-from reftune.rewards import make_judge
-from reftune.rollouts import Actor
-from reftune.statistics import bootstrap_difference
-from reftune.types import Answer, Problem, Sample
+from reftune.evaluation.statistics import bootstrap_difference
+from reftune.files import read_jsonl, write_jsonl
+from reftune.grading.judge import make_judge
+from reftune.model.prompts import Prompter
+from reftune.model.scratch import train_tokenizer
+from reftune.problem import Answer, Problem
+from reftune.sampling.sampler import Sample
+from reftune.training.cpu_threads import Lanes
+from reftune.training.rollouts import Actor
 
 Row = dict[str, Any]
 

@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
-from reftune.reporting.excerpts import MAX_CHARACTERS, MAX_QUESTIONS, questions, rollouts_by_step
-from reftune.reporting.run_files import read_run
+from reftune.reporting.run.run_files import read_run
+from reftune.reporting.run.sample_browser import (
+    MAX_CHARACTERS,
+    MAX_QUESTIONS,
+    questions,
+    rollouts_by_step,
+)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from reftune.reporting.findings import (
+from reftune.reporting.run.run_files import Run
+from reftune.reporting.run.summary import (
     accuracies,
     comparisons,
     curves,
@@ -12,7 +13,6 @@ from reftune.reporting.findings import (
     reranker_orders,
     verdict,
 )
-from reftune.reporting.run_files import Run
 
 STRATEGIES = ("greedy", "vote", "rerank", "weighted vote")
 ACCURACIES = {"warmup": 0.65, "sft": 0.71, "offline_st": 0.72, "online_st": 0.75, "reft": 0.841}

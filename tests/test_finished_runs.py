@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from reftune.reporting.finished_runs import read_finished_runs
-from reftune.types import UserError
+from reftune.problem import UserError
+from reftune.reporting.comparison.finished_runs import read_finished_runs
 from written_runs import add_reranker, write_run
 
 RIGHT = {"warmup": [0, 0, 1], "sft": [1, 0, 1], "reft": [1, 1, 1]}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from reftune.data.formulas import OPERATIONS, program_from_formula, question_numbers
-from reftune.data.programs import UnderivableError
-from reftune.sandbox import Sandbox
+from reftune.data.derive.formulas import OPERATIONS, program_from_formula, question_numbers
+from reftune.data.derive.programs import UnderivableError
+from reftune.grading.sandbox import Sandbox
 
 # Worked out by hand, or known: a 3-4-5 triangle, a circle of radius 3, sphere of radius 3, ...
 VALUES: dict[str, tuple[tuple[float, ...], float]] = {

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from reftune.config import Compute
-from reftune.grading import extract_program, grade_file
-from reftune.types import UserError
+from reftune.grading.grade_file import extract_program, grade_file
+from reftune.problem import UserError
 
 ONE_WORKER = Compute(sandbox_workers=1, sandbox_seconds=0.5)
 RIGHT = {"id": 1, "completion": "So #### 1,000", "answer": "1000"}

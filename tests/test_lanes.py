@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-import reftune.lanes
-from reftune.lanes import Lanes, copies, make_lanes
+import reftune.training.cpu_threads
+from reftune.training.cpu_threads import Lanes, copies, make_lanes
 from tiny_models import tiny_model
 
 
@@ -58,9 +58,9 @@ def test_large_models_and_other_precisions_get_one_lane(monkeypatch: pytest.Monk
         model = nn.Linear(10, 10, bias=False)
         accelerator = Accelerator(cpu=True)
         assert make_lanes(model, accelerator).count == 4
-        monkeypatch.setattr(reftune.lanes, "PARAMETERS_IN_LANES", 250)
+        monkeypatch.setattr(reftune.training.cpu_threads, "PARAMETERS_IN_LANES", 250)
         assert make_lanes(model, accelerator).count == 2
-        monkeypatch.setattr(reftune.lanes, "PARAMETERS_IN_LANES", 99)
+        monkeypatch.setattr(reftune.training.cpu_threads, "PARAMETERS_IN_LANES", 99)
         assert make_lanes(model, accelerator).count == 1
         monkeypatch.undo()
         accelerator.state._mixed_precision = "bf16"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from reftune import llama
-from reftune.batches import collate
-from reftune.reading import Reader, trunk_of
+from reftune.model import llama
+from reftune.model.batch import collate
+from reftune.model.forward import Reader, trunk_of
 from tiny_models import KNOWN, WINDOW, random_model
 
 # Prompts of unequal lengths; a response that ends early, one of a single token.

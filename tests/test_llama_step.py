@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reftune.attention import take_over
-from reftune.reading import trunk_of
-from reftune.samplers.llama_step import LlamaStep, _norm, step_of
-from reftune.samplers.shared_prefix import SharedPrefixDecoder
+from reftune.model.forward import trunk_of
+from reftune.model.packing import take_over
+from reftune.sampling.llama_step import LlamaStep, _norm, step_of
+from reftune.sampling.shared_prefix import SharedPrefixDecoder
 from tiny_models import EOS, FAMILIES, KNOWN, random_model, tiny_model
 
 PROMPTS = [[20, 21, 22], [30, 31, 32, 33, 34]]

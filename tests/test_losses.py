@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from reftune.losses import cross_entropy, policy_loss, ratio_statistics, sequence_mean, value_loss
+from reftune.training.losses import (
+    cross_entropy,
+    policy_loss,
+    ratio_statistics,
+    sequence_mean,
+    value_loss,
+)
 
 LENGTHS = [5, 1, 0, 3]
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import tiny_run
-from reftune.checkpoints import read_json, read_jsonl
 from reftune.config import Config
 from reftune.config_files import load_config
+from reftune.files import read_json, read_jsonl
 from reftune.pipeline import models_of, run_stages, stages_of
-from reftune.types import UserError
+from reftune.problem import UserError
 
 QUICK = ["evaluation={samples = 0, rerank = false}", "sft.epochs=2", "sft.warmup_epochs=1"]
 

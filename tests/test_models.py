@@ -13,19 +13,13 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-import reftune.models
-from reftune.batches import collate
+import reftune.model.policy
 from reftune.config import Model
-from reftune.models import (
-    VALUE_HEAD_FILE,
-    PolicyWithValue,
-    TokenScores,
-    build_model,
-    load_model,
-    load_tokenizer,
-    train_tokenizer,
-)
-from reftune.types import UserError
+from reftune.model.batch import collate
+from reftune.model.loading import build_model, load_model, load_tokenizer
+from reftune.model.policy import VALUE_HEAD_FILE, PolicyWithValue, TokenScores
+from reftune.model.scratch import train_tokenizer
+from reftune.problem import UserError
 from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
 
 SHARED = [[20, 21, 22], [30, 31, 32, 33, 34, 35, 36, 37, 38], [20, 21, 22], [20, 21, 22], [50]]
@@ -115,7 +109,7 @@ def test_chunks_of_logits_give_the_same_values_and_gradients(monkeypatch: pytest
     tokens = sum(map(len, make_responses()))  # all different
     assert seen == [tokens]
     seen.clear()
-    monkeypatch.setattr(reftune.models, "LOGITS_PER_CHUNK", 7 * VOCAB + 1)
+    monkeypatch.setattr(reftune.model.policy, "LOGITS_PER_CHUNK", 7 * VOCAB + 1)
     scores, gradients = scores_and_gradients()
     assert max(seen) == 7
     assert sum(seen) == 2 * tokens  # in forward, and again in backward

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reftune.checkpoints import read_json
 from reftune.config import Config
 from reftune.config_files import load_config
+from reftune.files import read_json
 from reftune.pipeline import models_of, run_stages
 
 PAPER = Path(__file__).parents[1] / "configs" / "paper"

@@ -6,7 +6,7 @@ import pytest
 
 from reftune.config import Config
 from reftune.config_files import parse_config
-from reftune.reporting.paper_numbers import LARGE, NUMERIC, SMALL, TABLES, Reported, reported
+from reftune.reporting.comparison.paper_numbers import LARGE, NUMERIC, SMALL, TABLES, Reported, reported
 
 LLAMA, GALACTICA = "codellama/CodeLlama-7b-hf", "facebook/galactica-6.7b"
 

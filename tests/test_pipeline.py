@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from reftune.asking import ask, model_config
 from reftune.config import Compute, Config, Data, Model, Ppo, Prompt
 from reftune.data.problems import write_problems
-from reftune.pipeline import Run
-from reftune.types import Problem, UserError
+from reftune.evaluation.inference import ask, model_config
+from reftune.problem import Problem, UserError
+from reftune.stages.run import Run
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from reftune.plan import planned_models, planned_stages
+from reftune.methods import planned_models, planned_stages
 
 
 def test_a_plain_run_has_three_models_in_three_stages() -> None:

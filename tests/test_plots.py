@@ -17,7 +17,7 @@ from reftune.reporting.plots import (
     styled,
     svg,
 )
-from reftune.reporting.stage_plots import ppo_plots, sft_plots
+from reftune.reporting.run.stage_plots import ppo_plots, sft_plots
 
 
 def test_values_that_are_missing_or_not_finite_are_left_out() -> None:

@@ -14,11 +14,13 @@ from accelerate import Accelerator
 import tiny_run
 from reftune.config import Config
 from reftune.config_files import load_config, parse_config
-from reftune.models import PolicyWithValue
+from reftune.model.policy import PolicyWithValue
 from reftune.pipeline import run_stages
-from reftune.ppo import compute_targets, describe, update
-from reftune.training import Learner
-from reftune.types import Attempt, Problem, Rollouts, Sample, UserError, Verdict
+from reftune.problem import Problem, UserError, Verdict
+from reftune.sampling.sampler import Sample
+from reftune.stages.ppo import compute_targets, describe, update
+from reftune.training.learner import Learner
+from reftune.training.types import Attempt, Rollouts
 from tiny_models import tiny_model
 
 

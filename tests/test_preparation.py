@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from reftune.data.preparation import DATA_SETS, Preparation, describe, prepare
+from reftune.data.derive.preparation import DATA_SETS, Preparation, describe, prepare
 from reftune.data.problems import load_problems
 from reftune.data.sources import read_rows
-from reftune.types import Cot, Problem, UserError
+from reftune.problem import Cot, Problem, UserError
 
 GSM8K = {
     "question": "Ann has 3 boxes of 4 pens. Each costs $500. How much are they?",

@@ -10,7 +10,7 @@ import pytest
 
 from reftune.config import Columns, Data, Synthetic
 from reftune.data.problems import SplitReport, load_problems, load_splits, load_test, write_problems
-from reftune.types import Cot, Problem, UserError
+from reftune.problem import Cot, Problem, UserError
 
 PROGRAM = "def solution():\n    pens = 3\n    return pens"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reftune.data.programs import Step, free_name, variable_name, write_program
+from reftune.data.derive.programs import Step, free_name, variable_name, write_program
 
 
 def test_steps_become_lines_and_the_last_one_the_result() -> None:

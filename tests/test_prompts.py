@@ -24,9 +24,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from reftune.config import Prompt
 from reftune.data.problems import load_problems
-from reftune.models import train_tokenizer
-from reftune.prompts import PROGRAM_HEAD, Prompter, Wording, saved_settings
-from reftune.types import Problem, Sample, UserError
+from reftune.model.prompts import PROGRAM_HEAD, Prompter, Wording, saved_settings
+from reftune.model.scratch import train_tokenizer
+from reftune.problem import Problem, UserError
+from reftune.sampling.sampler import Sample
 
 PROGRAM = Problem(
     "p1",
@@ -324,7 +325,7 @@ def test_a_sampled_program_is_read_back(kind: str, question: str, finished: bool
     prompt, response = prompter.encode_example(problem)
     sampled = (prompt + response)[len(asked) :]
     sample = Sample(asked, sampled if finished else sampled[:-1], [0.0] * len(sampled), finished)
-    assert prompter.decode(problem, sample) == PROGRAM.chain
+    assert prompter.decode(problem, sample.tokens, sample.finished) == PROGRAM.chain
 
 
 @pytest.mark.parametrize(
@@ -336,7 +337,8 @@ def test_a_sampled_chain_is_read_back(kind: str, chain: str) -> None:
     problem = replace(NATURAL, chain=chain)
     prompt, response = prompter.encode_example(problem)
     sample = Sample(prompt, response, [0.0] * len(response), True)
-    assert prompter.decode(problem, sample) == f"{chain}\nTherefore, the answer is: 17"
+    completion = prompter.decode(problem, sample.tokens, sample.finished)
+    assert completion == f"{chain}\nTherefore, the answer is: 17"
 
 
 def test_what_ends_a_response_is_not_part_of_it(kind: str) -> None:
@@ -345,16 +347,14 @@ def test_what_ends_a_response_is_not_part_of_it(kind: str) -> None:
     prompt, response = prompter.encode_example(NATURAL)
     ordinary = response[3]
     sample = Sample(prompt, [*response[:-1], ordinary], [0.0] * len(response), True)
-    assert prompter.decode(NATURAL, sample) == NATURAL_TARGET
+    assert prompter.decode(NATURAL, sample.tokens, sample.finished) == NATURAL_TARGET
 
 
 def test_special_tokens_in_the_middle_are_not_part_of_the_text(kind: str) -> None:
     prompter = Prompter(tokenizer_of(kind), SETTINGS, "natural")
-    prompt, response = prompter.encode_example(NATURAL)
+    _, response = prompter.encode_example(NATURAL)
     sampled = [*response[:-1], prompter.eos, prompter.eos]
-    assert (
-        prompter.decode(NATURAL, Sample(prompt, sampled, [0.0] * len(sampled), True)) == NATURAL_TARGET
-    )
+    assert prompter.decode(NATURAL, sampled, True) == NATURAL_TARGET
 
 
 def test_a_program_cut_in_the_middle_of_a_character_is_read_back(kind: str) -> None:
@@ -364,7 +364,7 @@ def test_a_program_cut_in_the_middle_of_a_character_is_read_back(kind: str) -> N
     prompt, response = prompter.encode_example(problem)
     sampled = (prompt + response)[len(asked) :]
     for length in range(len(sampled)):
-        text = prompter.decode(problem, Sample(asked, sampled[:length], [0.0] * length, False))
+        text = prompter.decode(problem, sampled[:length], False)
         assert text.startswith(PROGRAM_HEAD)
         assert str(problem.chain).startswith(text.rstrip("\N{REPLACEMENT CHARACTER}"))
 
@@ -373,9 +373,8 @@ def test_a_program_cut_in_the_middle_of_a_character_is_read_back(kind: str) -> N
 def test_an_empty_response_is_read_back(kind: str, cot: str) -> None:
     prompter = Prompter(tokenizer_of(kind), SETTINGS, "program" if cot == "program" else "natural")
     head = PROGRAM_HEAD if cot == "program" else ""
-    asked = prompter.encode_prompt(PROGRAM)
-    assert prompter.decode(PROGRAM, Sample(asked, [prompter.eos], [0.0], True)) == head
-    assert prompter.decode(PROGRAM, Sample(asked, [], [], False)) == head
+    assert prompter.decode(PROGRAM, [prompter.eos], True) == head
+    assert prompter.decode(PROGRAM, [], False) == head
 
 
 def test_a_tokenizer_without_eos_is_refused() -> None:

@@ -13,8 +13,8 @@ import typer
 
 from reftune import cli
 from reftune.config_files import load_config
-from reftune.rewards import load_reward
-from reftune.types import Problem
+from reftune.grading.judge import load_reward
+from reftune.problem import Problem
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from reftune.reporting.report import final_table, write_report
-from reftune.types import UserError
+from reftune.problem import UserError
+from reftune.reporting.run.report import final_table, write_report
 
 HOSTILE = '</script><img src=x onerror="alert(1)"><!-- <b>`|*\n# heading\u2028\ud800 & {{ 7 * 7 }}'
 

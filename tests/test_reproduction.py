@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reftune.config_files import load_config
-from reftune.plan import METHODS
+from reftune.methods import METHODS
 from reproduction import claims as module
 from reproduction import plan, results
 from reproduction.claims import Expected, Finding, Side, Verdict, claims, find, judge

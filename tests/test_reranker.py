@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from reftune.config import Config, Data, Model, Prompt
-from reftune.models import train_tokenizer
-from reftune.prompts import Prompter
-from reftune.reranker import Reranker, labelled, rank, run_reranker, score
-from reftune.rewards import make_judge
-from reftune.stage import Stage
-from reftune.supervised import Example
-from reftune.types import Problem, Row, UserError
+from reftune.grading.judge import make_judge
+from reftune.model.prompts import Prompter
+from reftune.model.scratch import train_tokenizer
+from reftune.problem import Problem, Row, UserError
+from reftune.stages.reranker import Reranker, labelled, rank, run_reranker, score
+from reftune.stages.stage import Stage
+from reftune.stages.supervised import Example
 from tiny_models import tiny_model
 
 PROBLEMS = [Problem(str(i), f"what is {i}?", str(i)) for i in range(6)]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from reftune.rewards import Judge, make_extractor, make_judge
-from reftune.sandbox import Sandbox
-from reftune.types import Answer, Outcome, Problem, UserError, Verdict
+from reftune.grading.judge import Judge, make_extractor, make_judge
+from reftune.grading.sandbox import Sandbox
+from reftune.problem import Answer, Outcome, Problem, UserError, Verdict
 
 TRIGGER = "\nTherefore, the answer is: "
 NUMERIC = Problem("n", "How many?", "1,000")

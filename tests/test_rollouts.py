@@ -10,13 +10,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from reftune import rollouts as module
 from reftune.config import Prompt
-from reftune.lanes import Lanes
-from reftune.models import PolicyWithValue, train_tokenizer
-from reftune.prompts import Prompter
-from reftune.rollouts import Actor, collect, make_actor
-from reftune.types import Problem, Sample, UserError, Verdict
+from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import Prompter
+from reftune.model.scratch import train_tokenizer
+from reftune.problem import Problem, UserError, Verdict
+from reftune.sampling.sampler import Sample
+from reftune.training import rollouts as module
+from reftune.training.cpu_threads import Lanes
+from reftune.training.rollouts import Actor, collect, make_actor
 from tiny_models import tiny_model
 
 PROBLEMS = [Problem(str(i), f"what is {i}?", str(i)) for i in range(4)]

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from reftune.run_dir import git_commit
+from reftune.runs.run_dir import git_commit
 
 
 def checkout(root: Path) -> str:

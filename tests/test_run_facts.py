@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from reftune.reporting.run_facts import facts, stage_states
-from reftune.reporting.run_files import Run, read_run
+from reftune.reporting.run.metadata import facts, stage_states
+from reftune.reporting.run.run_files import Run, read_run
 
 ALL = 'methods = ["offline_st", "online_st", "reft"]\n[evaluation]\nrerank = true\n'
 SOLVED = '"best_validation_accuracy": 0.75'

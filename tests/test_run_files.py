@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from reftune.reporting.run_files import read_run
-from reftune.types import UserError
+from reftune.problem import UserError
+from reftune.reporting.run.run_files import read_run
 
 
 @pytest.fixture

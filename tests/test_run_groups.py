@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from reftune.config_files import parse_config
-from reftune.reporting.finished_runs import FinishedRun
-from reftune.reporting.run_groups import RunGroup, group_runs
-from reftune.types import UserError
+from reftune.problem import UserError
+from reftune.reporting.comparison.finished_runs import FinishedRun
+from reftune.reporting.comparison.run_groups import RunGroup, group_runs
 
 
 def run(name: str, seed: int = 1, **settings: Any) -> FinishedRun:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-import reftune.run_log
-from reftune.run_log import RunLog
+import reftune.runs.run_log
+from reftune.runs.run_log import RunLog
 
 
 def open_log(directory: Path, total: int = 10, done: int = 0) -> RunLog:
@@ -78,7 +78,7 @@ def test_files_that_need_no_change_are_not_written(tmp_path: Path) -> None:
 def test_without_a_terminal_progress_is_plain_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reftune.run_log, "PLAIN_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(reftune.runs.run_log, "PLAIN_LINE_SECONDS", 0.0)
     row = {
         "loss": 1.23456, "reward": 0.5, "accuracy": 0.4567, "kl": 0.012, "response_length": 37.4,
         "tokens_per_second": 12345.6, "entropy": 0.3,
@@ -116,7 +116,7 @@ def test_plain_lines_are_few_but_the_last_step_has_one(
 def test_time_left_counts_only_the_steps_of_this_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reftune.run_log, "PLAIN_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(reftune.runs.run_log, "PLAIN_LINE_SECONDS", 0.0)
     log = open_log(tmp_path, total=100, done=50)
     log.started -= 20  # 10 s a step
     log.metrics(52, {})

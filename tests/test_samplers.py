@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from scipy.stats import chisquare
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
-from reftune.batches import collate
-from reftune.models import PolicyWithValue
-from reftune.rollouts import score
-from reftune.samplers import shared_prefix
-from reftune.samplers.builtin import BuiltinSampler
-from reftune.samplers.streams import choose, uniform
-from reftune.types import Attempt, Problem, Sample, UserError, Verdict
+from reftune.model.batch import collate
+from reftune.model.policy import PolicyWithValue
+from reftune.problem import Problem, UserError, Verdict
+from reftune.sampling.engine import BuiltinSampler
+from reftune.sampling.random_streams import choose, uniform
+from reftune.sampling.sampler import Sample, shared_prefix
+from reftune.training.rollouts import score
+from reftune.training.types import Attempt
 from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
 
 ENDS = [EOS, *range(2, 13)]  # many, so that random responses end at different times

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from reftune import sandbox as sandbox_module
-from reftune.sandbox import Sandbox
-from reftune.types import Execution
+from reftune.grading import sandbox as sandbox_module
+from reftune.grading.sandbox import Sandbox
+from reftune.problem import Execution
 from tiny_run import heed_ctrl_c
 
 DATA = Path(__file__).parents[2] / "shared/data"

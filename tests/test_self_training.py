@@ -7,12 +7,15 @@ from accelerate import Accelerator
 from torch.nn import functional
 
 from reftune.config import Prompt
-from reftune.models import PolicyWithValue, train_tokenizer
-from reftune.prompts import Prompter
-from reftune.self_training import half_and_half, own_examples
-from reftune.supervised import Example, train_on
-from reftune.training import Learner
-from reftune.types import Attempt, Problem, Row, Sample, Verdict
+from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import Prompter
+from reftune.model.scratch import train_tokenizer
+from reftune.problem import Problem, Row, Verdict
+from reftune.sampling.sampler import Sample
+from reftune.stages.self_training import half_and_half, own_examples
+from reftune.stages.supervised import Example, train_on
+from reftune.training.learner import Learner
+from reftune.training.types import Attempt
 from tiny_models import tiny_model
 
 PROBLEM = Problem("p", "2 + 2?", "4", "def solution():\n    return 2 + 2")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from reftune.reporting.plots import Plot, save_png
-from reftune.reporting.stage_plots import (
+from reftune.reporting.run.stage_plots import (
     offline_st_plots,
     online_st_plots,
     outcome_shares,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reftune.statistics import (
+from reftune.evaluation.statistics import (
     area_under_curve,
     bootstrap_difference,
     bootstrap_means,

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from reftune.config import Synthetic
-from reftune.data.stories import Equation, equations, read_story, tell
+from reftune.data.synthetic.stories import Equation, equations, read_story, tell
 from story_reader import read_story as read_independently
 
 STORY = "Ann has 7 coins. Bob has 2 times as many as Ann. Ann gives 3 to Bob. Bob is 9 years old. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reftune.strategies import (
+from reftune.evaluation.aggregation import (
     STRATEGIES,
     accuracy_of,
     available,
@@ -14,7 +14,7 @@ from reftune.strategies import (
     vote,
     weighted_vote,
 )
-from reftune.types import Answer, Row
+from reftune.problem import Answer, Row
 
 
 def sample(value: Answer | None, correct: bool, rerank: float | None = None) -> Row:

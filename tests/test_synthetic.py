@@ -9,10 +9,10 @@ from hashlib import sha256
 
 import pytest
 
-from reftune.answers import answers_equal, check_answer
 from reftune.config import Synthetic
-from reftune.data.synthetic import generate
-from reftune.types import Cot, Problem, UserError
+from reftune.data.synthetic.generator import generate
+from reftune.grading.answers import answers_equal, check_answer
+from reftune.problem import Cot, Problem, UserError
 from story_reader import read_story
 
 DEFAULT = Synthetic()

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from reftune.batches import collate
-from reftune.models import PolicyWithValue
-from reftune.training import Learner
+from reftune.model.batch import collate
+from reftune.model.policy import PolicyWithValue
+from reftune.training.learner import Learner
 from tiny_models import tiny_model
 
 PROMPTS = [[20 + i % 3] * (1 + i % 3) for i in range(11)]

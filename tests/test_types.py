@@ -6,7 +6,9 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from reftune.types import Sequences, Targets, Verdict
+from reftune.model.batch import Sequences
+from reftune.problem import Verdict
+from reftune.training.types import Targets
 
 
 def test_tensors_of_one_batch_share_their_shape() -> None:

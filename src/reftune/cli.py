@@ -104,10 +104,10 @@ def evaluate(
     overrides: ModelOverrides = None,
 ) -> None:
     """Measure how many questions a model answers, with a 95% interval."""
-    from reftune.asking import evaluate_model, model_config
-    from reftune.checkpoints import write_jsonl
     from reftune.data.problems import load_test
-    from reftune.evaluation import summarise
+    from reftune.evaluation.evaluate import summarise
+    from reftune.evaluation.inference import evaluate_model, model_config
+    from reftune.files import write_jsonl
 
     changes = [f"evaluation.samples={samples}", *(overrides or [])]
     config = model_config(model, changes, test=data, test_split=split, subset=subset, **_cot(cot))
@@ -128,7 +128,7 @@ def sample(
     overrides: ModelOverrides = None,
 ) -> None:
     """Ask one question; print the chain, its outcome and the answer."""
-    from reftune.asking import ask, model_config
+    from reftune.evaluation.inference import ask, model_config
 
     attempt = ask(model_config(model, overrides or [], **_cot(cot)), question, temperature, seed)
     answer = attempt.verdict.answer
@@ -153,7 +153,7 @@ def grade(
     ] = None,
 ) -> None:
     """Judge the outputs of any system: was each final answer right?"""
-    from reftune.grading import grade_file
+    from reftune.grading.grade_file import grade_file
 
     summary = grade_file(file, _cot(cot)["cot"], out, reward=reward, trigger=trigger)
     typer.echo(f"correct: {summary.accuracy:.1%} ({summary.correct} of {summary.judged} judged)")
@@ -180,8 +180,8 @@ def compare(
     """
     from rich.console import Console
 
-    from reftune.reporting.comparison import compare_runs
-    from reftune.reporting.comparison_page import default_directory, terminal_tables, write_comparison
+    from reftune.reporting.comparison.compare import compare_runs
+    from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
 
     comparison = compare_runs(runs, k)
     page = write_comparison(comparison, out or default_directory(runs))
@@ -208,7 +208,7 @@ def main() -> None:
 
 def _explain(error: Exception) -> str | None:
     """Return the sentence for an error that the user can mend; None for a fault of ours."""
-    from reftune.types import UserError
+    from reftune.problem import UserError
 
     if isinstance(error, UserError):
         return str(error)
@@ -248,7 +248,7 @@ def _show_report(run_dir: Path) -> None:
         return
     from rich.console import Console
 
-    from reftune.reporting.report import final_table, write_report
+    from reftune.reporting.run.report import final_table, write_report
 
     page = write_report(run_dir)
     Console().print(final_table(run_dir))

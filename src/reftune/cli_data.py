@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from reftune.config import Columns
-    from reftune.types import Cot
+    from reftune.problem import Cot
 
 data_app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +38,7 @@ def prepare(
     programs, they are derived: from GSM8K's solutions, MathQA's formulas, SVAMP's equations. Only
     problems whose chain gives the answer are written.
     """
-    from reftune.data.preparation import describe, prepare
+    from reftune.data.derive.preparation import describe, prepare
 
     _show(describe(prepare(name, kind_of_chain(cot), source=source, split=split, out=out)))
 
@@ -69,7 +69,7 @@ def check(
     2 if an answer cannot be graded or a chain does not give its answer.
     """
     from reftune.data.checking import check_source, describe
-    from reftune.types import UserError
+    from reftune.problem import UserError
 
     found = check_source(
         source,
@@ -89,7 +89,7 @@ def check(
 
 def kind_of_chain(text: str) -> Cot:
     """Return the kind that --cot names. Raises UserError for any other text."""
-    from reftune.types import Cot, UserError
+    from reftune.problem import Cot, UserError
 
     for kind in get_args(Cot):
         if text == kind:
@@ -105,7 +105,7 @@ def _show(lines: list[str]) -> None:
 def _columns(pairs: list[str]) -> Columns | None:
     """Return the column names that --column gives, None without any."""
     from reftune.config import Columns
-    from reftune.types import UserError
+    from reftune.problem import UserError
 
     names = dict(pair.partition("=")[::2] for pair in pairs)
     for key, name in names.items():

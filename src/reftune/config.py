@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reftune.types import Cot
+from reftune.problem import Cot
 
 Method = Literal["offline_st", "online_st", "reft"]
 

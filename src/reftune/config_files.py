@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from reftune.config import Config, Section
-from reftune.types import UserError
+from reftune.problem import UserError
 
 _MODEL_SOURCES = {"name", "scratch"}
 

@@ -5,89 +5,31 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from reftune.advantages import ADVANTAGES
-from reftune.checkpoints import read_jsonl, write_jsonl
 from reftune.config import Config
-from reftune.data.problems import Splits, load_splits
-from reftune.evaluation import answer_questions, read_result, write_result
-from reftune.models import PolicyWithValue, build_model, load_model, load_tokenizer
-from reftune.plan import MODELS, planned_models, planned_stages
-from reftune.ppo import run_ppo
-from reftune.prompts import Prompter, Wording
-from reftune.reranker import Reranker, rank, run_reranker
-from reftune.rewards import Judge, make_judge
-from reftune.rollouts import make_actor
-from reftune.run_dir import open_run_dir, take_over, write_splits
-from reftune.run_log import RunLog
-from reftune.self_training import run_offline_st, run_online_st
-from reftune.sft import run_sft
-from reftune.stage import Stage
-from reftune.types import Problem, Row, UserError
-from reftune.warmup_samples import read_warmup_samples, run_warmup_samples
-from reftune.workbench import check_prompts, judge_of, make_accelerator
+from reftune.evaluation.evaluate import answer_questions, read_result, write_result
+from reftune.files import read_jsonl, write_jsonl
+from reftune.grading.judge import make_judge
+from reftune.methods import MODELS, planned_models, planned_stages
+from reftune.model.loading import build_model, load_model
+from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import Prompter, Wording
+from reftune.problem import Row, UserError
+from reftune.runs.run_dir import open_run_dir, take_over
+from reftune.runs.run_log import RunLog
+from reftune.runs.setup import check_prompts, make_accelerator
+from reftune.stages.ppo import run_ppo
+from reftune.stages.reranker import Reranker, rank, run_reranker
+from reftune.stages.run import Run
+from reftune.stages.self_training import run_offline_st, run_online_st
+from reftune.stages.sft import run_sft
+from reftune.stages.warmup_samples import read_warmup_samples, run_warmup_samples
+from reftune.training.advantages import ADVANTAGES
+from reftune.training.rollouts import make_actor
 
 SHARED = ("sft", "warmup_samples")  # stages that `start_from` can take over
-
-
-@dataclass
-class Run:
-    """A configuration with all that its stages share: data, judge, processes."""
-
-    config: Config
-    accelerator: Accelerator
-
-    @cached_property
-    def splits(self) -> Splits:
-        """Load the problems once."""
-        config = self.config
-        splits = load_splits(config.data, config.seed, check_answers=config.ppo.reward is None)
-        if self.accelerator.is_main_process:
-            write_splits(config.run_dir / "data", splits)
-        return splits
-
-    @property
-    def problems(self) -> list[Problem]:
-        """Return the problems of all three splits."""
-        return [*self.splits.train, *self.splits.validation, *self.splits.test]
-
-    @property
-    def annotated(self) -> list[Problem]:
-        """Return the training problems that have a chain."""
-        return [problem for problem in self.splits.train if problem.chain]
-
-    @cached_property
-    def judge(self) -> Judge:
-        """Start the judge once; its sandbox ends with this process."""
-        return judge_of(self.config, self.problems)
-
-    def directory(self, model: str) -> Path:
-        """Return where this run has written one of its models."""
-        return self.config.run_dir / MODELS[model] / "model"
-
-    def prompter(self, directory: Path) -> Prompter:
-        """Return the prompter of a model directory that this run wrote."""
-        return Prompter(load_tokenizer(directory), self.config.prompt, self.config.data.cot)
-
-    def stage(self, name: str, prompter: Prompter, train: Sequence[Problem] | None = None) -> Stage:
-        """Return a stage of this run; it trains on all training problems, or on `train`."""
-        splits, problems = self.splits, self.splits.train if train is None else train
-        return Stage(
-            name, self.config, prompter, self.judge, problems, splits.validation, self.accelerator
-        )
-
-    def frozen(self, directory: Path) -> PolicyWithValue:
-        """Load a model that is only read, to the device."""
-        dtype = torch.bfloat16 if self.config.model.dtype == "bfloat16" else torch.float32
-        model = load_model(directory, dtype).to(self.accelerator.device)
-        return PolicyWithValue(model.eval().requires_grad_(False))
 
 
 def stages_of(config: Config) -> list[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reftune.answers import check_answer
 from reftune.config import Columns, Compute, Prompt
 from reftune.data.formats import (
     is_program,
@@ -20,10 +19,11 @@ from reftune.data.formats import (
 )
 from reftune.data.problems import question_key
 from reftune.data.sources import Row, read_rows
-from reftune.models import load_tokenizer
-from reftune.prompts import PROGRAM_HEAD, Prompter, Wording
-from reftune.rewards import make_judge, make_sandbox
-from reftune.types import Cot, Problem, UserError, Verdict
+from reftune.grading.answers import check_answer
+from reftune.grading.judge import make_judge, make_sandbox
+from reftune.model.loading import load_tokenizer
+from reftune.model.prompts import PROGRAM_HEAD, Prompter, Wording
+from reftune.problem import Cot, Problem, UserError, Verdict
 
 # The lengths of one problem: its prompt, and its response where it has a chain.
 Measure = Callable[[Problem], tuple[int, int | None]]

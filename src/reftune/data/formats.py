@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reftune.answers import extract_choice
 from reftune.config import Columns
 from reftune.data.options import read_options, write_options
 from reftune.data.sources import Row
-from reftune.types import Cot, Problem, UserError
+from reftune.grading.answers import extract_choice
+from reftune.problem import Cot, Problem, UserError
 
 KNOWN_FORMATS = (
     Columns(id="item_id", answer="answer_value", chain="answer_cot"),  # the official ReFT files

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from reftune.answers import check_answer
 from reftune.config import Columns, Data
 from reftune.data.formats import read_problem, require_columns, require_new_id
 from reftune.data.sources import read_rows
-from reftune.data.synthetic import generate
-from reftune.types import Cot, Problem, UserError
+from reftune.data.synthetic.generator import generate
+from reftune.grading.answers import check_answer
+from reftune.problem import Cot, Problem, UserError
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reftune.types import UserError
+from reftune.problem import UserError
 
 JSON_SUFFIXES = (".json", ".jsonl")
 TABLE_BUILDERS = {".csv": "csv", ".parquet": "parquet"}

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from reftune.reporting.plots import LIGHT, Plot, legend_above, new_plot, styled
-from reftune.reporting.run_files import model_label
+from reftune.reporting.run.run_files import model_label
 
 Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # strategy -> model -> samples -> accuracy
 

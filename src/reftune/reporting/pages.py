@@ -18,7 +18,7 @@ def render(template: str, context: Mapping[str, Any], path: Path) -> Path:
     What models write is hostile: HTML is escaped here, JSON for scripts by the filter `tojson`.
     """
     environment = Environment(
-        loader=PackageLoader("reftune"),
+        loader=PackageLoader("reftune.reporting"),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,1 @@
+"""Chains for the paper's data sets: programs derived from solutions, equations and formulas."""

@@ -1,0 +1,255 @@
+"""The equations that a worked solution states in its text, each one checked.
+
+GSM8K's solutions carry calculator annotations, `48/2 = <<48/2=24>>24`. Their sentences hold more:
+equations with units between the numbers (`10 minutes / 5 miles = 2 minutes/mile`), percentages,
+fractions, and equations in an unknown. A text can often be read in several ways: a reading counts only
+if what it computes on the left is what the text states on the right.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reftune.data.derive.arithmetic import has_unknown, is_calculation, number_of, parse, solve, write
+
+TOLERANCE = Fraction(1, 100)  # the text may have rounded; small numbers must agree in proportion
+MAX_PIECES = 40  # a longer left side is no equation of a worked solution
+
+_SIGNS = str.maketrans(  # times, middle dot, division, minus, dashes, apostrophe
+    dict(zip("\u00d7\u00b7\u00f7\u2212\u2013\u2014\u2019", "**/---'", strict=True))
+)
+_WORD_SIGNS = {"of": "*", "times": "*", "plus": "+", "minus": "-", "by": "/"}
+_UNIT_LETTERS = "gmlL"  # not unknowns where a number and a space stand before them
+
+_CURRENCY = re.compile("[$€£]")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d.]*\d)")
+_PER = re.compile(r"(?<=[A-Za-z\d)])\s*/\s*(?=[A-Za-z])")  # minutes/hour, $4/pound
+_EQUALS = re.compile(
+    r"<<(?P<left>[^<>=]*)=(?P<right>[^<>=]*)>>|(?:=|\bequals\b)(?!\s*<<)", re.IGNORECASE
+)
+_TOKEN = re.compile(
+    r"""(?P<number>(?:\d+[ ](?:and[ ])?)?\d+/\d+(?![\d.]*\d) | \d+(?:\.\d+)? | \.\d+)
+    | (?P<word>[A-Za-z]{2,}(?:['-][A-Za-z]+)*)
+    | (?P<letter>[A-Za-z])
+    | (?P<sign>// | [-+*/()%])
+    | (?P<space>\s+)
+    | (?P<other>.)""",
+    re.VERBOSE,
+)
+_BREAK = "|"
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """A calculation that a text states, with the texts around the number that it gives."""
+
+    calculation: ast.expr
+    result: Fraction  # as the text states it; the calculation may give more digits
+    before: str
+    after: str
+    unknown: str = ""  # the letter that it gives a value to
+
+
+def read_equations(solution: str) -> list[Equation]:
+    """Return the equations of a worked solution that hold, in the order of the text."""
+    unknowns: dict[str, list[ast.expr]] = {}
+    return [equation for line in _plain(solution).split("\n") for equation in _read_line(line, unknowns)]
+
+
+def _plain(text: str) -> str:
+    text = _CURRENCY.sub("", _THOUSANDS.sub("", text.translate(_SIGNS)))
+    text = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), text)
+    return _PER.sub(" per ", text)
+
+
+def _read_line(line: str, unknowns: dict[str, list[ast.expr]]) -> Iterator[Equation]:
+    start = 0
+    for sign in _EQUALS.finditer(line):
+        before, after = line[start : sign.start()].rstrip(" ="), line[sign.end() :]
+        start = sign.end()
+        right = _head(_pieces(sign["right"] or after))
+        result = _number(right)
+        for left in filter(None, (sign["left"], before)):  # <<156=156>> computes nothing: look before it
+            tail = _tail(_pieces(left))
+            found = _calculation(tail, result, percent="%" in right[1:3])
+            unknown = ""
+            if found is None:
+                unknown, found = _unknown(tail, right, unknowns)
+            if found is not None and result is not None:
+                yield Equation(found, result, before, after, unknown)
+                break
+
+
+# From text to pieces: numbers, letters (unknowns), signs, and _BREAK where anything else stands between
+
+
+def _pieces(text: str) -> list[str]:
+    tokens = [match for match in _TOKEN.finditer(text) if match.lastgroup != "space"]
+    pieces: list[str] = []
+    position = 0
+    while position < len(tokens):
+        end = position
+        while end < len(tokens) and _is_word(tokens[end], pieces):
+            end += 1
+        following = tokens[end][0] if end < len(tokens) else ""
+        if end > position:
+            pieces += _read_words(tokens[position:end], following, pieces)
+        elif following:
+            pieces.append(_piece(tokens[end], tokens[end + 1 : end + 2], pieces))
+            end += 1
+        position = end
+    return pieces
+
+
+def _is_word(token: re.Match[str], pieces: Sequence[str]) -> bool:
+    if token.lastgroup == "letter":
+        spaced = token.string[token.start() - 1 : token.start()] == " "
+        return token[0] in _UNIT_LETTERS and spaced and bool(pieces) and _is_operand(pieces[-1])
+    return token.lastgroup == "word"
+
+
+def _read_words(words: Sequence[re.Match[str]], following: str, pieces: Sequence[str]) -> list[str]:
+    """Return what a run of words is: a unit (nothing), a sign (`of`, `times`), or a break."""
+    if not pieces or not _is_operand(pieces[-1]):
+        return [_BREAK]
+    if not following or following in "+-*/)":
+        return []
+    sign = None if pieces[-1].isalpha() else _WORD_SIGNS.get(words[-1][0].lower())
+    return [sign] if sign and following[0] in ".(0123456789" else [_BREAK]
+
+
+def _piece(token: re.Match[str], following: Sequence[re.Match[str]], pieces: Sequence[str]) -> str:
+    if token.lastgroup == "other":
+        return _BREAK
+    if token.lastgroup == "letter":
+        number_follows = following and (following[0].lastgroup == "number" or following[0][0] == "(")
+        if token[0] in "xX" and pieces and _is_operand(pieces[-1]) and number_follows:
+            return "*"
+        return token[0].lower()
+    return token[0]
+
+
+def _is_operand(piece: str) -> bool:
+    return piece[-1].isalnum() or piece in (")", "%")
+
+
+def _tail(pieces: list[str]) -> list[str]:
+    """Return the pieces after the last break."""
+    breaks = [position for position, piece in enumerate(pieces) if piece == _BREAK]
+    return pieces[breaks[-1] + 1 if breaks else 0 :][-MAX_PIECES:]
+
+
+def _head(pieces: list[str]) -> list[str]:
+    """Return the pieces before the first break."""
+    return pieces[: pieces.index(_BREAK) if _BREAK in pieces else None][:MAX_PIECES]
+
+
+# From pieces to expressions
+
+
+def _calculation(pieces: list[str], result: Fraction | None, percent: bool) -> ast.expr | None:
+    """Return the longest expression at the end of the pieces, read so that it gives the result."""
+    if result is None:
+        return None
+    for start in range(len(pieces)):
+        trees = [tree for text in _readings(pieces[start:], percent) if (tree := parse(text))]
+        for tree in trees:
+            value = number_of(tree) if is_calculation(tree) else None
+            if value is not None and _holds(value, result):
+                return tree
+        if trees and pieces[start] != "-":  # which may be a dash
+            return None
+    return None
+
+
+def _readings(pieces: list[str], percent: bool) -> Iterator[str]:
+    """Yield the ways to read fractions and percentages; `percent` says that the result is one."""
+    for tight in (False, True) if any("/" in piece[1:] for piece in pieces) else (False,):
+        yield _spell(pieces, tight, hundredths=False)
+        text = _spell(pieces, tight, hundredths=True)
+        if "%" in pieces:
+            yield text
+        if percent:
+            yield f"({text}) * 100"
+
+
+def _spell(pieces: Sequence[str], tight: bool, hundredths: bool) -> str:
+    """Write pieces in Python's notation.
+
+    Args:
+        tight: whether a fraction binds tighter than signs do: 2 / 1/4 is 8.
+        hundredths: whether 20% is 20 / 100, or 20.
+    """
+    spelled: list[str] = []
+    for piece in pieces:
+        if piece == "%":
+            if hundredths and spelled:
+                spelled[-1] = f"({spelled[-1]} / 100)" if spelled[-1] != ")" else ") / 100"
+            continue
+        if spelled and _is_operand(spelled[-1]) and (piece == "(" or piece.isalpha()):
+            spelled.append("*")  # 28(2), 3x
+        spelled.append(_spell_number(piece, tight) if piece[-1].isdigit() else piece)
+    return " ".join(spelled)
+
+
+def _spell_number(piece: str, tight: bool) -> str:
+    whole, _, fraction = piece.replace("and ", "").rpartition(" ")
+    top, slash, bottom = fraction.partition("/")
+    if not slash:
+        return write(Fraction(top))  # 0.5 for .5, 16 for 16.00
+    text = f"{write(Fraction(top))} / {write(Fraction(bottom))}"
+    if whole:
+        return f"({whole} + {text})"
+    return f"({text})" if tight else text
+
+
+def _number(pieces: Sequence[str]) -> Fraction | None:
+    """Return the number that the pieces begin with."""
+    negative = pieces[:1] == ["-"]
+    first = "".join(pieces[negative : negative + 1])
+    if not first[-1:].isdigit():
+        return None
+    tree = parse(_spell_number(first, tight=True))
+    value = number_of(tree) if tree is not None else None
+    return -value if value is not None and negative else value
+
+
+def _holds(value: Fraction, result: Fraction) -> bool:
+    return abs(value - result) <= TOLERANCE * min(Fraction(1), abs(result))
+
+
+# Unknowns: `5x + 7 = 52` says what x is, and `x = 9` that the solution means it
+
+
+def _unknown(
+    left: list[str], right: list[str], unknowns: dict[str, list[ast.expr]]
+) -> tuple[str, ast.expr | None]:
+    """Return the unknown that a statement gives the value of, with the calculation that gives it.
+
+    Other equations are kept in `unknowns`, solved, until such a statement comes.
+    """
+    letters = {piece for piece in (*left, *right) if piece.isalpha()}
+    if len(letters) != 1:
+        return "", None
+    [letter] = letters
+    if left == [letter] and (result := _number(right)) is not None and letter not in right:
+        for calculation in unknowns.get(letter, []):
+            value = number_of(calculation)
+            if value is not None and _holds(value, result):
+                return letter, calculation
+    one, other = _longest(left), parse(_spell(right, tight=False, hundredths=True))
+    if one is not None and other is not None:
+        solution = other if isinstance(one, ast.Name) else parse(solve(one, other) or "")
+        if solution is not None and is_calculation(solution) and not has_unknown(solution):
+            unknowns.setdefault(letter, []).append(solution)
+    return "", None
+
+
+def _longest(pieces: list[str]) -> ast.expr | None:
+    texts = (_spell(pieces[start:], tight=False, hundredths=True) for start in range(len(pieces)))
+    return next((tree for tree in map(parse, texts) if tree is not None), None)

@@ -1,0 +1,1 @@
+"""The built-in problems: stories, their chains and options, and whether a chain is right."""

@@ -1,0 +1,1 @@
+"""How sure are we? Answers to unseen questions, statistics, one answer from several samples."""

@@ -1,0 +1,105 @@
+"""From several samples of a question to one answer: majority vote, reranking, weighted vote.
+
+A sample is a row with its answer (`value`, None where there is none), whether that was judged right
+(`correct`), and, where a reranker has seen it, the probability that it is right (`rerank`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from reftune.evaluation.statistics import area_under_curve, majority_vote, pass_at_k
+from reftune.problem import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """A way to choose: from samples to whether the chosen answer is right."""
+
+    is_right: Callable[[Sequence[Row]], bool]
+    ranks: bool  # whether it needs a reranker
+
+
+def vote(samples: Sequence[Row]) -> bool:
+    """Tell whether the most frequent answer is right, as the first sample that gave it was judged."""
+    return _as_judged(samples, [1.0] * len(samples))
+
+
+def weighted_vote(samples: Sequence[Row]) -> bool:
+    """Tell whether the answer with the largest sum of the reranker's probabilities is right."""
+    return _as_judged(samples, [sample["rerank"] or 0.0 for sample in samples])
+
+
+def rerank(samples: Sequence[Row]) -> bool:
+    """Tell whether the sample that the reranker finds most probable is right; of equals the first."""
+    ranked = [sample for sample in samples if sample["value"] is not None]
+    best = max(ranked, key=lambda sample: sample["rerank"], default=None)
+    return best is not None and bool(best["correct"])
+
+
+STRATEGIES = {
+    "vote": Strategy(vote, ranks=False),
+    "rerank": Strategy(rerank, ranks=True),
+    "weighted vote": Strategy(weighted_vote, ranks=True),
+}
+
+
+def available(rows: Sequence[Row]) -> dict[str, Strategy]:
+    """Return the strategies for which these rows, one per question, have what is needed."""
+    samples = [sample for row in rows for sample in row.get("samples", ())]
+    ranked = bool(samples) and all("rerank" in sample for sample in samples)
+    return {name: s for name, s in STRATEGIES.items() if samples and (ranked or not s.ranks)}
+
+
+def ordered_pairs(rows: Sequence[Row]) -> float | None:
+    """Return how often the reranker puts a right sample before a wrong one of the same question.
+
+    That is what reranking needs: to know the easy questions does not help it. It is the share of all
+    such pairs, ties counting half, so that 0.5 is chance; None if there is no pair.
+    """
+    ordered, pairs = 0.0, 0
+    for row in rows:
+        ranked = [sample for sample in row["samples"] if sample["value"] is not None]
+        labels = [bool(sample["correct"]) for sample in ranked]
+        mine = labels.count(True) * labels.count(False)
+        ordered += mine * area_under_curve([sample["rerank"] for sample in ranked], labels)
+        pairs += mine
+    return ordered / pairs if pairs else None
+
+
+def accuracy_of(rows: Sequence[Row], strategy: Strategy, k: int) -> float:
+    """Return the accuracy with k samples per question, averaged over disjoint bunches of the drawn ones.
+
+    Raises ValueError if fewer than k were drawn.
+    """
+    shares = []
+    for row in rows:
+        samples = row["samples"]
+        if not 1 <= k <= len(samples):
+            raise ValueError(f"k = {k}, but {len(samples)} samples were drawn")
+        bunches = [samples[start : start + k] for start in range(0, len(samples) - k + 1, k)]
+        shares.append(sum(map(strategy.is_right, bunches)) / len(bunches))
+    return sum(shares) / len(shares)
+
+
+def curve(rows: Sequence[Row], strategy: Strategy, k: int) -> dict[int, float]:
+    """Return the accuracy with ever more of k samples per question."""
+    return {j: accuracy_of(rows, strategy, j) for j in ladder(k)}
+
+
+def pass_curve(rows: Sequence[Row], k: int) -> dict[int, float]:
+    """Return pass@j for ever more of k samples per question, as a mean over the questions."""
+    right = [sum(sample["correct"] for sample in row["samples"]) for row in rows]
+    return {j: sum(pass_at_k(k, c, j) for c in right) / len(rows) for j in ladder(k)}
+
+
+def ladder(k: int) -> list[int]:
+    """Return the numbers of samples at which curves are drawn: powers of two, and k itself."""
+    return sorted({2**i for i in range(k.bit_length()) if 2**i <= k} | {k})
+
+
+def _as_judged(samples: Sequence[Row], weights: Sequence[float]) -> bool:
+    # A program cut off or failed has no vote; every other answer votes, right or wrong.
+    winner = majority_vote([sample["value"] for sample in samples], weights)
+    return next((bool(s["correct"]) for s in samples if s["value"] == winner), False)

@@ -1,0 +1,164 @@
+"""Stage 3: answer the test questions with each model, and compare the models on the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from reftune.config import Evaluation, Prompt
+from reftune.data.synthetic.chain_checks import chain_is_right
+from reftune.evaluation.aggregation import (
+    STRATEGIES,
+    Strategy,
+    available,
+    curve,
+    ordered_pairs,
+    pass_curve,
+)
+from reftune.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
+from reftune.files import read_json, write_json
+from reftune.grading.answers import reasoning
+from reftune.model.prompts import PROGRAM_HEAD
+from reftune.problem import Problem, Row
+from reftune.training.rollouts import Actor, attempt_rows
+
+
+def answer_questions(
+    actor: Actor, problems: Sequence[Problem], settings: Evaluation, seed: int
+) -> list[Row]:
+    """Answer every question once greedily and `settings.samples` times at the temperature.
+
+    Returns one row per question: the greedy completion with its verdict and, under `samples`, the
+    verdicts of the sampled ones.
+    """
+    rows = attempt_rows(actor.attempt(problems, 1, 0.0, seed, "greedy"))
+    if settings.samples:
+        k = settings.samples
+        drawn = attempt_rows(actor.attempt(problems, k, settings.temperature, seed, "test"))
+        for i, row in enumerate(rows):
+            keys = ("completion", "outcome", "value", "correct")
+            row["samples"] = [{key: s[key] for key in keys} for s in drawn[i * k : (i + 1) * k]]
+    return rows
+
+
+def summarise(rows: Sequence[Row], trigger: str | None = None) -> dict[str, Any]:
+    """Return the accuracy of every strategy for which there are samples, with intervals.
+
+    `greedy` is always there; `vote`, `rerank` and `weighted vote` come with their `k` and, under
+    `curves`, their accuracies with fewer samples; `rerank` has `ordered_pairs`, too; `pass` has pass@k.
+    Where chains can be checked, `right_answer_wrong_chain` is there, too: see `wrong_chain_share`.
+    """
+    summary: dict[str, Any] = {"greedy": _accuracy([row["correct"] for row in rows])}
+    if rows and rows[0].get("samples"):
+        summary |= _with_samples(rows, len(rows[0]["samples"]))
+    if wrong_chains := wrong_chain_share(rows, trigger):
+        summary["right_answer_wrong_chain"] = wrong_chains
+    return summary
+
+
+def wrong_chain_share(rows: Sequence[Row], trigger: str | None = None) -> dict[str, Any] | None:
+    """Return the share of wrong chains among the right greedy answers, with its Wilson interval.
+
+    A wrong chain that ends in the right answer is what the ReFT paper calls reward hacking. Only
+    natural-language chains of built-in questions can be checked. Right answers with any other chain are
+    counted as `unchecked`; the result is None if no chain can be checked.
+
+    Args:
+        rows: as `answer_questions` returns them.
+        trigger: the words before the answer; default: the paper's.
+    """
+    trigger = Prompt().trigger if trigger is None else trigger
+    right = [row for row in rows if row["correct"] and "completion" in row]
+    verdicts = [
+        chain_is_right(row["question"], reasoning(row["completion"], trigger))
+        for row in right
+        if not row["completion"].startswith(PROGRAM_HEAD)
+    ]
+    wrong, checked = verdicts.count(False), len(verdicts) - verdicts.count(None)
+    if not checked:
+        return None
+    return {
+        "wrong": wrong,
+        "checked": checked,
+        "unchecked": len(verdicts) - checked,
+        "share": wrong / checked,
+        "interval": list(wilson_interval(wrong, checked)),
+    }
+
+
+def compare(a: Sequence[Row], b: Sequence[Row], resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Compare two models question by question: difference, bootstrap interval, McNemar's p."""
+    strategies: dict[str, Callable[[Row], bool]] = {"greedy": lambda row: bool(row["correct"])}
+    shared = available(a).keys() & available(b).keys()
+    for name in STRATEGIES:
+        if name in shared:
+            strategies[name] = partial(_is_right, STRATEGIES[name])
+    results = []
+    for strategy, is_right in strategies.items():
+        right_a, right_b = [is_right(row) for row in a], [is_right(row) for row in b]
+        results.append(
+            {
+                "strategy": strategy,
+                "difference": (sum(right_b) - sum(right_a)) / len(right_a),
+                "interval": list(bootstrap_difference(right_a, right_b, resamples=resamples, seed=seed)),
+                "mcnemar_p": mcnemar(right_a, right_b),
+            }
+        )
+    return results
+
+
+def write_result(
+    directory: Path,
+    answers: Mapping[str, list[Row]],
+    resamples: int,
+    seed: int,
+    trigger: str | None = None,
+) -> None:
+    """Write `result.json`: every model's accuracies, and each model compared with all before it."""
+    comparisons = [
+        {"a": a, "b": b, **comparison}
+        for a, b in combinations(answers, 2)
+        for comparison in compare(answers[a], answers[b], resamples, seed)
+    ]
+    result = {
+        "n": len(next(iter(answers.values()))),
+        "models": {name: summarise(rows, trigger) for name, rows in answers.items()},
+        "comparisons": comparisons,
+    }
+    write_json(directory / "result.json", result)
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """Read what `write_result` wrote."""
+    result: dict[str, Any] = read_json(directory / "result.json")
+    return result
+
+
+def _with_samples(rows: Sequence[Row], k: int) -> dict[str, Any]:
+    strategies = available(rows)
+    summary: dict[str, Any] = {
+        name: {"k": k, **_accuracy([strategy.is_right(row["samples"]) for row in rows])}
+        for name, strategy in strategies.items()
+    }
+    if "rerank" in summary:
+        summary["rerank"]["ordered_pairs"] = ordered_pairs(rows)
+    summary["pass"] = _keyed(pass_curve(rows, k))
+    summary["curves"] = {name: _keyed(curve(rows, s, k)) for name, s in strategies.items()}
+    return summary
+
+
+def _keyed(points: Mapping[int, float]) -> dict[str, float]:
+    return {str(k): value for k, value in points.items()}  # keys of JSON are texts
+
+
+def _accuracy(right: Sequence[bool]) -> dict[str, Any]:
+    correct = sum(right)
+    interval = list(wilson_interval(correct, len(right)))
+    return {"correct": correct, "accuracy": correct / len(right), "interval": interval}
+
+
+def _is_right(strategy: Strategy, row: Row) -> bool:
+    return strategy.is_right(row["samples"])

@@ -1,0 +1,64 @@
+"""Ask a model outside of a run: on a set of problems, or one question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from reftune.config import Config
+from reftune.config_files import parse_config
+from reftune.evaluation.evaluate import answer_questions
+from reftune.grading.judge import Judge, make_extractor, make_sandbox
+from reftune.model.loading import load_model, load_tokenizer
+from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import Prompter, saved_settings
+from reftune.problem import Problem, Row, UserError
+from reftune.runs.setup import check_prompts, judge_of, make_accelerator
+from reftune.training.rollouts import Actor, make_actor
+from reftune.training.types import Attempt
+
+
+def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Config:
+    """Return the settings to ask a model with: those it was trained with, the paper's for any other.
+
+    Args:
+        model: model directory or Hugging Face name.
+        overrides: `section.key=value`, as in `load_config`; they have the last word.
+        data: keys of the section [data], in place of those saved with the model.
+
+    Raises UserError for wrong settings, and where nothing says which kind of chain the model writes.
+    """
+    saved = saved_settings(model)
+    values = saved | {"model": {"name": model}, "data": saved.get("data", {}) | data}
+    config = parse_config(values, overrides, source="--set")
+    if "cot" not in config.data.model_fields_set:
+        raise UserError(f"{model}: say with --cot whether it writes natural or program chains")
+    return config
+
+
+def evaluate_model(config: Config, problems: Sequence[Problem]) -> list[Row]:
+    """Answer `problems` with the model of `config`; return rows as `answer_questions` does."""
+    actor = _load_actor(config, problems, judge_of(config, problems))
+    return answer_questions(actor, problems, config.evaluation, config.seed)
+
+
+def ask(config: Config, question: str, temperature: float, seed: int) -> Attempt:
+    """Ask the model of `config` one question; the verdict has its answer, of whatever type."""
+    problem = Problem(id="question", question=question, answer="")
+    sandbox = make_sandbox(config.data.cot, config.compute, text=True)
+    judge = make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)
+    [attempt] = _load_actor(config, [problem], judge).attempt([problem], 1, temperature, seed, "sample")
+    return attempt
+
+
+def _load_actor(config: Config, problems: Sequence[Problem], judge: Judge) -> Actor:
+    """Load the model of `config`, ready to answer `problems`."""
+    name = config.model.name
+    if name is None:
+        raise UserError(f"model.scratch = {config.model.scratch} has no weights yet; set model.name")
+    accelerator = make_accelerator(config)
+    prompter = Prompter(load_tokenizer(name), config.prompt, config.data.cot)
+    model = load_model(name)
+    check_prompts(prompter, problems, model)
+    policy = PolicyWithValue(model.to(accelerator.device).eval())
+    return make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)

@@ -1,0 +1,188 @@
+"""How sure we are of an accuracy, and of the difference between two models on the same questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom, binomtest, rankdata
+
+from reftune.grading.numbers import same_number
+from reftune.problem import Answer
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of an accuracy of `correct` out of `n` (Wilson, 1927).
+
+    Without questions nothing is known: n = 0 gives (0, 1). Raises ValueError unless 0 <= correct <= n.
+    """
+    _check_count(correct, n)
+    if n == 0:
+        return 0.0, 1.0
+    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Return the exact two-sided McNemar p-value of two models judged on the same questions.
+
+    Only questions that exactly one model answers count: under the null hypothesis each is a fair coin
+    (McNemar, 1947). No such question gives 1. Raises ValueError if the lengths differ.
+    """
+    gains, losses = _discordant(a, b)
+    if gains + losses == 0:
+        return 1.0
+    return float(binomtest(gains, gains + losses).pvalue)
+
+
+def bootstrap_difference(
+    a: Sequence[bool], b: Sequence[bool], *, resamples: int, seed: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of accuracy(b) - accuracy(a) over the same questions.
+
+    Questions are resampled in pairs (Efron, 1979). Raises ValueError if there are no questions or the
+    lengths differ.
+    """
+    gains, losses = _discordant(a, b)
+    n = len(a)
+    if n == 0:
+        raise ValueError("a difference needs at least one question")
+    # Drawing n pairs with replacement is one multinomial draw of how many gains, losses and ties come
+    # up: the same distribution, with three numbers per resample instead of n.
+    shares = np.array([gains, losses, n - gains - losses]) / n
+    draws = np.random.default_rng(seed).multinomial(n, shares, size=resamples)
+    differences = (draws[:, 0] - draws[:, 1]) / n
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(differences, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_means(
+    parts: Sequence[Array], *, resamples: int, seed: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a sum of means, each over seeds and questions.
+
+    Both levels are resampled with replacement: the questions, the same ones in all parts, and the seeds
+    of each part (Owen, 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1). With one seed
+    it is the bootstrap over questions. Few seeds tell little about others: of S seeds it sees only
+    (S - 1) / S of their variance.
+
+    Args:
+        parts: arrays of shape (seeds, questions). One of 0 and 1 gives an accuracy, one of paired
+            differences their mean; b and -a, with seeds of their own, the difference of two means.
+
+    Raises ValueError if there are no questions, or the parts have different numbers of them.
+    """
+    rows = np.concatenate(parts).astype(float)
+    n = rows.shape[1]
+    if n == 0:
+        raise ValueError("an interval needs at least one question")
+    rng = np.random.default_rng(seed)
+    # As above: questions with the same values in all rows are one category of a multinomial draw.
+    patterns, counts = np.unique(rows, axis=1, return_counts=True)
+    means = rng.multinomial(n, counts / n, size=resamples) @ patterns.T / n
+    weights = [rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=resamples) / len(part)
+               for part in parts]  # fmt: skip
+    totals = (means * np.hstack(weights)).sum(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(totals, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def sign_flip(differences: Sequence[int]) -> float:
+    """Return the exact two-sided p-value of a sum of paired differences by flipping their signs.
+
+    Under the null hypothesis the two sides of a pair could be exchanged: each difference has either sign
+    with probability 1/2 (Fisher, 1935). The distribution of the sum follows from that without sampling:
+    differences of one size are a binomial number of pluses. Differences of 0 and 1 alone give McNemar's
+    exact test.
+    """
+    values = np.asarray(differences, dtype=int)
+    values = values // max(1, np.gcd.reduce(values))
+    chances = np.ones(1)  # of the sums -reach, ..., reach; those of the wrong parity have none
+    for size, count in zip(*np.unique(np.abs(values[values != 0]), return_counts=True), strict=True):
+        flips = np.zeros(2 * size * count + 1)
+        flips[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, flips)
+    reach = len(chances) // 2
+    as_far = np.abs(np.arange(-reach, reach + 1)) >= abs(values.sum())
+    return min(1.0, float(chances[as_far].sum()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, in their order (Holm, 1979).
+
+    Calling all of those below 5% significant is wrong anywhere with a chance of at most 5%.
+    """
+    corrected = [1.0] * len(p_values)
+    highest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, (len(p_values) - rank) * p_values[i])
+        corrected[i] = min(1.0, highest)
+    return corrected
+
+
+def majority_vote(
+    answers: Sequence[Answer | None], weights: Sequence[float] | None = None
+) -> Answer | None:
+    """Return the answer with the most votes, each of its weight (1); of equals, the one seen first.
+
+    None (nothing could be extracted) and NaN have no vote. A number joins the first seen that is the
+    `same_number`; that one stands for the group.
+    """
+    votes: dict[Answer, float] = {}
+    for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
+        if answer is None or answer != answer:
+            continue
+        if answer not in votes:  # else it stands for a group already, and no earlier one is the same
+            answer = next((other for other in votes if _same(answer, other)), answer)
+        votes[answer] = votes.get(answer, 0.0) + weight
+    return max(votes, key=votes.__getitem__, default=None)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Return the unbiased estimate of P(at least one of k samples is right), from n samples.
+
+    1 - C(n - correct, k) / C(n, k), equation 1 of Chen et al. (2021), "Evaluating Large Language Models
+    Trained on Code". Raises ValueError unless 1 <= k <= n and 0 <= correct <= n.
+    """
+    _check_count(correct, n)
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs 1 <= k <= n, and there are n = {n} samples")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
+    """Return the chance that a positive scores above a negative, ties counting half (ROC AUC).
+
+    It is the Mann-Whitney statistic over the number of pairs (Hanley and McNeil, 1982). Without both
+    kinds nothing is known: 0.5.
+    """
+    positives = sum(labels)
+    negatives = len(labels) - positives
+    if not positives * negatives:
+        return 0.5
+    ranks = rankdata(scores)
+    above = sum(rank for rank, label in zip(ranks, labels, strict=True) if label)
+    return float((above - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _check_count(correct: int, n: int) -> None:
+    if not 0 <= correct <= n:
+        raise ValueError(f"{correct} of {n} cannot be correct")
+
+
+def _discordant(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int]:
+    """Count the questions that only b answers, and those that only a answers."""
+    pairs = list(zip(a, b, strict=True))
+    return sum(y and not x for x, y in pairs), sum(x and not y for x, y in pairs)
+
+
+def _same(a: Answer, b: Answer) -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    return same_number(a, b)

@@ -1,0 +1,118 @@
+"""Files and directories that are there as a whole or not at all; JSON and JSONL.
+
+What is written has a temporary name first, is synced to disk and then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from reftune.problem import Row, UserError
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary directory that takes the place of `target` once the block has succeeded.
+
+    Raises UserError where the disk is full.
+    """
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with full_disk_is_named(target):
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync_files(temporary)
+    if target.exists():  # a directory cannot be replaced in one step: move the old one aside first
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    temporary.rename(target)
+    shutil.rmtree(target.with_name(f".{target.name}.old"), ignore_errors=True)
+    sync(target.parent)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path that takes the place of `target` once the block has succeeded."""
+    temporary = target.with_name(f".{target.name}.partial")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    sync(temporary)
+    temporary.replace(target)
+
+
+@contextmanager
+def asked_for(out: Path) -> Iterator[None]:
+    """Raise UserError if the block cannot write `out`, which the user has named."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error}); give another --out") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, as a whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """Write one JSON object per line, as a whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """Read what `write_jsonl` or a stage's log wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@contextmanager
+def full_disk_is_named(target: Path) -> Iterator[None]:
+    """Turn the ways in which libraries report a full disk into one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _means_full_disk(error, target.parent):
+            raise
+        raise UserError(
+            f"{target}: cannot be written, the disk is full; free some space and start the same command"
+            " again, nothing that was written before is lost"
+        ) from None
+
+
+def _means_full_disk(error: Exception, directory: Path) -> bool:
+    if isinstance(error, RuntimeError):  # torch says that a write failed, or less, and never why
+        return "file write failed" in str(error) or shutil.disk_usage(directory).free < 2**20
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "No space left" in str(error) or "quota" in str(error)
+
+
+def sync_files(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            sync(path)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

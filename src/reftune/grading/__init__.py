@@ -1,0 +1,1 @@
+"""Is it right? Answers found, compared and judged; programs run in a sandbox."""

@@ -1,0 +1,162 @@
+"""Judge the outputs of any system: a file of completions in, a file of verdicts and a summary out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reftune.config import Compute, Prompt
+from reftune.files import asked_for, write_jsonl
+from reftune.grading.answers import check_answer
+from reftune.grading.judge import make_judge, make_sandbox
+from reftune.problem import Cot, Outcome, Problem, UserError, Verdict
+
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_SOLUTION = re.compile(r"^[ \t]*def\s+solution\b", re.MULTILINE)
+_EXAMPLE = '{"id": ..., "completion": ..., "answer": ...}'
+
+
+@dataclass(frozen=True, slots=True)
+class GradeSummary:
+    """What `grade_file` found; `judged` leaves out the completions that our own sandbox failed on."""
+
+    total: int
+    judged: int
+    correct: int
+    outcomes: dict[Outcome, int]  # the commonest first
+    out: Path
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of correct completions among the judged ones."""
+        return self.correct / self.judged if self.judged else 0.0
+
+
+def grade_file(
+    path: Path,
+    cot: Cot,
+    out: Path | None = None,
+    *,
+    partial_reward: float = 0.1,
+    reward: str | None = None,
+    trigger: str | None = None,
+    compute: Compute | None = None,
+) -> GradeSummary:
+    """Judge a JSONL file of completions and write one verdict per line, in the same order.
+
+    Args:
+        path: lines of {"id", "completion", "answer"[, "choices"]}; other keys are ignored.
+        cot: "program" executes the completions, "natural" reads their final answer.
+        out: takes lines of {"id", "outcome", "value", "correct", "score"}; default: beside `path`,
+            with the suffix `.graded.jsonl`.
+        partial_reward: score of a wrong number.
+        reward: your own `path.py:function` instead, see `reftune.grading.judge.load_reward`.
+        trigger: the words before the answer; default: the paper's.
+        compute: workers and limits of the sandbox.
+
+    Raises UserError that names file and line of what cannot be read.
+    """
+    out = out or path.with_name(path.name.removesuffix(".jsonl") + ".graded.jsonl")
+    if out.resolve() == path.resolve():
+        raise UserError(f"{out}: is the file to grade; give another --out")
+    problems, completions = _read(path, cot, checked=reward is None)
+    compute = compute or Compute()
+    with make_sandbox(cot, compute, text=True) or nullcontext() as sandbox:
+        judge = make_judge(
+            cot,
+            trigger=Prompt().trigger if trigger is None else trigger,
+            partial_reward=partial_reward,
+            sandbox=sandbox,
+            reward=reward,
+        )
+        verdicts = judge(problems, completions, [True] * len(problems))
+    _write(out, problems, verdicts)
+    return _summary(verdicts, out)
+
+
+def extract_program(completion: str) -> str:
+    """Return the last fenced block that defines `solution`, or the whole text if there is none."""
+    blocks = [block for block in _FENCE.findall(completion) if _SOLUTION.search(block)]
+    return blocks[-1] if blocks else completion
+
+
+def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
+    outcomes = Counter(verdict.outcome for verdict in verdicts)
+    return GradeSummary(
+        total=len(verdicts),
+        judged=len(verdicts) - outcomes["sandbox_error"],
+        correct=sum(verdict.correct for verdict in verdicts),
+        outcomes=dict(outcomes.most_common()),
+        out=out,
+    )
+
+
+def _read(path: Path, cot: Cot, checked: bool) -> tuple[list[Problem], list[str]]:
+    problems, completions = [], []
+    for where, row in _rows(path):
+        problem = _problem(where, row)
+        if checked and (complaint := check_answer(problem, cot)):
+            raise UserError(f"{where}: {complaint}")
+        completion = row.get("completion")
+        if not isinstance(completion, str):
+            raise UserError(f"{where}: completion must be a text; write {_EXAMPLE}")
+        problems.append(problem)
+        completions.append(extract_program(completion) if cot == "program" else completion)
+    if not problems:
+        raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
+    return problems, completions
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the content of each line that is not blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would cut at U+2028
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not JSON ({error}); write {_EXAMPLE}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: not an object; write {_EXAMPLE}")
+        yield f"{path}:{number}", row
+
+
+def _problem(where: str, row: dict[str, Any]) -> Problem:
+    choices = row.get("choices")
+    if choices is not None:
+        if not isinstance(choices, list):
+            raise UserError(f"{where}: choices must be a list of option texts")
+        choices = tuple(_text(where, "choices", choice) for choice in choices)
+    question = _text(where, "question", row.get("question", ""))
+    return Problem(
+        _text(where, "id", row.get("id")),
+        question,
+        _text(where, "answer", row.get("answer")),
+        None,
+        choices,
+    )
+
+
+def _text(where: str, key: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where}: {key} must be a text or a number; write {_EXAMPLE}")
+    return str(value)
+
+
+def _write(out: Path, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
+    rows = (
+        {"id": p.id, "outcome": v.outcome, "value": v.answer, "correct": v.correct, "score": v.score}
+        for p, v in zip(problems, verdicts, strict=True)
+    )
+    with asked_for(out):
+        write_jsonl(out, rows)

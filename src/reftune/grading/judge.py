@@ -1,0 +1,215 @@
+"""Judge completions: find their final answer, compare it with the truth, give the reward."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from numbers import Real
+from pathlib import Path
+
+from reftune.config import Compute
+from reftune.grading.answers import (
+    answers_equal,
+    check_answer,
+    extract_choice,
+    extract_natural,
+    parse_number,
+)
+from reftune.grading.sandbox import Sandbox
+from reftune.problem import Answer, Cot, Execution, Outcome, Problem, UserError, Verdict
+
+# Problems, their completions (for programs the whole `def solution(): ...`), and whether each was
+# finished before the token limit; returns one verdict per completion.
+Judge = Callable[[Sequence[Problem], Sequence[str], Sequence[bool]], list[Verdict]]
+
+# A user's own reward: (problem, completion) -> score.
+Reward = Callable[[Problem, str], float]
+
+
+def make_judge(
+    cot: Cot,
+    *,
+    trigger: str,
+    partial_reward: float,
+    sandbox: Sandbox | None = None,
+    reward: str | None = None,
+) -> Judge:
+    """Return the judge of one kind of chain.
+
+    The score is 1 for the right answer, `partial_reward` for a wrong number where a number is asked
+    (never for multiple choice), else 0 (ReFT paper, section 3.2). Unfinished completions are not
+    looked at. A verdict keeps the answer only if it has the right type, so every answer may vote.
+    The judge raises UserError for a problem whose ground truth cannot be graded.
+
+    Args:
+        trigger: the words before the answer of a natural-language chain.
+        sandbox: runs programs; multiple choice needs one made with `text=True`.
+        reward: the user's own `path.py:function`, see `load_reward`. Its value replaces the score, and
+            1 or more counts as correct; outcome and answer stay those of the built-in extraction.
+    """
+    read = _make_reader(cot, trigger, sandbox)
+    own_reward = load_reward(reward) if reward is not None else None
+
+    def judge(
+        problems: Sequence[Problem], completions: Sequence[str], finished: Sequence[bool]
+    ) -> list[Verdict]:
+        if own_reward is None:
+            _require_answers(problems, cot)
+        results = read(completions, finished)
+        verdicts = []
+        for problem, text, result in zip(problems, completions, results, strict=True):
+            verdict = _verdict(problem, result, cot, partial_reward)
+            if own_reward is not None and result.outcome not in ("truncated", "sandbox_error"):
+                score = own_reward(problem, text)
+                verdict = replace(verdict, score=score, correct=score >= 1)
+            verdicts.append(verdict)
+        return verdicts
+
+    return judge
+
+
+def make_extractor(cot: Cot, *, trigger: str, sandbox: Sandbox | None = None) -> Judge:
+    """Return a judge for questions whose answer nobody knows: its verdicts have what was answered.
+
+    Any type will do: a number ("ok"), a letter or text ("ok_text"). Nothing is correct, scores are 0;
+    for the arguments see `make_judge`.
+    """
+    read = _make_reader(cot, trigger, sandbox)
+
+    def extract(
+        problems: Sequence[Problem], completions: Sequence[str], finished: Sequence[bool]
+    ) -> list[Verdict]:
+        verdicts = []
+        for result in read(completions, finished):
+            number = _stated_number(result.value, cot)
+            if number is None:
+                verdicts.append(Verdict(result.outcome, result.value, False, 0.0))
+            else:
+                verdicts.append(Verdict("ok", number, False, 0.0))
+        return verdicts
+
+    return extract
+
+
+def make_sandbox(cot: Cot, compute: Compute, *, text: bool) -> Sandbox | None:
+    """Return the sandbox for programs, None where chains are natural language.
+
+    Args:
+        compute: workers and limits.
+        text: whether an answer may be a text, as in multiple choice.
+    """
+    if cot == "natural":
+        return None
+    limits = (compute.sandbox_workers, compute.sandbox_seconds, compute.sandbox_memory_mb)
+    return Sandbox(*limits, text=text)
+
+
+def load_reward(spec: str) -> Reward:
+    """Load a user's reward function, named as `path.py:function`.
+
+    The function is trusted code. It is called as `function(question, completion, answer)`, with the
+    ground truth last, and returns a number or a bool.
+
+    Raises UserError if it cannot be loaded, and from the returned callable if it fails or returns
+    anything but a finite number.
+    """
+    path, colon, name = spec.rpartition(":")
+    if not (colon and path and name):
+        raise UserError(f"reward {spec}: write path.py:function")
+    function = getattr(_load_module(Path(path), spec), name, None)
+    if not callable(function):
+        raise UserError(f"reward {spec}: {path} defines no function {name}; correct the name")
+
+    def reward(problem: Problem, completion: str) -> float:
+        try:
+            score = function(problem.question, completion, problem.answer)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"reward {spec} failed on problem {problem.id} ({reason}); mend it"
+            ) from error
+        if not isinstance(score, Real) or not math.isfinite(score):
+            raise UserError(
+                f"reward {spec} returned {score!r} on problem {problem.id}; return a finite number"
+            )
+        return float(score)
+
+    return reward
+
+
+def _load_module(path: Path, spec: str) -> object:
+    if not path.is_file():
+        raise UserError(f"reward {spec}: no such file {path}")
+    module_spec = importlib.util.spec_from_file_location(f"reftune_reward_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"reward {spec}: {path} is not a Python file; give one that ends in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses look their module up
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"reward {spec}: {path} cannot be imported ({reason}); mend it") from error
+    return module
+
+
+def _make_reader(
+    cot: Cot, trigger: str, sandbox: Sandbox | None
+) -> Callable[[Sequence[str], Sequence[bool]], list[Execution]]:
+    """Return the function from completions, and whether each was finished, to what they answer."""
+    if cot == "program" and sandbox is None:
+        raise ValueError("programs need a sandbox to run in")
+
+    def read(completions: Sequence[str], finished: Sequence[bool]) -> list[Execution]:
+        texts = [text for text, whole in zip(completions, finished, strict=True) if whole]
+        if sandbox is not None and cot == "program":
+            found = iter(sandbox.run(texts))
+        else:
+            found = iter([_read_natural(text, trigger) for text in texts])
+        return [next(found) if whole else Execution("truncated") for whole in finished]
+
+    return read
+
+
+def _require_answers(problems: Sequence[Problem], cot: Cot) -> None:
+    for problem in dict.fromkeys(problems):  # each question comes once per sample
+        if complaint := check_answer(problem, cot):
+            raise UserError(complaint)
+
+
+def _read_natural(text: str, trigger: str) -> Execution:
+    answer = extract_natural(text, trigger)
+    return Execution("no_result") if answer is None else Execution("ok_text", answer)
+
+
+def _verdict(problem: Problem, result: Execution, cot: Cot, partial_reward: float) -> Verdict:
+    if result.value is None:
+        return Verdict(result.outcome, None, False, 0.0)
+    outcome, answer = _of_asked_type(problem, result.value, cot)
+    if answer is None:
+        return Verdict(outcome, None, False, 0.0)
+    if answers_equal(answer, problem.answer, problem.choices):
+        return Verdict(outcome, answer, True, 1.0)
+    return Verdict(outcome, answer, False, partial_reward if outcome == "ok" else 0.0)
+
+
+def _of_asked_type(problem: Problem, value: Answer, cot: Cot) -> tuple[Outcome, Answer | None]:
+    """Return the value as a letter ("ok_text"), number ("ok") or text, whichever the truth is."""
+    if problem.choices is not None:
+        letter = extract_choice(value, problem.choices)
+        return ("no_result", None) if letter is None else ("ok_text", letter)
+    if isinstance(value, str) and parse_number(problem.answer) is None:
+        return "ok_text", value
+    number = _stated_number(value, cot)
+    return ("not_a_number", None) if number is None else ("ok", number)
+
+
+def _stated_number(value: Answer | None, cot: Cot) -> float | None:
+    """Return the number that was answered, None if it was anything else."""
+    if not isinstance(value, str):
+        return value
+    # A program has to return a number; only a chain in natural language spells it.
+    return parse_number(value) if cot == "natural" else None

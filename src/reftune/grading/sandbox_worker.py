@@ -1,0 +1,203 @@
+"""Run programs inside monty and report each as one line of JSON: the child's side of `reftune.sandbox`.
+
+Started by its path as a bare interpreter. It must never import reftune or torch: start-up has to stay
+cheap, and nothing of the trainer may be within reach. The protocol is one JSON string (a program) a
+line in, one `[outcome, value, message]` a line out, in the same order. The first line out is `ready`;
+any other says why this worker cannot work.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import os
+import re
+import resource
+import socket
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from pydantic_monty import (
+    Monty,
+    MontyCrashedError,
+    MontyError,
+    MontyRuntimeError,
+    MontySyntaxError,
+    OSPolicy,
+    ResourceLimits,
+)
+
+Answer = tuple[str, float | str | None, str]  # outcome (a reftune.problem.Outcome), value, message
+
+MAX_ANSWER_CHARS = 2000
+MAX_MESSAGE_CHARS = 200
+
+# What follows every program. JSON keeps int, float, bool, None and str apart and refuses other objects
+# without calling their methods; only the head of the text crosses over. The two newlines close whatever
+# the program's last line leaves open, a backslash included.
+CALL = "_answer = solution()"
+ENCODE = f"(_dumps(_answer)[:{MAX_ANSWER_CHARS}],)"
+EPILOGUE = f"\n\n{CALL}\nfrom json import dumps as _dumps\n{ENCODE}"
+
+OUTCOME_OF_EXCEPTION = {
+    "TimeoutError": "timeout",
+    "MemoryError": "memory",
+    "SystemExit": "exited",
+    "PermissionError": "blocked",
+    "ImportError": "unsupported",
+    "ModuleNotFoundError": "unsupported",
+    "NotImplementedError": "unsupported",
+}
+# Monty's words where it differs from CPython; they are looked at before the name of the exception.
+OUTCOME_OF_MESSAGE = (
+    (re.compile(r"(name|module '(sys|os)' has no attribute) '_?(exit|quit)'"), "exited"),
+    (re.compile(r"module '\w+' has no attribute"), "unsupported"),
+    (re.compile(r"is not supported in this environment|suspension limit \d+ exceeded"), "blocked"),
+    (re.compile(r"Max limit for backtracking"), "timeout"),
+    (
+        re.compile(r"Source is too deeply nested|function too large|Internal error in monty"),
+        "unsupported",
+    ),
+)
+
+
+class Interpreter:
+    """Run each program in a fresh session of a warm monty process."""
+
+    def __init__(self, pool: Monty, seconds: float, memory_mb: int, text: bool) -> None:
+        self._pool = pool
+        self._text = text
+        self._limits: ResourceLimits = {
+            "max_feed_duration_secs": seconds,
+            "max_total_sleep_secs": 0.0,
+            "max_memory": memory_mb << 20,
+        }
+        # The same program must give the same answer again, or an interrupted run ends elsewhere.
+        self._policy: OSPolicy = {
+            "random_start": {"seed": 0},
+            "datetime": datetime(2024, 1, 1, tzinfo=UTC),
+        }
+
+    def run(self, program: str) -> Answer:
+        """Return outcome, value and message of one program; nothing that it does raises."""
+        try:
+            with self._pool.checkout(limits=self._limits, os_policy=self._policy) as session:
+                encoded = session.feed_run(program + EPILOGUE, print_callback=_discard)
+        except (MontySyntaxError, MontyRuntimeError) as error:
+            return failure(error)
+        except MontyCrashedError as error:
+            return ("timeout" if error.timed_out else "crash"), None, _clean(str(error))
+        except Exception as error:  # what came back could not be made a Python object
+            return "bad_result", None, _clean(f"{type(error).__name__}: {error}")
+        match encoded:
+            case tuple((str(head),)):
+                return decode(head, self._text)
+            case _:  # the epilogue was not reached, and monty lets a module return
+                return "syntax_error", None, "'return' outside function"
+
+
+def decode(encoded: str, text: bool) -> Answer:
+    """Return the answer that the head of a JSON text stands for; `text` accepts strings as answers."""
+    if encoded[:1] in ("[", "{") or (encoded[:1] == '"' and not text):
+        return "not_a_number", None, _clean(f"solution() returned {encoded}")
+    try:
+        value = json.loads(encoded)
+    except ValueError:
+        return "bad_result", None, "the answer is too long"
+    if value is None:
+        return "no_result", None, "solution() returned None"
+    if type(value) is str:
+        return "ok_text", value, ""
+    if type(value) is bool:
+        return "not_a_number", None, f"solution() returned {value}"
+    return _number(value)
+
+
+def _number(value: int | float) -> Answer:
+    try:
+        number = float(value)
+    except OverflowError:
+        return "non_finite", None, "an integer beyond the range of floats"
+    return ("ok", number, "") if math.isfinite(number) else ("non_finite", None, str(number))
+
+
+def failure(error: MontySyntaxError | MontyRuntimeError) -> Answer:
+    """Name what stopped a program, by monty's words, the exception and the place."""
+    message = _clean(error.display("type-msg"))
+    name, _, detail = message.partition(": ")
+    frames = error.traceback()
+    place = frames[0].source_line if len(frames) == 1 else None
+    if place == CALL and re.search(r"'solution' is not defined|object is not callable", detail):
+        return "no_solution", None, message
+    for pattern, outcome in OUTCOME_OF_MESSAGE:
+        if pattern.search(detail):
+            return outcome, None, message
+    if name in OUTCOME_OF_EXCEPTION:
+        return OUTCOME_OF_EXCEPTION[name], None, message
+    if place == ENCODE:
+        huge = "integer string conversion" in detail  # over 4300 digits; floats end at 309
+        return ("non_finite" if huge else "not_a_number"), None, message
+    missing = re.fullmatch(r"name '(\w+)' is not defined", detail)
+    if missing and hasattr(builtins, missing[1]):
+        return "unsupported", None, message  # Python has it, monty does not: input, for one
+    # A syntax error below a frame comes from an exec() or raise of the program.
+    parsing = isinstance(error, MontySyntaxError) and len(frames) <= 1
+    return ("syntax_error" if parsing else "exception"), None, message
+
+
+def _clean(message: str) -> str:
+    """Return the head of a message without the control characters that could play with a terminal."""
+    head = message[:MAX_MESSAGE_CHARS]
+    return "".join(character if character.isprintable() else " " for character in head)
+
+
+def _discard(stream: str, output: str) -> None:
+    """Drop what a program prints."""
+
+
+def confine(memory_mb: int, core: int) -> None:
+    """Lower the limits of this process, and with them those of the monty process that it will start."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    # Only a backstop, as monty counts its own heap; 1 GiB is for what both map before any program. It
+    # fails where a stricter limit holds already, or on systems without one.
+    space = (1 << 30) + 2 * (memory_mb << 20)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    # The two processes take turns. On one core each hand-over is cheap, a third more programs a second,
+    # and monty's client starts one thread instead of one per core of the machine.
+    if hasattr(os, "sched_setaffinity"):
+        with suppress(OSError):
+            os.sched_setaffinity(0, {core})
+
+
+def serve(channel: socket.socket, seconds: float, kill_after: float, memory_mb: int, text: bool) -> None:
+    """Answer programs until the other side closes the channel.
+
+    Monty stops a program after `seconds`; its process is killed and replaced after `kill_after`.
+    """
+    with Monty(min_processes=1, max_processes=1, request_timeout=kill_after) as pool:
+        interpreter = Interpreter(pool, seconds, memory_mb, text)
+        channel.sendall(b"ready\n")
+        for line in channel.makefile("rb"):
+            channel.sendall(json.dumps(interpreter.run(json.loads(line))).encode() + b"\n")
+
+
+def main(arguments: list[str]) -> None:
+    """Serve the socket whose descriptor comes first; the core to run on and the limits follow."""
+    descriptor, core, seconds, kill_after, memory_mb, text = arguments
+    channel = socket.socket(fileno=int(descriptor))
+    channel.set_inheritable(False)  # the monty process must not be able to answer in our name
+    with suppress(ConnectionError):  # the trainer is gone
+        try:
+            confine(int(memory_mb), int(core))
+            serve(channel, float(seconds), float(kill_after), int(memory_mb), text == "True")
+        except (MontyError, RuntimeError, FileNotFoundError) as error:
+            channel.sendall(f"{_clean(str(error))}\n".encode(errors="replace"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

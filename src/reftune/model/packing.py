@@ -1,0 +1,202 @@
+"""Attention that knows which tokens share a prompt and a beginning, where the model lets us.
+
+transformers passes extra arguments of a forward pass on to its attention function. `attend` is that
+function: it looks at the structure in `within` (a `Packed` batch here, a sampler's state elsewhere)
+and otherwise does what the model did before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from reftune.model.batch import Sequences, pick
+
+NAME = "reftune"
+LAYERS = {"full_attention", "sliding_attention"}
+
+
+@runtime_checkable
+class Structure(Protocol):
+    """What tells tokens apart: how queries, keys and values of one layer are brought together."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
+    ) -> Tensor:
+        """Return the attention's output.
+
+        Args:
+            layer: number of the layer.
+            query: (rows, heads, tokens, features); `key` and `value` likewise, perhaps of fewer heads.
+            scaling: factor of the scores.
+            dropout: share of the attention weights to drop.
+
+        Returns:
+            (rows, tokens, heads, features).
+        """
+        ...
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    within: Structure | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attend as transformers' attention functions do, or within a structure of ours."""
+    if within is None:
+        others |= {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
+    _refuse_unknown(others)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return within.attend(module.layer_idx, query, key, value, scaling, dropout), None
+
+
+def _refuse_unknown(others: dict[str, Any]) -> None:
+    """Refuse what would change the result: a soft cap, an attention sink, a position bias ..."""
+    harmless = {"position_ids", "use_cache", "is_causal", "output_attentions", "position_embeddings"}
+    for name, value in others.items():
+        if name not in harmless and value is not None:
+            raise NotImplementedError(f"attention with {name}")
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Prompts and distinct response tokens end to end in one row without padding.
+
+    Tokens that end every response they are in are left out: nothing is predicted from them.
+    """
+
+    ids: Tensor  # (1, tokens)
+    positions: Tensor  # (1, tokens)
+    prompts: Tensor  # (prompts, width): where in the pack each prompt's tokens stand, right-padded
+    responses: Tensor  # (rows, time - 1): likewise, of enough responses to have every token in one
+    parents: Tensor  # (rows,): their prompts
+    visible: Tensor  # (rows, 1, time - 1, width + time - 1): what a response token attends to
+    back: Tensor  # (tokens,): where each of the pack's tokens stands in prompts and responses, flattened
+    predicting: Tensor  # (distinct,): where in the pack the state that predicts each token stands
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
+    ) -> Tensor:
+        """Let prompts see themselves, and responses their prompt and themselves."""
+        queries = query[0].transpose(0, 1)
+        states = torch.cat((key[0], value[0]), dim=-1).transpose(0, 1)
+        sizes = (key.shape[-1], value.shape[-1])
+
+        def see(rows: Tensor, seen: Tensor, mask: Tensor | None) -> Tensor:
+            keys, values = _rows_of(states, seen).split(sizes, dim=-1)
+            return attend_to(_rows_of(queries, rows), keys, values, mask, scaling, dropout)
+
+        outputs = [see(self.prompts, self.prompts, None)]
+        if self.responses.numel():
+            seen = torch.cat((self.prompts[self.parents], self.responses), dim=1)
+            outputs.append(see(self.responses, seen, self.visible))
+        stacked = torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])
+        return _rows_of(stacked, self.back.unsqueeze(0)).transpose(1, 2)
+
+
+def _rows_of(table: Tensor, index: Tensor) -> Tensor:
+    """Return entries of (tokens, heads, features) as (rows, heads, tokens, features)."""
+    rows: Tensor = pick(table.flatten(1), index).unflatten(-1, table.shape[1:])
+    return rows.transpose(1, 2)
+
+
+def attend_to(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
+    """Return torch's attention, (rows, heads, tokens, features); without a mask it is causal."""
+    groups = queries.shape[1] // keys.shape[1]
+    if groups > 1 and mask is not None and queries.is_cuda:  # its fast kernels want no groups then
+        keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
+    output: Tensor = functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout,
+        enable_gqa=queries.shape[1] != keys.shape[1],
+    )  # fmt: skip
+    return output
+
+
+def pack(sequences: Sequences) -> Packed:
+    """Lay prompts and distinct response tokens end to end."""
+    firsts, lengths, time = sequences.firsts, sequences.prompt_lengths, sequences.places.shape[1]
+    columns = torch.arange(sequences.prompts.shape[1], device=firsts.device)
+    real = columns < lengths.unsqueeze(1)
+    starts = lengths.cumsum(0) - lengths
+    # Prompts come left-padded: turn each row until its first token stands first.
+    turned = sequences.prompts.gather(1, (columns - lengths.unsqueeze(1)) % len(columns))
+    row, step = firsts // time, firsts % time
+    prompt, followed = sequences.parents[row], _followed(sequences)
+    # Of the distinct tokens: which ones the pack holds, where they stand in it, and what stands before.
+    inner = torch.zeros_like(firsts, dtype=torch.bool)
+    inner[sequences.places[:, :-1][followed]] = True
+    stands = lengths.sum() + inner.cumsum(0) - 1
+    before = stands[sequences.places.flatten()[(firsts - 1).clamp(min=0)]]
+    # Other responses than these bring no token that is not in one of them.
+    rows, owner = row[inner].unique(return_inverse=True)
+    ids = (turned[real], sequences.responses.flatten()[firsts[inner]])
+    positions = (columns.expand_as(real)[real], (lengths[prompt] + step)[inner])
+    back = (real.flatten().nonzero().squeeze(1), real.numel() + owner * (time - 1) + step[inner])
+    return Packed(
+        ids=torch.cat(ids).unsqueeze(0),
+        positions=torch.cat(positions).unsqueeze(0),
+        prompts=torch.where(real, starts.unsqueeze(1) + columns, 0),
+        responses=torch.where(followed[rows], stands[sequences.places[rows, :-1]], 0),
+        parents=sequences.parents[rows],
+        visible=_visible(real[sequences.parents[rows]], time - 1),
+        back=torch.cat(back),
+        predicting=torch.where(step == 0, (starts + lengths - 1)[prompt], before),
+    )
+
+
+def _followed(sequences: Sequences) -> Tensor:
+    """Tell of all response tokens but those of the last column whether another one follows."""
+    steps = torch.arange(1, sequences.responses.shape[1], device=sequences.responses.device)
+    return steps < sequences.response_lengths.unsqueeze(1)
+
+
+def _visible(prompts: Tensor, time: int) -> Tensor:
+    """Let each of `time` response tokens see its prompt's real tokens, and the response up to itself."""
+    causal = torch.ones(time, time, dtype=torch.bool, device=prompts.device).tril()
+    seen = (prompts.unsqueeze(1).expand(-1, time, -1), causal.expand(len(prompts), -1, -1))
+    return torch.cat(seen, dim=2).unsqueeze(1)
+
+
+def window(config: PreTrainedConfig) -> float:
+    """Return over how many tokens every layer of a model sees."""
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ["sliding_attention"]):
+        return float("inf")
+    return getattr(config, "sliding_window", None) or float("inf")
+
+
+def take_over(model: PreTrainedModel) -> bool:
+    """Make `attend` the model's attention function; tell whether the model lets us.
+
+    It must attend as `attend` does without a structure (sdpa), pass arguments on, and keep nothing but
+    keys and values.
+    """
+    config = model.config
+    layers = set(getattr(config, "layer_types", None) or LAYERS)
+    if not (type(model)._supports_attention_backend and layers <= LAYERS):
+        return False
+    if config._attn_implementation == "sdpa":
+        config._attn_implementation = NAME
+    return bool(config._attn_implementation == NAME)

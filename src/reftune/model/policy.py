@@ -1,0 +1,101 @@
+"""The policy: a causal language model that scores given responses, with its value head."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from reftune.model.batch import Sequences, spread
+from reftune.model.forward import Reader, trunk_of
+
+LOGITS_PER_CHUNK = 2**24  # 64 MiB of float32
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+class TokenScores(NamedTuple):
+    """What the policy says of given responses, (batch, time) each; beyond a row's length they are 0."""
+
+    logprobs: Float[Tensor, "batch time"]
+    entropies: Float[Tensor, "batch time"]
+    values: Float[Tensor, "batch time"]
+
+
+class PolicyWithValue(nn.Module):
+    """A causal language model, and optionally a critic that reads the state before each token.
+
+    Args:
+        policy: any AutoModelForCausalLM.
+        critic: "none", "shared" (a linear head on the policy's last hidden state) or "separate"
+            (the head on a trunk of its own, which starts as a copy of the policy's).
+    """
+
+    def __init__(self, policy: PreTrainedModel, critic: str = "none") -> None:
+        super().__init__()
+        self.policy = policy
+        self.reader = Reader(policy)  # may change the policy: before it is copied
+        self.value_trunk = copy.deepcopy(trunk_of(policy)) if critic == "separate" else None
+        self.value_head: nn.Linear | None = None
+        if critic != "none":
+            width = policy.get_output_embeddings().weight.shape[1]
+            self.value_head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
+            nn.init.zeros_(self.value_head.weight)  # an untrained critic says 0, not noise
+            nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, sequences: Sequences, temperature: float = 1.0) -> TokenScores:
+        """Score the given responses: log-probability, entropy and value at every response token.
+
+        The value of token t is read at the position that predicts it, before it is emitted.
+        """
+        offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
+        mask = offsets < sequences.response_lengths.unsqueeze(1)
+        states = self.reader(trunk_of(self.policy) if self.reader.plain_head else self.policy, sequences)
+        targets = sequences.responses.flatten()[sequences.firsts]
+        scores = (*self._score(states, targets, temperature), self._values(states, sequences))
+        return TokenScores(*(torch.where(mask, spread(sequences, x), 0.0) for x in scores))
+
+    def _score(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        head = self.policy.get_output_embeddings() if self.reader.plain_head else nn.Identity()
+        rows = max(1, LOGITS_PER_CHUNK // self.policy.get_output_embeddings().weight.shape[0])
+        if len(states) <= rows:
+            return _score_chunk(head, states, targets, temperature)
+        # Logits of one chunk at a time, recomputed in backward: never (distinct, vocab).
+        chunks = [
+            checkpoint(_score_chunk, head, x, y, temperature, use_reentrant=False)
+            for x, y in zip(states.split(rows), targets.split(rows), strict=True)
+        ]
+        return torch.cat(chunks, dim=1)
+
+    def _values(self, states: Tensor, sequences: Sequences) -> Tensor:
+        if self.value_head is None:
+            return torch.zeros(len(states), device=states.device)
+        if self.value_trunk is not None or not self.reader.plain_head:
+            states = self.reader(self.value_trunk or trunk_of(self.policy), sequences)
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.as_tensor(self.value_head(states.float())).squeeze(-1)
+
+    def save(self, directory: Path) -> None:
+        """Write a Hugging Face model directory, the critic beside it in a file of its own."""
+        self.policy.save_pretrained(directory)
+        critic = {k: v.contiguous() for k, v in self.state_dict().items() if k.startswith("value_")}
+        if critic:
+            save_file(critic, directory / VALUE_HEAD_FILE)
+
+    def load_critic(self, directory: Path) -> None:
+        """Read the critic back from a directory that `save` wrote."""
+        self.load_state_dict(load_file(directory / VALUE_HEAD_FILE), strict=False)
+
+
+def _score_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Return log-probabilities of the targets and (without gradient) entropies, stacked: (2, rows)."""
+    logprobs = torch.log_softmax(head(states).float() / temperature, dim=-1)
+    with torch.no_grad():
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+    return torch.stack((logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropies))

@@ -1,0 +1,73 @@
+"""The nouns that all rooms share: a problem, what running a program gave, the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Cot = Literal["natural", "program"]
+
+Row = dict[str, Any]  # an object of a JSON or JSONL file
+
+Outcome = Literal[
+    "ok",  # a number came out
+    "ok_text",  # a text came out (multiple choice, or a reward that accepts text)
+    "syntax_error",
+    "no_solution",  # the program defines no callable solution()
+    "no_result",  # nothing could be extracted, or solution() returned None
+    "not_a_number",
+    "non_finite",
+    "exception",
+    "timeout",
+    "memory",
+    "blocked",
+    "crash",
+    "exited",
+    "bad_result",
+    "too_long",
+    "unsupported",
+    "sandbox_error",  # our own fault: never charged to the policy
+    "truncated",  # the token limit came before the end of the answer
+]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+Answer = float | str
+
+
+class UserError(Exception):
+    """Report bad input in one sentence that names the place and the fix (exit code 2, no traceback)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its final answer and, for training, one annotated chain of thought.
+
+    `chain` holds the reasoning alone: for programs the whole `def solution(): ...` text, for natural
+    language the sentences before the answer trigger. `choices` are the option texts of a multiple
+    choice question, whose `answer` is then the letter of the right one.
+    """
+
+    id: str
+    question: str
+    answer: str
+    chain: str | None = None
+    choices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What running one program gave: a named outcome, and the value when there is one."""
+
+    outcome: Outcome
+    value: Answer | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one completion: outcome, extracted answer, correctness, score (the reward)."""
+
+    outcome: Outcome
+    answer: Answer | None
+    correct: bool
+    score: float

@@ -1,0 +1,247 @@
+"""Runs side by side: accuracies over seeds, paired differences, p-values corrected for their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reftune.evaluation.aggregation import STRATEGIES
+from reftune.evaluation.statistics import (
+    Array,
+    bootstrap_difference,
+    bootstrap_means,
+    holm,
+    sign_flip,
+    wilson_interval,
+)
+from reftune.methods import METHODS, MODELS
+from reftune.reporting.comparison.finished_runs import FinishedRun, read_finished_runs
+from reftune.reporting.comparison.paper_numbers import Reported, reported
+from reftune.reporting.comparison.run_groups import RunGroup, group_runs
+
+BASELINE, MAIN = "sft", "reft"  # every method is compared with the one, and the other with every method
+STRATEGY_ORDER = ("greedy", *STRATEGIES)
+
+Side = tuple[Sequence[FinishedRun], str]  # runs, and the model of them that is meant
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The accuracy of one method, by one strategy, over the seeds of a group.
+
+    `interval` is Wilson's for one seed, and a bootstrap over seeds and questions for several.
+    `lowest` and `highest` are over the seeds.
+    """
+
+    group: str
+    chains: str  # "natural" or "program"
+    method: str
+    strategy: str
+    samples: int  # per question
+    questions: int
+    seeds: int
+    accuracy: float
+    interval: tuple[float, float]
+    lowest: float
+    highest: float
+    reported: Reported | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more of the same questions one method answers than another, its base.
+
+    Within a group, or the same method in two groups. `p_holm` is corrected for all differences of the
+    comparison.
+    """
+
+    group: str
+    method: str
+    base_group: str
+    base_method: str
+    strategy: str
+    samples: int
+    questions: int
+    seeds: int
+    base_seeds: int
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    p_holm: float = 1.0
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """A group's label, its runs' seeds by directory, and what differs from the first group."""
+
+    label: str
+    chains: str
+    runs: dict[str, int]
+    changes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All numbers of a comparison. `curves` are accuracies by group, strategy, method and samples."""
+
+    groups: list[GroupFacts]
+    cells: list[Cell]
+    differences: list[Difference]
+    curves: dict[str, dict[str, dict[str, dict[int, float]]]]
+    questions: int
+    samples: int  # per question, used
+    drawn: list[int]  # per question, by the runs
+    methods: list[str]
+    strategies: list[str]
+
+
+def compare_runs(directories: Sequence[Path], k: int | None = None) -> Comparison:
+    """Compare finished runs that were tested on the same questions.
+
+    Runs of the same settings are seeds of one group and are pooled. In each group every method is
+    compared with SFT, and ReFT with every other method; between groups SFT and ReFT with those of the
+    first group, unless they are the very same models.
+
+    Args:
+        directories: of the runs; the group of the first one is what other groups are compared with.
+        k: samples per question to use, the first ones drawn; default as many as all runs have.
+
+    Raises UserError if a run is not finished or given twice, if the runs were not tested on the same
+    questions, or have fewer than `k` samples.
+    """
+    runs, samples = read_finished_runs(directories, k)
+    groups = group_runs(runs)
+    cells = [cell for group in groups for cell in _cells(group, samples)]
+    differences = [found for group in groups for found in _within(group, samples)]
+    differences += [found for group in groups[1:] for found in _between(groups[0], group, samples)]
+    corrected = holm([found.p for found in differences])
+    return Comparison(
+        groups=[_facts(group) for group in groups],
+        cells=cells,
+        differences=[replace(d, p_holm=p) for d, p in zip(differences, corrected, strict=True)],
+        curves={group.label: _curves(group) for group in groups},
+        questions=cells[0].questions,
+        samples=samples,
+        drawn=sorted({run.config.evaluation.samples for run in runs}),
+        methods=[model for model in MODELS if any(cell.method == model for cell in cells)],
+        strategies=[name for name in STRATEGY_ORDER if any(cell.strategy == name for cell in cells)],
+    )
+
+
+def _cells(group: RunGroup, samples: int) -> Iterator[Cell]:
+    config = group.runs[0].config
+    for method in MODELS:
+        runs = _runs_of(group, method)
+        for strategy in _shared_strategies((runs, method)):
+            right = _right(runs, method, strategy)
+            by_seed = right.mean(axis=1)
+            k = _samples_of(strategy, samples)
+            yield Cell(
+                group=group.label, chains=config.data.cot, method=method, strategy=strategy, samples=k,
+                questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
+                interval=_accuracy_interval(right, group), lowest=float(by_seed.min()),
+                highest=float(by_seed.max()), reported=reported(config, method, strategy, k),
+            )  # fmt: skip
+
+
+def _within(group: RunGroup, samples: int) -> Iterator[Difference]:
+    """Compare every method with SFT, and ReFT with every other method, on the seeds that have both."""
+    pairs = [(BASELINE, method) for method in METHODS]
+    pairs += [(method, MAIN) for method in METHODS if method != MAIN]
+    for base, method in pairs:
+        runs = [run for run in _runs_of(group, method) if base in run.answers]
+        yield from _differences(group, (runs, base), group, (runs, method), samples)
+
+
+def _between(first: RunGroup, group: RunGroup, samples: int) -> Iterator[Difference]:
+    """Compare SFT and ReFT with those of another group, seed by seed where both have the same seeds."""
+    for method in (BASELINE, MAIN):
+        base, runs = _runs_of(first, method), _runs_of(group, method)
+        if not _same_models(base, runs, method):
+            yield from _differences(first, (base, method), group, (runs, method), samples)
+
+
+def _differences(
+    base_group: RunGroup, base: Side, group: RunGroup, side: Side, samples: int
+) -> Iterator[Difference]:
+    for strategy in _shared_strategies(base, side):
+        a, b = _right(*base, strategy), _right(*side, strategy)
+        paired = _seeds(base[0]) == _seeds(side[0])
+        sums = len(a) * b.sum(axis=0) - len(b) * a.sum(axis=0)  # the mean differences, as whole numbers
+        yield Difference(
+            group=group.label, method=side[1], base_group=base_group.label, base_method=base[1],
+            strategy=strategy, samples=_samples_of(strategy, samples), questions=a.shape[1],
+            seeds=len(b), base_seeds=len(a), difference=float(b.mean() - a.mean()),
+            interval=_difference_interval(a, b, paired, group), p=sign_flip(sums.tolist()),
+        )  # fmt: skip
+
+
+def _accuracy_interval(right: Array, group: RunGroup) -> tuple[float, float]:
+    if len(right) == 1:
+        return wilson_interval(int(right.sum()), right.shape[1])
+    return bootstrap_means([right], **_resampling(group))
+
+
+def _difference_interval(a: Array, b: Array, paired: bool, group: RunGroup) -> tuple[float, float]:
+    if len(a) == len(b) == 1:  # as in the run's own report
+        return bootstrap_difference(a[0].tolist(), b[0].tolist(), **_resampling(group))
+    signed = [b.astype(int) - a] if paired else [b, -a.astype(int)]
+    return bootstrap_means(signed, **_resampling(group))
+
+
+def _resampling(group: RunGroup) -> dict[str, int]:
+    config = group.runs[0].config
+    return {"resamples": config.evaluation.bootstrap, "seed": config.seed}
+
+
+def _runs_of(group: RunGroup, model: str) -> list[FinishedRun]:
+    """Return the runs that have a model, by seed."""
+    return [run for run in group.runs if model in run.answers]
+
+
+def _shared_strategies(*sides: Side) -> list[str]:
+    """Return the strategies that all models of all runs have; none where a side has no runs."""
+    found = [run.answers[model].right for runs, model in sides for run in runs]
+    if not all(runs for runs, _ in sides):
+        return []
+    return [name for name in STRATEGY_ORDER if all(name in right for right in found)]
+
+
+def _right(runs: Sequence[FinishedRun], model: str, strategy: str) -> Array:
+    """Return what was right, shape (seeds, questions)."""
+    return np.array([run.answers[model].right[strategy] for run in runs])
+
+
+def _seeds(runs: Sequence[FinishedRun]) -> list[int]:
+    return [run.config.seed for run in runs]
+
+
+def _same_models(a: Sequence[FinishedRun], b: Sequence[FinishedRun], model: str) -> bool:
+    """Tell whether two groups took a model over from one run, or trained it alike."""
+    prints = [[run.answers[model].fingerprint for run in runs] for runs in (a, b)]
+    return prints[0] == prints[1]
+
+
+def _samples_of(strategy: str, samples: int) -> int:
+    return 1 if strategy == "greedy" else samples
+
+
+def _curves(group: RunGroup) -> dict[str, dict[str, dict[int, float]]]:
+    """Average each model's curves over the seeds."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for name in (*STRATEGIES, "pass"):
+        for model in MODELS:
+            curves = [run.answers[model].curves for run in _runs_of(group, model)]
+            if curves and all(name in curve for curve in curves):
+                points = {j: float(np.mean([c[name][j] for c in curves])) for j in curves[0][name]}
+                found.setdefault(name, {})[model] = points
+    return found
+
+
+def _facts(group: RunGroup) -> GroupFacts:
+    runs = {str(run.directory): run.config.seed for run in group.runs}
+    return GroupFacts(group.label, group.runs[0].config.data.cot, runs, group.changes)

@@ -1,0 +1,150 @@
+"""A comparison of runs as one page, as markdown, as CSV, and as tables for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reftune.files import asked_for
+from reftune.reporting.accuracy_plots import bar_plot, curve_plots
+from reftune.reporting.comparison.compare import Cell, Comparison, Difference
+from reftune.reporting.comparison.tables import (
+    CSV_COLUMNS,
+    Section,
+    accuracy_sections,
+    bars,
+    columns,
+    csv_rows,
+    difference_sections,
+    headline,
+    notes,
+    reported_columns,
+    sentences,
+)
+from reftune.reporting.pages import interval, p_value, percent, render, signed
+from reftune.reporting.plots import Plot, save_png
+
+BAR_CAPTION = "With 95% intervals."
+
+
+def default_directory(directories: Sequence[Path]) -> Path:
+    """Return where a comparison of these runs is written: beside them."""
+    parents = [directory.absolute().parent for directory in directories]
+    return Path(os.path.commonpath(parents)) / "comparison"
+
+
+def write_comparison(comparison: Comparison, directory: Path) -> Path:
+    """Write comparison.html, .csv and .md (its pictures in comparison_files/); return the page."""
+    with asked_for(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS)
+        writer.writeheader()
+        writer.writerows(csv_rows(comparison))
+    plots = _plots(comparison)
+    pictures = directory / "comparison_files"
+    pictures.mkdir(exist_ok=True)
+    for plot in (plot for group in plots.values() for plot in group):
+        save_png(plot, pictures)
+    context = _context(comparison) | {"plots": plots}
+    render("comparison.md.j2", context, directory / "comparison.md")
+    return render("comparison.html.j2", context, directory / "comparison.html")
+
+
+def terminal_tables(comparison: Comparison) -> Group:
+    """Return accuracies and differences as tables for the terminal, with the result in words below."""
+    parts: list[RenderableType] = [
+        _accuracy_table(comparison, section) for section in accuracy_sections(comparison)
+    ]
+    parts += [_difference_table(comparison, section) for section in difference_sections(comparison)]
+    parts += [Text(text) for text in sentences(comparison)]
+    parts += [Text(text, style="dim") for text in notes(comparison)]
+    return Group(*parts)
+
+
+def _context(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "name": "comparison",
+        "headline": headline(comparison),
+        "sentences": sentences(comparison) if len(comparison.groups) > 1 else [],
+        "comparison": comparison,
+        "runs": sum(len(group.runs) for group in comparison.groups),
+        "columns": list(zip(columns(comparison), reported_columns(comparison), strict=True)),
+        "accuracies": accuracy_sections(comparison),
+        "differences": difference_sections(comparison),
+        "notes": notes(comparison),
+    }
+
+
+def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
+    """Draw bars per strategy, and curves over the number of samples per group, by section title."""
+    shown = zip(comparison.strategies, columns(comparison), strict=True)
+    plots = {
+        "Methods side by side": [
+            bar_plot(f"bars_{name.replace(' ', '_')}", title[0].upper() + title[1:], BAR_CAPTION, found)
+            for name, title in shown
+            if (found := bars(comparison, name))
+        ]
+    }
+    for number, group in enumerate(comparison.groups, start=1):
+        title = "Accuracy over the number of samples" + (f": {group.label}" if group.label else "")
+        plots[title] = curve_plots(f"curves_{number}", comparison.curves[group.label])
+    return {title: found for title, found in plots.items() if found}
+
+
+def _accuracy_table(comparison: Comparison, section: Section) -> Table:
+    table = _table(section.title, "method")
+    for column in columns(comparison):
+        table.add_column(column.replace(" of ", "\nof "), justify="right", no_wrap=True)
+    for row in section.rows:
+        table.add_row(Text(row.label), *(Text(_accuracy_text(cell)) for cell in row.cells))
+    return table
+
+
+def _accuracy_text(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    lines = [percent(cell.accuracy), interval(cell.interval)]
+    if cell.seeds > 1:
+        lines.append(f"{100 * cell.lowest:.1f} to {100 * cell.highest:.1f}")
+    if cell.reported:
+        lines.append(f"paper {cell.reported}")
+    return "\n".join(lines)
+
+
+def _difference_table(comparison: Comparison, section: Section) -> Table:
+    table = _table(section.title, "difference")
+    table.add_column("strategy", no_wrap=True)
+    for column in ("points", "95% interval", "p (Holm)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in section.rows:
+        found = [
+            pair for pair in zip(columns(comparison), row.cells, strict=True) if pair[1] is not None
+        ]
+        lines = zip(*(_difference_texts(name, cell) for name, cell in found), strict=True)
+        table.add_row(Text(row.label), *(Text("\n".join(texts)) for texts in lines))
+    return table
+
+
+def _difference_texts(name: str, cell: Difference) -> tuple[str, ...]:
+    p = p_value(cell.p_holm).removeprefix("p = ")
+    return name, signed(cell.difference), interval(cell.interval), p
+
+
+def _table(title: str, first_column: str) -> Table:
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=box.HORIZONTALS,
+    )
+    table.add_column(first_column)
+    return table

@@ -1,0 +1,133 @@
+"""A run directory as one page that opens anywhere, as markdown, and as a table for the terminal."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from reftune.problem import UserError
+from reftune.reporting.accuracy_plots import curve_plots
+from reftune.reporting.pages import interval, percent, render
+from reftune.reporting.plots import Plot, save_png
+from reftune.reporting.run.metadata import TRAINING, facts, stage_states
+from reftune.reporting.run.run_files import Run, model_label, read_run, setting
+from reftune.reporting.run.sample_browser import questions, rollouts_by_step
+from reftune.reporting.run.stage_plots import (
+    offline_st_plots,
+    online_st_plots,
+    ppo_plots,
+    reranker_plots,
+    sft_plots,
+)
+from reftune.reporting.run.summary import (
+    MAIN_PAIR,
+    accuracies,
+    comparisons,
+    curves,
+    headline,
+    reranker_orders,
+    verdict,
+    wrong_chains,
+)
+
+EXAMPLES_IN_MARKDOWN = 3
+ONE_LINE_STRATEGIES = 2  # with more of them, each interval stands below its accuracy
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write report.html and report.md (its pictures in report_files/) into a run directory.
+
+    A run that is not finished is shown as far as it got, with a list of what is missing. Returns the
+    path of report.html. Raises UserError if `run_dir` is not a run directory.
+    """
+    run = read_run(run_dir)
+    context = _context(run) | {"groups": _plots(run)}
+    context["curves"] = curve_plots("accuracy", curves(run.evaluation))
+    pictures = run_dir / "report_files"
+    pictures.mkdir(exist_ok=True)
+    for plot in itertools.chain(context["curves"], *context["groups"].values()):
+        save_png(plot, pictures)
+    render("report.md.j2", context, run_dir / "report.md")
+    return render("report.html.j2", context, run_dir / "report.html")
+
+
+def final_table(run_dir: Path) -> Group:
+    """Return the accuracies of a finished run as a table for the terminal, the headline below it.
+
+    Raises UserError if `run_dir` is not a run directory or holds no evaluation.
+    """
+    run = read_run(run_dir)
+    if not run.evaluation:
+        raise UserError(f"{run_dir}: not evaluated yet; finish the run with `reftune run` first")
+    found = accuracies(run.evaluation)
+    between = " " if len(found["columns"]) <= ONE_LINE_STRATEGIES else "\n"
+    table = Table()
+    table.add_column("model")
+    for column in found["columns"]:
+        table.add_column(column.replace(" of ", f"{between}of "), justify="right")
+    for model in found["models"]:
+        cells = [
+            f"{percent(cell['accuracy'])}{between}{interval(cell['interval'])}" if cell else ""
+            for cell in model["cells"]
+        ]
+        table.add_row(Text(model["label"]), *map(Text, cells))
+    # Not the table's caption, which would be squeezed into the table's width.
+    return Group(table, *(Text(line) for line in (headline(run), verdict(run)) if line))
+
+
+def _plots(run: Run) -> dict[str, list[Plot]]:
+    """Draw the stages in the order in which they run."""
+    metrics, results = run.metrics, run.results
+    rerankers = {key.removeprefix("reranker/"): rows for key, rows in metrics.items() if "/" in key}
+    stages = {
+        "offline_st": ("Off-line self-training", offline_st_plots),
+        "online_st": ("On-line self-training", online_st_plots),
+        "ppo": ("Reinforced fine-tuning (PPO)", ppo_plots),
+    }
+    groups = {"Supervised fine-tuning": sft_plots(metrics["sft"], results["sft"])}
+    groups |= {
+        title: draw(metrics[stage], results["sft"], results[stage])
+        for stage, (title, draw) in stages.items()
+    }
+    return groups | {"Rerankers": reranker_plots(rerankers)}
+
+
+def _context(run: Run) -> dict[str, Any]:
+    """Return everything that both templates show, the plots aside."""
+    kept, counts = questions(run, MAIN_PAIR)
+    states = stage_states(run)
+    gained = [q for q in kept if q["gained"]]
+    return {
+        "name": run.config.get("name", run.directory.name),
+        "headline": headline(run),
+        "verdict": verdict(run),
+        "stages": states,
+        "missing": [stage for stage in states if stage["state"] != "done"],
+        "unreadable": run.unreadable,
+        "command": run.info.get("command"),
+        "n": run.evaluation.get("n", 0),
+        "accuracies": accuracies(run.evaluation),
+        "orders": reranker_orders(run.evaluation),
+        "wrong_chains": wrong_chains(run.evaluation),
+        "comparisons": comparisons(run.evaluation),
+        "facts": facts(run),
+        "config": (run.directory / "config.toml").read_text(encoding="utf-8"),
+        "examples": gained[:EXAMPLES_IN_MARKDOWN],
+        "browser": {
+            "models": [{"key": key, "label": model_label(key)} for key in run.answers],
+            "pair": [model_label(key) for key in MAIN_PAIR],
+            "questions": kept,
+            "counts": counts,
+            "rollouts": [
+                {"stage": TRAINING[stage][0], "steps": rollouts_by_step(rows)}
+                for stage, rows in reversed(run.samples.items())
+                if rows
+            ],
+            "program": setting(run, "data.cot") != "natural",
+        },
+    }

@@ -1,0 +1,137 @@
+"""What lies in a run directory, read with patience: the run may be unfinished, a line half written."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections import defaultdict
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reftune.methods import METHODS, planned_models, planned_stages
+from reftune.problem import Row, UserError
+
+MODEL_LABELS = {  # in the order of the page
+    "warmup": "Warm-up",
+    "sft": "SFT",
+    "offline_st": "Offline-ST",
+    "online_st": "Online-ST",
+    "reft": "ReFT",
+}
+STAGES = planned_stages(METHODS, rerank=True)[:-1]  # all there can be, the evaluation aside
+ONLINE_STAGES = ("online_st", "ppo")  # those that log some of their samples
+SAMPLE = {"question", "answer", "completion", "outcome", "correct"}  # what every sample's row has
+
+
+@dataclass
+class Run:
+    """The contents of a run directory; what is not there yet is empty."""
+
+    directory: Path
+    config: Row
+    info: Row = field(default_factory=dict)
+    data: Row = field(default_factory=dict)
+    metrics: dict[str, list[Row]] = field(default_factory=dict)  # by stage
+    results: dict[str, Row] = field(default_factory=dict)  # by stage
+    samples: dict[str, list[Row]] = field(default_factory=dict)  # by stage
+    evaluation: Row = field(default_factory=dict)
+    answers: dict[str, list[Row]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def stages(self) -> list[str]:
+        """Return the stages that this run's configuration asks for, in order."""
+        methods = self.config.get("methods", ["reft"])  # runs of the first versions name none
+        return planned_stages(methods, bool(setting(self, "evaluation.rerank")))
+
+    @property
+    def models(self) -> list[str]:
+        """Return the models that this run's configuration asks for, in order."""
+        return planned_models(self.config.get("methods", ["reft"]))
+
+
+def model_label(key: str) -> str:
+    """Return the name under which a model is shown."""
+    return MODEL_LABELS.get(key, key)
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run directory as far as the run has come.
+
+    Raises UserError if it is none, or if one of its JSON or TOML files is damaged.
+    """
+    run = Run(directory, _read_config(directory))
+    run.info = _read_json(directory / "run.json")
+    run.data = _read_json(directory / "data/report.json")
+    run.evaluation = _read_json(directory / "evaluation/result.json")
+    for stage in STAGES:
+        run.results[stage] = _read_json(directory / stage / "result.json")
+        run.metrics[stage] = _by_step(_read_rows(run, f"{stage}/metrics.jsonl", {"step"}))
+    for stage in ONLINE_STAGES:
+        run.samples[stage] = _read_rows(run, f"{stage}/samples.jsonl", SAMPLE | {"step"})
+    for model in dict.fromkeys([*MODEL_LABELS, *run.evaluation.get("models", {})]):
+        if rows := _read_rows(run, f"evaluation/{model}.jsonl", SAMPLE | {"id"}):
+            run.answers[model] = rows
+    return run
+
+
+def setting(run: Run, key: str) -> Any:
+    """Return the value of a config key such as "ppo.steps", None if the run has none."""
+    section, _, leaf = key.partition(".")
+    return run.config.get(section, {}).get(leaf)
+
+
+def _read_config(directory: Path) -> Row:
+    if not directory.is_dir():
+        raise UserError(
+            f"{directory}: no such run directory; give the one that `reftune run` has written"
+        )
+    path = directory / "config.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{directory}: not a run directory, it holds no config.toml") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _read_json(path: Path) -> Row:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; delete it and run its stage again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a JSON object; delete it and run its stage again")
+    return value
+
+
+def _read_rows(run: Run, name: str, keys: Set[str]) -> list[Row]:
+    """Read a JSONL file of the run; lines without these keys are counted in `run.unreadable`."""
+    path = run.directory / name
+    if not path.exists():
+        return []
+    rows = [_parse(line, keys) for line in path.read_bytes().splitlines() if line.strip()]
+    bad = rows.count(None)
+    if bad:
+        run.unreadable.append(f"{name}: {bad} of {len(rows)} lines cannot be read and are left out")
+    return [row for row in rows if row is not None]
+
+
+def _parse(line: bytes, keys: Set[str]) -> Row | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and value.keys() >= keys else None
+
+
+def _by_step(rows: Sequence[Row]) -> list[Row]:
+    """Merge rows of one step: a resumed run may write a step again, validation a row of its own."""
+    merged: dict[float, Row] = defaultdict(dict)
+    for row in rows:
+        merged[row["step"]].update(row)
+    return [merged[step] for step in sorted(merged)]

@@ -1,0 +1,1 @@
+"""What is kept? Run directories, logs, checkpoints."""

@@ -1,0 +1,130 @@
+"""The directory of a run: whose it is, what it was made from, and its problems."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from reftune.config import Config
+from reftune.config_files import dump_config, flat_settings, load_config
+from reftune.data.problems import Splits, write_problems
+from reftune.files import atomic_directory, atomic_file, write_json
+from reftune.problem import UserError
+
+
+def open_run_dir(config: Config, command: Sequence[str], processes: int) -> None:
+    """Create the run directory, or make sure that it belongs to this very configuration.
+
+    Raises UserError if it holds a run of another one; budgets of the machine and `methods` may differ.
+    """
+    path = config.run_dir / "config.toml"
+    if path.exists():
+        old = load_config(path)
+        _compare_configs(old, config)
+        if old.methods != config.methods:
+            _write_config(path, config)
+        return
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "versions": {name: version(name) for name in ("reftune", "torch", "transformers", "accelerate")},
+        "python": platform.python_version(),
+        "git_commit": git_commit(),
+        "seed": config.seed,
+        "processes": processes,
+        "command": " ".join(command or sys.argv),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(config.run_dir / "run.json", facts)
+    _write_config(path, config)
+
+
+def take_over(config: Config, stage: str) -> None:
+    """Take a finished stage of the run `start_from` instead of running it here once more.
+
+    Warm-up samples that the other run has not drawn will be drawn here. Raises UserError if that run
+    has no finished SFT stage, or one with other settings than this run's would have.
+    """
+    if config.start_from is None or (config.run_dir / stage / "result.json").exists():
+        return
+    source = Path(config.start_from)
+    if not (source / "config.toml").exists() or not (source / "sft" / "result.json").exists():
+        raise UserError(f"start_from = {source}: no run directory with a finished SFT stage")
+    before, after = flat_settings(load_config(source / "config.toml")), flat_settings(config)
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    keys = [key for key in keys if _matters_to_start(key, stage)]
+    if keys:
+        raise UserError(f"start_from = {source}: that run differs in {', '.join(keys)}; make them equal")
+    if (source / stage / "result.json").exists():
+        for name in ("warmup", "sft") if stage == "sft" else (stage,):
+            with atomic_directory(config.run_dir / name) as directory:
+                shutil.copytree(source / name, directory, copy_function=_link, dirs_exist_ok=True)
+
+
+def write_splits(directory: Path, splits: Splits) -> None:
+    """Write the problems of a run and what was dropped on the way to them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "validation", "test"):
+        write_problems(directory / f"{name}.jsonl", getattr(splits, name))
+    sizes = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
+    write_json(directory / "report.json", {**sizes, **asdict(splits.report)})
+
+
+def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """Return the commit of reftune's own checkout, None where it is installed in some other way.
+
+    A virtual environment inside another project's repository must not pass that one's commit off.
+    """
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    root, commit = found.stdout.splitlines()
+    own = Path(root) / "src/reftune/__init__.py"
+    return commit if own.exists() and own.samefile(package / "__init__.py") else None
+
+
+def _compare_configs(old: Config, new: Config) -> None:
+    before, after = flat_settings(old), flat_settings(new)
+    free = ("compute.", "output_dir", "name", "methods")
+    keys = sorted(
+        key
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key) and not key.startswith(free)
+    )
+    if keys:
+        raise UserError(
+            f"{new.run_dir} holds a run of another configuration (different: {', '.join(keys)});"
+            " choose another --name, or delete that directory"
+        )
+
+
+def _matters_to_start(key: str, stage: str) -> bool:
+    """Tell whether a setting changes what the SFT stage, or the warm-up samples, would be."""
+    if stage == "warmup_samples" and key.startswith("warmup_samples."):
+        return True
+    sections = ("seed", "data.", "prompt.", "model.", "sft.")
+    return key == "ppo.reward" or (key.startswith(sections) and key != "model.value_model")
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file, or copy it to another file system: models are large, and never written in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _write_config(path: Path, config: Config) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(dump_config(config), encoding="utf-8")

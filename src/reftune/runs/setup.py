@@ -1,0 +1,97 @@
+"""What must stand before a model can work: processes and devices, the judge, prompts that fit."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+from transformers import PreTrainedModel
+
+from reftune.config import Config
+from reftune.grading.judge import Judge, make_judge, make_sandbox
+from reftune.model.prompts import Prompter
+from reftune.problem import Problem, UserError
+
+MALLOC_OPTIONS = {-1: 2**30, -2: 2**26, -3: 2**25}  # trim threshold, top pad, mmap threshold
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Return accelerate's handle on devices and processes, and set the CPU threads of this one.
+
+    Raises UserError for a tracker that accelerate does not know or that is not installed.
+    """
+    _check_trackers(config.compute.trackers)
+    keep_freed_memory()
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
+        log_with=config.compute.trackers or None,
+        project_dir=str(config.run_dir),
+        step_scheduler_with_optimizer=False,
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(config.compute.threads or max(1, cores // accelerator.num_processes))
+    if config.compute.trackers:
+        accelerator.init_trackers("reftune", config={"run": config.name})
+    return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where the C library is GNU's.
+
+    Else every large tensor of an operation goes back to the system, and the next one is faulted in anew,
+    page by page. The numbers are those of <malloc.h>; 32 MiB is the highest mmap threshold there is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in MALLOC_OPTIONS.items():
+            mallopt(option, value)
+
+
+def judge_of(config: Config, problems: Sequence[Problem]) -> Judge:
+    """Return the judge of answers to `problems`."""
+    text = any(problem.choices for problem in problems)
+    return make_judge(
+        config.data.cot,
+        trigger=config.prompt.trigger,
+        partial_reward=config.ppo.partial_reward,
+        sandbox=make_sandbox(config.data.cot, config.compute, text=text),
+        reward=config.ppo.reward,
+    )
+
+
+def check_prompts(prompter: Prompter, problems: Sequence[Problem], model: PreTrainedModel) -> None:
+    """Refuse a prompt beyond the limit, and one that leaves the model no positions for the response."""
+    settings = prompter.settings
+    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+    for problem in problems:
+        length = len(prompter.encode_prompt(problem))
+        if length > settings.max_prompt_tokens:
+            raise UserError(
+                f"problem {problem.id}: its prompt has {length} tokens, the limit is"
+                f" {settings.max_prompt_tokens}; raise prompt.max_prompt_tokens or remove the problem"
+            )
+        if length + settings.max_new_tokens > positions:
+            raise UserError(
+                f"problem {problem.id}: its prompt of {length} tokens and prompt.max_new_tokens ="
+                f" {settings.max_new_tokens} exceed the model's {positions} positions;"
+                " lower prompt.max_new_tokens or remove the problem"
+            )
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LoggerType.list():
+            raise UserError(
+                f"compute.trackers: unknown tracker {name}; known: {', '.join(LoggerType.list())}"
+            )
+        if name not in installed:
+            raise UserError(
+                f"compute.trackers: {name} is not installed; `pip install {name}` or leave it out"
+            )

@@ -1,0 +1,1 @@
+"""How is it sampled? From prompts to samples, behind one small protocol."""

@@ -1,0 +1,257 @@
+"""The built-in engine: decode through any transformers causal model, in this process.
+
+Equal prompts share one prefill, and their responses one row until they differ. Finished responses leave
+the batch and waiting prompts enter, so that a few long answers do not make the rest wait. Every
+response draws from a random stream of its own (its seed and the token's position), so a sample never
+depends on which batch, order or process it was decoded in.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from reftune.model.forward import Reader, trunk_of
+from reftune.model.packing import window
+from reftune.problem import UserError
+from reftune.sampling.decoders import Decoder, PaddedDecoder
+from reftune.sampling.random_streams import choose
+from reftune.sampling.sampler import Sample
+from reftune.sampling.shared_prefix import SharedPrefixDecoder
+
+# Finished responses leave once no more than this share still runs: leaving copies the cache, entering
+# also costs a forward pass for the new prompts.
+KEEP_UNTIL = 0.9
+ENTER_FROM = 0.75
+ANY_TOKEN = 2**32  # more than any vocabulary has
+
+Done = Callable[[int, Sample], None]
+Group = tuple[tuple[int, ...], list[int]]  # a prompt, and which samples are drawn from it
+
+
+class BuiltinSampler:
+    """Sample from a transformers model in this process.
+
+    Args:
+        model: the policy; its weights are read, never changed, and it must be in eval mode.
+        eos: ids that end a response.
+        max_rows: responses decoded at once.
+        value_head: a critic on the last hidden state; its values are then part of the samples, where
+            the model's head is plain.
+        reader: that of the model, if there is one already.
+        context: entered around the model's forward passes, for mixed precision.
+
+    Raises UserError for a model that keeps no key-value cache.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos: Sequence[int],
+        max_rows: int = 512,
+        *,
+        value_head: nn.Module | None = None,
+        reader: Reader | None = None,
+        context: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        if "past_key_values" not in inspect.signature(model.forward).parameters:
+            kind = model.config.model_type
+            raise UserError(f"a model of type {kind} cannot be sampled from: it has no key-value cache")
+        self.model = model
+        self.eos = torch.tensor(list(eos), device=model.device)
+        self.max_rows = max_rows
+        self.reader = reader or Reader(model)
+        self.value_head = value_head if self.reader.plain_head else None
+        self.context = context
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        done: Done | None = None,
+    ) -> list[Sample]:
+        """Sample one response per prompt (see `Sampler.sample`)."""
+        samples: dict[int, Sample] = {}
+
+        def finish(index: int, sample: Sample) -> None:
+            samples[index] = sample
+            if done is not None:
+                done(index, sample)
+
+        batch = _Batch(self, self._group(prompts), seeds, max_new_tokens, temperature)
+        with torch.no_grad(), self.context():
+            batch.run(finish)
+        return [samples[i] for i in range(len(prompts))]
+
+    def make_decoder(self, longest: int, max_new_tokens: int, rows: int) -> Decoder:
+        """Return an empty batch for prompts of at most `longest` tokens and at most so many rows."""
+        model = trunk_of(self.model) if self.reader.plain_head else self.model
+        if self.reader.packs and longest + max_new_tokens <= window(model.config):
+            return SharedPrefixDecoder(model, longest, max_new_tokens, rows)
+        return PaddedDecoder(model, max_new_tokens)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits that follow from what a decoder gave, in float32."""
+        head = self.model.get_output_embeddings() if self.reader.plain_head else nn.Identity()
+        logits: Tensor = head(states)
+        return logits.float()
+
+    def _group(self, prompts: Sequence[Sequence[int]]) -> list[Group]:
+        """Put samples of equal prompts together, as many as may be decoded at once; shortest first."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(tuple(prompt), []).append(i)
+        return [
+            (prompt, members[start : start + self.max_rows])
+            for prompt, members in sorted(groups.items(), key=lambda group: (len(group[0]), group[0]))
+            for start in range(0, len(members), self.max_rows)
+        ]
+
+
+class _Batch:
+    """The samples of one call: those that run, in the decoder's rows, and those that wait."""
+
+    def __init__(
+        self,
+        sampler: BuiltinSampler,
+        groups: list[Group],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+    ) -> None:
+        self.sampler, self.temperature, self.max_new_tokens = sampler, temperature, max_new_tokens
+        self.waiting = deque(groups)
+        self.indices = [i for _, members in groups for i in members]  # the caller's numbers
+        self.prompts = [prompt for prompt, members in groups for _ in members]
+        device = sampler.model.device
+        count = len(self.indices)
+        self.streams = torch.tensor([seeds[i] for i in self.indices], dtype=torch.long, device=device)
+        # The last column takes what samples write after their end.
+        self.tokens = torch.zeros(count, max_new_tokens + 1, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(count, max_new_tokens + 1, device=device)
+        self.values = torch.zeros_like(self.logprobs)
+        # Of each sample in the decoder: number, tokens so far, whether EOS has ended it, and its row.
+        self.numbers = torch.zeros(0, dtype=torch.long, device=device)
+        self.lengths = torch.zeros_like(self.numbers)
+        self.finished = torch.zeros_like(self.numbers, dtype=torch.bool)
+        self.rows = torch.zeros_like(self.numbers)
+        self.apart = True  # whether sample i is alone in row i
+        self.entered = 0
+
+    @property
+    def ended(self) -> Tensor:
+        """Return which samples draw no more."""
+        return self.finished | (self.lengths == self.max_new_tokens)
+
+    def run(self, done: Done) -> None:
+        """Decode everything; call `done` for samples soon after they end."""
+        longest = max((len(prompt) for prompt, _ in self.waiting), default=0)
+        most = min(self.sampler.max_rows, len(self.indices))
+        while self.waiting:
+            decoder = self.sampler.make_decoder(longest, self.max_new_tokens, most)
+            states = self._enter(decoder, 0)
+            while len(self.numbers):
+                chosen, running = self._draw(states)
+                share = ENTER_FROM if self.waiting and decoder.joins else KEEP_UNTIL
+                left = running <= share * len(self.numbers)
+                count = len(states)
+                if left:
+                    chosen, count = self._leave(decoder, chosen, done)
+                if running:
+                    states = decoder.step(self._branch(decoder, chosen, count))
+                    if left and decoder.joins and self._next_fits():
+                        states = torch.cat((states, self._enter(decoder, len(states))))
+
+    def _next_fits(self) -> bool:
+        room = self.sampler.max_rows - len(self.numbers)
+        return bool(self.waiting) and len(self.waiting[0][1]) <= room
+
+    def _enter(self, decoder: Decoder, count: int) -> Tensor:
+        """Let waiting prompts enter while there is room, behind `count` rows; return their states."""
+        taken: list[Group] = []
+        while self._next_fits():
+            taken.append(self.waiting.popleft())
+            self._add(len(taken[-1][1]))
+        states, rows = decoder.enter(
+            [prompt for prompt, _ in taken], [len(members) for _, members in taken]
+        )
+        self.rows = torch.cat((self.rows, count + rows))
+        self.apart = self.apart and len(states) == len(rows)
+        return states
+
+    def _add(self, count: int) -> None:
+        fresh = torch.arange(self.entered, self.entered + count, device=self.numbers.device)
+        self.numbers = torch.cat((self.numbers, fresh))
+        self.lengths = torch.cat((self.lengths, torch.zeros_like(fresh)))
+        self.finished = torch.cat((self.finished, torch.zeros_like(fresh, dtype=torch.bool)))
+        self.entered += count
+
+    def _draw(self, states: Tensor) -> tuple[Tensor, int]:
+        """Choose every sample's next token; return them, and how many samples go on."""
+        sampler, numbers, running = self.sampler, self.numbers, ~self.ended
+        streams, rows = self.streams[numbers], None if self.apart else self.rows
+        chosen, logprobs = choose(sampler.logits(states), streams, self.lengths, self.temperature, rows)
+        column = torch.where(running, self.lengths, self.max_new_tokens)
+        self.tokens[numbers, column] = chosen
+        self.logprobs[numbers, column] = logprobs
+        if sampler.value_head is not None:
+            self.values[numbers, column] = sampler.value_head(states.float()).squeeze(-1)[self.rows]
+        self.lengths += running
+        self.finished |= running & torch.isin(chosen, sampler.eos)
+        return chosen, len(numbers) - int(self.ended.sum())
+
+    def _branch(self, decoder: Decoder, chosen: Tensor, count: int) -> Tensor:
+        """Let rows fork where samples have chosen differently; return the next token of every row.
+
+        Args:
+            decoder: has `count` rows.
+            chosen: (samples,), the next token of each.
+        """
+        if self.apart:
+            return chosen
+        running = ~self.ended
+        pairs, which = (self.rows * ANY_TOKEN + chosen)[running].unique(return_inverse=True)
+        sources, tokens = pairs // ANY_TOKEN, pairs % ANY_TOKEN
+        # The first of several tokens goes on in the old row.
+        more = torch.zeros_like(sources, dtype=torch.bool)
+        more[1:] = sources[1:] == sources[:-1]
+        places = torch.where(more, count + more.cumsum(0) - 1, sources)
+        forked = sources[more]
+        if len(forked):
+            decoder.fork(forked)
+        self.rows[running] = places[which]
+        following = torch.zeros(count + len(forked), dtype=torch.long, device=chosen.device)
+        following[places] = tokens  # and some token in rows that nobody reads any more
+        return following
+
+    def _leave(self, decoder: Decoder, chosen: Tensor, done: Done) -> tuple[Tensor, int]:
+        """Drop and report samples that have ended; return what others chose, and how many rows stay."""
+        ended = self.ended
+        self._report(ended, done)
+        kept = (~ended).nonzero().squeeze(1)
+        kept = kept[self.rows[kept].argsort(stable=True)]
+        used, self.rows = self.rows[kept].unique(return_inverse=True)
+        self.apart = len(used) == len(kept)
+        self.numbers, self.lengths = self.numbers[kept], self.lengths[kept]
+        self.finished = self.finished[kept]
+        if len(kept):
+            decoder.keep(used)
+        return chosen[kept], len(used)
+
+    def _report(self, ended: Tensor, done: Done) -> None:
+        numbers = self.numbers[ended]
+        parts = [numbers, self.tokens[numbers], self.logprobs[numbers], self.values[numbers]]
+        columns = [part.tolist() for part in (*parts, self.lengths[ended], self.finished[ended])]
+        for number, tokens, logprobs, values, n, finished in zip(*columns, strict=True):
+            known = None if self.sampler.value_head is None else values[:n]
+            prompt = list(self.prompts[number])
+            done(self.indices[number], Sample(prompt, tokens[:n], logprobs[:n], finished, known))

@@ -1,0 +1,1 @@
+"""What is compared? Supervised fine-tuning, PPO, self-training, rerankers, the evaluation."""

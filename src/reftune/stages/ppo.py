@@ -1,0 +1,192 @@
+"""Stage 2: on-line PPO whose reward is the checked answer.
+
+Read `run_ppo` from top to bottom: problems -> samples -> verdicts -> rewards -> advantages -> loss ->
+update -> evaluation. What problems are made of, and how answers are checked, this module does not know.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from reftune.config import Config, Ppo
+from reftune.files import write_json
+from reftune.model.batch import collate
+from reftune.model.policy import PolicyWithValue
+from reftune.problem import UserError
+from reftune.stages.stage import Stage
+from reftune.training.advantages import (
+    ADVANTAGES,
+    explained_variance,
+    importance_weights,
+    token_rewards,
+    whiten,
+)
+from reftune.training.learner import Learner, LossFn, make_optimizer
+from reftune.training.losses import policy_loss, ratio_statistics, value_loss
+from reftune.training.microbatches import minibatches, shuffled
+from reftune.training.rollouts import accuracy, attempt_rows, collect
+from reftune.training.types import Attempt, Rollouts, Targets
+
+
+def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -> dict[str, Any]:
+    """Improve `policy`, the warm-up model, with PPO; write the model of its best step.
+
+    Goes on from the newest checkpoint if there is one. `reference` is a frozen copy of the warm-up.
+    Returns what it also writes to `ppo/result.json`. Raises UserError on a non-finite loss, with the
+    step's samples saved.
+    """
+    config, ppo = stage.config, stage.config.ppo
+    optimizer = make_optimizer(policy, ppo.learning_rate, ppo.weight_decay, ppo.value_head_learning_rate)
+    learner = stage.learner(policy, optimizer, ppo.max_grad_norm)
+    learner.model.eval()  # no dropout: the ratio compares the same network at two times
+    actor = stage.actor(policy)
+
+    def take_step(step: int) -> tuple[dict[str, Any], Sequence[Attempt]]:
+        started = time.perf_counter()
+        questions = stage.questions(step, ppo.questions_per_step)
+        rollouts = collect(
+            actor, policy, reference, questions, ppo.samples_per_question, ppo.temperature,
+            config.compute.tokens_per_microbatch, config.seed, stage.name, step,
+        )  # fmt: skip
+        sampled = time.perf_counter()
+        targets = compute_targets(rollouts, ppo)
+        learner.set_learning_rates(float(step > ppo.critic_warmup_steps), 1.0)
+        losses = update(learner, rollouts, targets, config, step)
+        row = describe(rollouts, targets, ppo) | losses | _timings(rollouts, started, sampled)
+        return row, rollouts.attempts
+
+    return stage.run_steps(ppo, policy, actor, take_step)
+
+
+def compute_targets(rollouts: Rollouts, ppo: Ppo) -> Targets:
+    """Turn scores into token rewards, advantages and returns (PAPER sections 3 and 4).
+
+    Returns are raw advantage + value; only the policy's advantages are whitened, and weighed where the
+    sampler's probabilities are not the trainer's.
+    """
+    rewards = token_rewards(
+        rollouts.scores, rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask, ppo.kl_coef
+    )
+    estimator = ADVANTAGES[ppo.advantage]
+    advantages = estimator.function(rewards, rollouts.values, rollouts.mask, rollouts.groups, ppo)
+    returns = (advantages + rollouts.values) * rollouts.mask
+    if ppo.whiten and estimator.critic:  # a group baseline has centred them already, per question
+        advantages = whiten(advantages, rollouts.mask)
+    if ppo.sampler_correction:
+        advantages = advantages * importance_weights(
+            rollouts.logprobs, rollouts.sampler_logprobs, rollouts.mask, ppo.sampler_correction
+        )
+    return Targets(rewards, advantages, returns)
+
+
+def update(
+    learner: Learner, rollouts: Rollouts, targets: Targets, config: Config, step: int
+) -> dict[str, float]:
+    """Pass over the batch `updates_per_batch` times in minibatches; return the mean statistics.
+
+    But `logprob_gap`, the mean difference between the sampler's and the trainer's log-probabilities, is
+    that of the first minibatch: its weights are those that sampled.
+    """
+    ppo = config.ppo
+    lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.attempts]
+    groups, judged = rollouts.groups.tolist(), rollouts.mask.any(dim=1).tolist()
+    history = []
+    for epoch in range(ppo.updates_per_batch):
+        # Questions are shuffled, not samples: those of one question share their prompt in a minibatch.
+        place = shuffled(max(groups) + 1, config.seed, "update", step, epoch)
+        order = sorted((i for i in range(len(groups)) if judged[i]), key=lambda i: place[groups[i]])
+        for rows in minibatches(order, ppo.minibatch_size or max(1, len(order))):
+            loss_fn = _make_loss(rollouts, targets, rows, ppo, learner.accelerator.device)
+            sums = learner.step(rows, lengths, loss_fn, groups)
+            if not math.isfinite(sums["loss"] + sums["grad_norm"]):
+                _stop_on_non_finite(config, rollouts, rows, step, learner.accelerator)
+            history.append(sums)
+    if not history:
+        return {}
+    means = {key: sum(h[key] for h in history) / len(history) for key in history[0]}
+    return means | {"logprob_gap": history[0]["logprob_gap"]}
+
+
+def _make_loss(
+    rollouts: Rollouts, targets: Targets, rows: Sequence[int], ppo: Ppo, device: torch.device
+) -> LossFn:
+    """Return the loss of some rows of the minibatch `rows`, for `Learner.step`."""
+    tokens = float(rollouts.mask[list(rows)].sum())
+    value_coef = ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0
+
+    def loss_fn(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        samples = [rollouts.attempts[i].sample for i in mine]
+        batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
+        scores = model(batch.to(device), ppo.temperature)
+        time = scores.logprobs.shape[1]
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[mine, :time].to(device)
+
+        mask, old_logprobs = pick(rollouts.mask) * weights.unsqueeze(1), pick(rollouts.logprobs)
+        policy = policy_loss(
+            scores.logprobs, old_logprobs, pick(targets.advantages), mask, ppo.clip_range
+        ).sum() / len(rows)
+        value = value_loss(
+            scores.values, pick(rollouts.values), pick(targets.returns), mask, ppo.value_clip_range
+        ).sum() / len(rows)
+        statistics = ratio_statistics(scores.logprobs, old_logprobs, mask, ppo.clip_range)
+        statistics["entropy"] = (scores.entropies * mask).sum()
+        gap = scores.logprobs.detach() - pick(rollouts.sampler_logprobs)
+        statistics["logprob_gap"] = (gap.abs() * mask).sum()
+        statistics = {name: total / tokens for name, total in statistics.items()}
+        return policy + value_coef * value, {"policy_loss": policy, "value_loss": value, **statistics}
+
+    return loss_fn
+
+
+def describe(rollouts: Rollouts, targets: Targets, ppo: Ppo) -> dict[str, Any]:
+    """Return the statistics of one batch under the field's names, before the update.
+
+    `kl` is the mean over samples of the summed log-ratio to the reference; `sampler_weight` the mean of
+    the weights that correct for the sampler, `sampler_truncated` the share of tokens at their cap.
+    """
+    mask, attempts = rollouts.mask, rollouts.attempts
+    cap = ppo.sampler_correction or math.inf
+    weights = importance_weights(rollouts.logprobs, rollouts.sampler_logprobs, mask, cap)[mask.bool()]
+    return {
+        "reward": float(rollouts.scores.mean()),
+        "accuracy": accuracy(attempts),
+        "kl": float(((rollouts.logprobs - rollouts.ref_logprobs) * mask).sum(1).mean()),
+        "response_length": sum(len(a.sample.tokens) for a in attempts) / len(attempts),
+        "truncated": sum(not a.sample.finished for a in attempts) / len(attempts),
+        "explained_variance": explained_variance(rollouts.values, targets.returns, mask),
+        "sampler_weight": float(weights.mean().nan_to_num(1.0)),
+        "sampler_truncated": float((weights == cap).float().mean().nan_to_num(0.0)),
+        "outcomes": dict(Counter(a.verdict.outcome for a in attempts)),
+    }
+
+
+def _timings(rollouts: Rollouts, started: float, sampled: float) -> dict[str, float]:
+    tokens = sum(len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.attempts)
+    now = time.perf_counter()
+    return {
+        "seconds_rollouts": sampled - started,
+        "seconds_update": now - sampled,
+        "tokens_per_second": tokens / (now - started),
+    }
+
+
+def _stop_on_non_finite(
+    config: Config, rollouts: Rollouts, rows: Sequence[int], step: int, accelerator: Accelerator
+) -> None:
+    path = config.run_dir / "ppo" / f"non_finite_step_{step}.json"
+    if accelerator.is_main_process:
+        write_json(path, attempt_rows([rollouts.attempts[i] for i in rows]))
+    raise UserError(
+        f"ppo: the loss is not finite at step {step}; its samples are in {path}. Lower ppo.learning_rate"
+        " or raise ppo.kl_coef under a new --name (the weights before this step are in ppo/checkpoints)"
+    )

@@ -1,0 +1,112 @@
+"""Self-training: supervised learning on the model's own right chains (ReFT paper, section 4.2).
+
+Off-line they are drawn once from the warm-up model, on-line in every step from the current policy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import Prompter
+from reftune.problem import Problem, Row
+from reftune.stages.stage import RESULT_KEYS, Stage
+from reftune.stages.supervised import Example, fit, stop_on_non_finite, train_on
+from reftune.training.learner import make_optimizer
+from reftune.training.rollouts import accuracy
+from reftune.training.types import Attempt
+
+
+def run_offline_st(
+    stage: Stage, policy: PolicyWithValue, samples: Mapping[str, Sequence[Row]]
+) -> dict[str, Any]:
+    """Train `policy`, the base model, on annotated and sampled chains; write its best epoch's model.
+
+    Args:
+        policy: the model that SFT started from, too.
+        samples: the warm-up's, by the question's id.
+
+    Returns what it also writes to `offline_st/result.json`.
+    """
+    settings = stage.config.offline_st
+    gold = [stage.prompter.encode_example(problem) for problem in stage.train if problem.chain]
+    own = own_examples(stage.prompter, stage.train, samples, settings.keep)
+    state = fit(stage, policy, settings, gold + own)
+    counts = {"annotated_examples": len(gold), "sampled_examples": len(own)}
+    return stage.finish({key: state[key] for key in ("best_epoch", *RESULT_KEYS)} | counts)
+
+
+def own_examples(
+    prompter: Prompter, train: Sequence[Problem], samples: Mapping[str, Sequence[Row]], keep: int
+) -> list[Example]:
+    """Encode the first `keep` different right samples of each question, its annotation aside."""
+    examples = []
+    for problem in train:
+        seen = [prompter.encode_example(problem)] if problem.chain else []
+        gold = len(seen)
+        for row in samples.get(problem.id, ()):
+            if not row["correct"] or len(seen) == gold + keep:
+                continue
+            example = prompter.encode_example(problem, row["completion"])
+            if example not in seen:
+                seen.append(example)
+        examples += seen[gold:]
+    return examples
+
+
+def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
+    """Train `policy`, the warm-up model, on its own right samples; write the model of its best step.
+
+    The loss of a step is half the cross-entropy of the policy's right samples and half that of the
+    same questions' annotated chains, each a mean over tokens; nothing holds the policy near the warm-up.
+    Returns what it also writes to `online_st/result.json`.
+    """
+    config, settings = stage.config, stage.config.online_st
+    optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
+    learner = stage.learner(policy, optimizer, settings.max_grad_norm)
+    learner.model.eval()  # no dropout, as in PPO
+    actor = stage.actor(policy)
+
+    def take_step(step: int) -> tuple[dict[str, Any], Sequence[Attempt]]:
+        questions = stage.questions(step, settings.questions_per_step)
+        attempts = actor.attempt(
+            questions, settings.samples_per_question, settings.temperature,
+            config.seed, stage.name, step,
+        )  # fmt: skip
+        batch, weights = half_and_half(stage.prompter, questions, attempts)
+        for _ in range(settings.updates_per_batch if batch else 0):
+            sums = train_on(learner, batch, weights)
+            stop_on_non_finite(stage, sums, settings.learning_rate)
+        return describe(attempts) | (sums if batch else {}), attempts
+
+    return stage.run_steps(settings, policy, actor, take_step)
+
+
+def half_and_half(
+    prompter: Prompter, questions: Sequence[Problem], attempts: Sequence[Attempt]
+) -> tuple[list[Example], list[float]]:
+    """Return right samples and annotated chains, and the weight of each one's tokens.
+
+    Either half has the weight 1/2, however many tokens the other has; without any right sample the
+    annotated half stands alone, still with 1/2.
+    """
+    own = [
+        (attempt.sample.prompt, attempt.sample.tokens) for attempt in attempts if attempt.verdict.correct
+    ]
+    gold = [prompter.encode_example(problem) for problem in questions if problem.chain]
+    halves = [half for half in (own, gold) if half]
+    weights = [[0.5 / sum(len(response) for _, response in half)] * len(half) for half in halves]
+    return own + gold, [weight for half in weights for weight in half]
+
+
+def describe(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Return the statistics of one batch of samples under the names that PPO uses."""
+    samples = [attempt.sample for attempt in attempts]
+    return {
+        "accuracy": accuracy(attempts),
+        "response_length": sum(len(sample.tokens) for sample in samples) / len(samples),
+        "truncated": sum(not sample.finished for sample in samples) / len(samples),
+        "outcomes": dict(Counter(attempt.verdict.outcome for attempt in attempts)),
+    }

@@ -1,0 +1,115 @@
+"""What every training stage works with, and what all of them do the same way around their steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from reftune.config import Config, Steps
+from reftune.files import write_json
+from reftune.grading.judge import Judge
+from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import Prompter
+from reftune.problem import Problem
+from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
+from reftune.runs.run_log import RunLog
+from reftune.training.learner import Learner, save_model
+from reftune.training.microbatches import shuffled
+from reftune.training.rollouts import Actor, accuracy, attempt_rows, make_actor
+from reftune.training.types import Attempt
+
+State = dict[str, Any]  # where a stage is; part of its checkpoints
+TakeStep = Callable[[int], tuple[dict[str, Any], Sequence[Attempt]]]  # step -> metrics, its samples
+RESULT_KEYS = ("best_validation_accuracy", "seconds")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: its name, which is that of its directory, and all that it works with."""
+
+    name: str
+    config: Config
+    prompter: Prompter
+    judge: Judge
+    train: Sequence[Problem]
+    validation: Sequence[Problem]
+    accelerator: Accelerator
+
+    @property
+    def directory(self) -> Path:
+        """Return where metrics, checkpoints, the model and `result.json` go."""
+        return self.config.run_dir / self.name
+
+    def log(self, total: int, done: int) -> RunLog:
+        """Return the stage's log, of which `done` of `total` steps were made before."""
+        return RunLog(self.directory, self.accelerator, self.name, total, done)
+
+    def learner(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
+    ) -> Learner:
+        """Return what takes the optimizer steps, within this machine's budget."""
+        budget = self.config.compute.tokens_per_microbatch
+        return Learner(model, optimizer, self.accelerator, budget, max_grad_norm)
+
+    def actor(self, policy: PolicyWithValue) -> Actor:
+        """Return an actor that always samples from the current weights of `policy`."""
+        rows = self.config.compute.sampler_rows
+        return make_actor(policy, self.prompter, self.judge, self.accelerator, rows)
+
+    def validate(self, actor: Actor) -> float:
+        """Return the greedy accuracy on the validation questions."""
+        return accuracy(actor.attempt(self.validation, 1, 0.0, self.config.seed, "validation"))
+
+    def questions(self, step: int, count: int) -> list[Problem]:
+        """Return the questions of step `step` (from 1): endless shuffled passes, cut into batches."""
+        train, positions = self.train, range((step - 1) * count, step * count)
+        passes = {p // len(train) for p in positions}
+        orders = {p: shuffled(len(train), self.config.seed, "questions", p) for p in passes}
+        return [train[orders[p // len(train)][p % len(train)]] for p in positions]
+
+    def run_steps(
+        self, settings: Steps, policy: PolicyWithValue, actor: Actor, take_step: TakeStep
+    ) -> dict[str, Any]:
+        """Take the steps of an on-line method; return what is also written to `result.json`.
+
+        Logs, validates, keeps the best model, and goes on from the newest checkpoint if there is one.
+        """
+        state = load_checkpoint(self.accelerator, self.directory) or {
+            "step": 0, "seconds": 0.0, "best_validation_accuracy": -1.0, "best_step": 0,
+        }  # fmt: skip
+        with self.log(settings.steps, state["step"]) as log:
+            for step in range(state["step"] + 1, settings.steps + 1):
+                started = time.perf_counter()
+                row, attempts = take_step(step)
+                if step % settings.validate_every_steps == 0 or step == settings.steps:
+                    row["validation_accuracy"] = self.validate(actor)
+                    self.keep_best(policy, state, "step", step, row["validation_accuracy"])
+                state["seconds"] += time.perf_counter() - started
+                one_each = attempts[:: settings.samples_per_question]
+                log.samples(step, attempt_rows(one_each[: settings.samples_logged_per_step]))
+                log.metrics(step, {**row, "seconds": state["seconds"]})
+                if step % settings.checkpoint_every_steps == 0 and step < settings.steps:
+                    save_checkpoint(self.accelerator, self.directory, step, state)
+        return self.finish({key: state[key] for key in ("best_step", *RESULT_KEYS)})
+
+    def keep_best(
+        self, policy: PolicyWithValue, state: State, unit: str, number: int, solved: float
+    ) -> None:
+        """Export the model if it is the best so far; `number` of `unit` is where it stands."""
+        if solved > state["best_validation_accuracy"]:
+            state |= {"best_validation_accuracy": solved, f"best_{unit}": number}
+            save_model(policy, self.directory / "model", self.prompter, self.accelerator)
+
+    def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `result.json`, which makes the stage a finished one, and return what it holds."""
+        if self.accelerator.is_main_process:
+            write_json(self.directory / "result.json", result)
+            remove_checkpoints(self.directory)
+        self.accelerator.wait_for_everyone()
+        return dict(result)

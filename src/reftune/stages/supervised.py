@@ -1,0 +1,160 @@
+"""Learn from given chains, epoch by epoch: what SFT, off-line self-training and rerankers share."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from reftune.config import Epochs, Supervised
+from reftune.model.batch import collate, length_mask
+from reftune.model.policy import PolicyWithValue
+from reftune.problem import UserError
+from reftune.runs.checkpoints import load_checkpoint, save_checkpoint
+from reftune.stages.stage import Stage, State
+from reftune.training.learner import Learner, linear_schedule, make_optimizer, save_model
+from reftune.training.losses import cross_entropy
+from reftune.training.microbatches import length_sorted, shuffled
+
+Example = tuple[list[int], list[int]]  # ids of the prompt and of the response
+TakeStep = Callable[[list[int]], dict[str, float]]  # rows of a batch -> metrics
+EndEpoch = Callable[[int, State], dict[str, float]]  # number of the epoch, state to update -> metrics
+
+
+def fit(
+    stage: Stage,
+    policy: PolicyWithValue,
+    settings: Supervised,
+    examples: Sequence[Example],
+    warmup_epochs: int | None = None,
+) -> State:
+    """Train on examples; the best epoch's model goes into the stage's directory.
+
+    Args:
+        policy: the model to train.
+        examples: prompts and responses; those beyond `settings.max_tokens` are left out.
+        warmup_epochs: also export the model after this epoch, to `warmup/model`.
+
+    Returns the final state: `best_epoch`, `best_validation_accuracy`, `seconds`, and
+    `warmup_validation_accuracy` where there is a warm-up. Goes on from the newest checkpoint if there is
+    one. Raises UserError where no example is short enough, or the loss becomes non-finite.
+    """
+    examples = short_enough(stage, examples, settings.max_tokens)
+    optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
+    learner = stage.learner(policy, optimizer, settings.max_grad_norm)
+    actor = stage.actor(policy)
+
+    def take_step(rows: list[int]) -> dict[str, float]:
+        batch = [examples[i] for i in rows]
+        targets = sum(len(response) for _, response in batch)
+        sums = train_on(learner, batch, [1 / targets] * len(batch))
+        stop_on_non_finite(stage, sums, settings.learning_rate)
+        return sums
+
+    def end_epoch(epoch: int, state: State) -> dict[str, float]:
+        due = epoch in (warmup_epochs, settings.epochs) or epoch % settings.validate_every_epochs == 0
+        if not due:
+            return {}
+        solved = stage.validate(actor)
+        if epoch == warmup_epochs:
+            state["warmup_validation_accuracy"] = solved
+            target = stage.config.run_dir / "warmup" / "model"
+            save_model(policy, target, stage.prompter, stage.accelerator)
+        stage.keep_best(policy, state, "epoch", epoch, solved)
+        return {"validation_accuracy": solved}
+
+    lengths = [len(prompt) + len(response) for prompt, response in examples]
+    start: State = {"best_validation_accuracy": -1.0, "best_epoch": 0}
+    return train_epochs(stage, learner, settings, lengths, take_step, end_epoch, start)
+
+
+def train_epochs(
+    stage: Stage,
+    learner: Learner,
+    settings: Epochs,
+    lengths: Sequence[int],
+    take_step: TakeStep,
+    end_epoch: EndEpoch,
+    start: State,
+) -> State:
+    """Go over rows of these lengths in shuffled batches, with a linear schedule, checkpoints and a log.
+
+    Returns the state after the last step; `start` is what it holds before the first one.
+    """
+    total = settings.epochs * math.ceil(len(lengths) / settings.batch_size)
+    state = load_checkpoint(stage.accelerator, stage.directory) or {"step": 0, "seconds": 0.0, **start}
+    with stage.log(total, state["step"]) as log:
+        for step, rows, epoch in _plan(stage, lengths, settings, state["step"]):
+            started = time.perf_counter()
+            factor = linear_schedule(step - 1, total, settings.lr_warmup_share)
+            learner.set_learning_rates(factor, factor)
+            row: dict[str, Any] = {
+                "epoch": step / total * settings.epochs,
+                "learning_rate": settings.learning_rate * factor,
+            }
+            learner.model.train()
+            row |= take_step(rows)
+            learner.model.eval()
+            tokens = sum(lengths[i] for i in rows)
+            row["tokens_per_second"] = tokens / (time.perf_counter() - started)
+            if epoch is not None:
+                row |= end_epoch(epoch, state)
+            state["seconds"] += time.perf_counter() - started
+            log.metrics(step, {**row, "seconds": state["seconds"]})
+            if step % settings.checkpoint_every_steps == 0 and step < total:
+                save_checkpoint(stage.accelerator, stage.directory, step, state)
+    return state
+
+
+def train_on(learner: Learner, batch: Sequence[Example], weights: Sequence[float]) -> dict[str, float]:
+    """Take one optimizer step on a batch's cross-entropy, every token of row i weighed weights[i]."""
+    device = learner.accelerator.device
+
+    def loss_fn(model: nn.Module, mine: list[int], dealt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        responses = [batch[i][1] for i in mine]
+        scores = model(collate([batch[i][0] for i in mine], responses).to(device))
+        mask = length_mask([len(response) for response in responses]).to(device)
+        factors = dealt * dealt.new_tensor([weights[i] for i in mine])
+        return (cross_entropy(scores.logprobs, mask) * factors).sum(), {}
+
+    lengths = [len(prompt) + len(response) for prompt, response in batch]
+    return learner.step(range(len(batch)), lengths, loss_fn)
+
+
+def short_enough(stage: Stage, examples: Sequence[Example], max_tokens: int) -> list[Example]:
+    """Leave out examples of more than `max_tokens` tokens, and say how many."""
+    kept = [pair for pair in examples if len(pair[0]) + len(pair[1]) <= max_tokens]
+    setting = f"{stage.name}.max_tokens = {max_tokens}"
+    if not kept:
+        raise UserError(f"{setting}: no example is that short; raise it")
+    if len(kept) < len(examples) and stage.accelerator.is_main_process:
+        left = len(examples) - len(kept)
+        print(f"{left} examples exceed {setting} and are left out", file=sys.stderr)
+    return kept
+
+
+def stop_on_non_finite(stage: Stage, sums: dict[str, float], learning_rate: float) -> None:
+    """Raise UserError where loss or gradient of a step is not finite."""
+    if not math.isfinite(sums["loss"] + sums["grad_norm"]):
+        name = stage.name
+        raise UserError(
+            f"{name}: the loss became {sums['loss']}; lower {name}.learning_rate (now {learning_rate})"
+        )
+
+
+def _plan(
+    stage: Stage, lengths: Sequence[int], settings: Epochs, done: int
+) -> Iterator[tuple[int, list[int], int | None]]:
+    """Yield (number of the step, its rows, the epoch that it completes if any) beyond `done` steps."""
+    step = 0
+    for epoch in range(1, settings.epochs + 1):
+        order = shuffled(len(lengths), stage.config.seed, stage.name, epoch)
+        batches = length_sorted(order, lengths, settings.batch_size)
+        for i, rows in enumerate(batches, start=1):
+            step += 1
+            if step > done:
+                yield step, rows, epoch if i == len(batches) else None

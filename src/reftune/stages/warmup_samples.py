@@ -1,0 +1,83 @@
+"""Draw samples from the warm-up model once, for all that learn from them.
+
+Off-line self-training takes the right ones, rerankers learn to tell them from the wrong ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reftune.files import read_jsonl
+from reftune.model.policy import PolicyWithValue
+from reftune.problem import Row
+from reftune.runs.run_log import steps_done
+from reftune.stages.stage import Stage
+from reftune.training.microbatches import minibatches
+from reftune.training.rollouts import accuracy, attempt_rows
+from reftune.training.types import Attempt
+
+QUESTIONS_PER_STEP = 64
+FILE = "samples.jsonl"
+
+
+def run_warmup_samples(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
+    """Sample every training and validation question; write the different completions of each.
+
+    `samples.jsonl` has a row per question and completion with the verdict and how often it came
+    (`count`). Goes on where an interrupted run stopped. Returns what it also writes to `result.json`.
+    """
+    settings, problems = stage.config.warmup_samples, [*stage.train, *stage.validation]
+    steps = list(minibatches(range(len(problems)), QUESTIONS_PER_STEP))
+    actor = stage.actor(policy)
+    done = steps_done(stage.directory)
+    with stage.log(len(steps), done) as log:
+        for step, chunk in enumerate(steps[done:], start=done + 1):
+            started = time.perf_counter()
+            attempts = actor.attempt(
+                [problems[i] for i in chunk], settings.per_question, settings.temperature,
+                stage.config.seed, stage.name, step,
+            )  # fmt: skip
+            log.samples(step, _distinct(attempts))
+            seconds = time.perf_counter() - started
+            log.metrics(step, {"accuracy": accuracy(attempts), "seconds": seconds})
+    stage.accelerator.wait_for_everyone()  # the main process has written the file
+    return stage.finish(_summary(read_warmup_samples(stage.config.run_dir)))
+
+
+def read_warmup_samples(run_dir: Path) -> dict[str, list[Row]]:
+    """Return the rows of `samples.jsonl` by the question's id."""
+    rows: dict[str, list[Row]] = {}
+    for row in read_jsonl(run_dir / "warmup_samples" / FILE):
+        rows.setdefault(row["id"], []).append(row)
+    return rows
+
+
+def _summary(samples: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    rows = [row for found in samples.values() for row in found]
+    total = sum(row["count"] for row in rows)
+    return {
+        "questions": len(samples),
+        "samples": total,
+        "accuracy": sum(row["count"] for row in rows if row["correct"]) / max(1, total),
+        "different": len(rows),
+        "different_correct": sum(row["correct"] for row in rows),
+        "solved_questions": sum(any(row["correct"] for row in found) for found in samples.values()),
+    }
+
+
+def _distinct(attempts: Sequence[Attempt]) -> list[Row]:
+    """Return one row per question and different completion, in the order in which they came.
+
+    What our own sandbox failed to judge is left out.
+    """
+    judged = [a for a in attempts if a.verdict.outcome != "sandbox_error"]
+    counts = Counter((a.problem.id, a.completion) for a in judged)
+    first: dict[tuple[str, str], Attempt] = {}
+    for attempt in judged:
+        first.setdefault((attempt.problem.id, attempt.completion), attempt)
+    rows = attempt_rows(list(first.values()))
+    return [{**row, "count": counts[row["id"], row["completion"]]} for row in rows]

@@ -1,0 +1,1 @@
+"""How is it learned? Rollouts, advantages, losses, one exact optimizer step."""

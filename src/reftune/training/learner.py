@@ -1,0 +1,174 @@
+"""What all training stages do the same way: optimizer, learning rates, one optimizer step, saving."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from reftune.files import atomic_directory
+from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import Prompter
+from reftune.training.cpu_threads import copies, make_lanes
+from reftune.training.microbatches import cut, deal
+
+# model, rows of one micro-batch and their weights -> (loss summed over the rows, sums of statistics)
+LossFn = Callable[[nn.Module, list[int], Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+HEADS = ("value_", "class_")  # parameters beside the language model: a critic's, a reranker's
+
+
+def make_optimizer(
+    model: nn.Module, learning_rate: float, weight_decay: float, head_learning_rate: float | None = None
+) -> torch.optim.AdamW:
+    """Return AdamW with two groups: the language model, and what was put beside it (may be empty).
+
+    Every group remembers its peak rate as `peak`, for `Learner.set_learning_rates`.
+    """
+    critic = [p for name, p in model.named_parameters() if name.startswith(HEADS)]
+    policy = [p for name, p in model.named_parameters() if not name.startswith(HEADS)]
+    groups: list[dict[str, Any]] = [{"params": policy, "lr": learning_rate, "peak": learning_rate}]
+    if critic:
+        rate = head_learning_rate or learning_rate
+        groups.append({"params": critic, "lr": rate, "peak": rate})
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+
+
+def linear_schedule(step: int, total: int, warmup_share: float) -> float:
+    """Return the factor of optimizer step `step` (from 0): up in the warm-up, then down towards 0."""
+    warmup = max(1, round(total * warmup_share)) if warmup_share else 0
+    if step < warmup:
+        return (step + 1) / warmup
+    return (total - step) / max(1, total - warmup)
+
+
+class Learner:
+    """A model with its optimizer, and how the work of one step is shared out.
+
+    Args:
+        model: the model to train.
+        optimizer: from `make_optimizer`.
+        accelerator: its processes share every micro-batch.
+        token_budget: tokens in a micro-batch of one lane of one process.
+        max_grad_norm: the gradient is scaled down to this norm.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        token_budget: int,
+        max_grad_norm: float,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.token_budget = token_budget
+        self.max_grad_norm = max_grad_norm
+        self._lanes = make_lanes(model, accelerator)
+        self._models = copies(self.model, self._lanes.count)
+        self._dropout = _has_dropout(model)
+
+    def set_learning_rates(self, policy: float, critic: float) -> None:
+        """Set each group's rate to its peak times a factor."""
+        for group, factor in zip(self.optimizer.param_groups, (policy, critic), strict=False):
+            group["lr"] = group["peak"] * factor
+
+    def step(
+        self,
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        loss_fn: LossFn,
+        groups: Sequence[int] | None = None,
+    ) -> dict[str, float]:
+        """Take one exact optimizer step on `rows`, however they are cut and dealt.
+
+        Args:
+            rows: indices of the global minibatch, the same on every process.
+            lengths: tokens per row, prompt included.
+            loss_fn: gives the loss of some rows, already divided by what the whole minibatch is divided
+                by; it runs in several threads at once.
+            groups: which rows share their prompt (see `cut`).
+
+        Returns:
+            Sums of the loss and the statistics over all rows and processes, and `grad_norm` before
+            clipping. Where the norm is not finite the step is not taken.
+        """
+        alone = self._dropout and self.model.training
+        models = self._models[:1] if alone else self._models
+        for model in models:
+            model.train(self.model.training)
+            model.zero_grad()
+        workers = self.accelerator.num_processes * len(models)
+        pieces = cut(rows, lengths, self.token_budget, workers, groups)
+        totals = self._lanes.map(
+            lambda lane: self._accumulate(models[lane], pieces, lane, workers, loss_fn),
+            range(len(models)),
+        )
+        _add_gradients(models)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        assert norm is not None
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        return {**self._sum(totals), "grad_norm": float(norm)}
+
+    def _accumulate(
+        self, model: nn.Module, pieces: list[list[int]], lane: int, workers: int, loss_fn: LossFn
+    ) -> dict[str, Tensor]:
+        """Add up the gradients of this worker's rows of all micro-batches; return the sums."""
+        accelerator = self.accelerator
+        rank, processes = accelerator.process_index + lane, accelerator.num_processes
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
+        for i, piece in enumerate(pieces):
+            mine, weights = deal(piece, rank, workers)
+            with nullcontext() if i == len(pieces) - 1 else accelerator.no_sync(model):
+                loss, statistics = loss_fn(model, mine, torch.tensor(weights, device=accelerator.device))
+                accelerator.backward(loss * processes)  # undo the average over processes
+            for name, value in {"loss": loss, **statistics}.items():
+                sums[name] = sums[name] + value.detach()
+        return sums
+
+    def _sum(self, totals: list[dict[str, Tensor]]) -> dict[str, float]:
+        names = sorted(totals[0])
+        stacked = torch.stack([torch.stack([total[name].float() for name in names]) for total in totals])
+        summed = stacked.sum(0)
+        if self.accelerator.num_processes > 1:
+            summed = self.accelerator.reduce(summed, reduction="sum")
+        return dict(zip(names, summed.tolist(), strict=True))
+
+
+def _add_gradients(models: Sequence[nn.Module]) -> None:
+    """Add the copies' gradients to the model's, always in the same order."""
+    for first, *others in zip(*(model.parameters() for model in models), strict=True):
+        for other in others:
+            if first.grad is None:
+                first.grad = other.grad
+            elif other.grad is not None:
+                first.grad.add_(other.grad)
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    """Tell whether a model has dropout: lanes would draw from torch's one generator in any order."""
+    rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    settings = [item for config in configs for item in config.to_dict().items()]
+    rates += [value for key, value in settings if "drop" in key and isinstance(value, float)]
+    return any(rates)
+
+
+def save_model(
+    policy: PolicyWithValue, target: Path, prompter: Prompter, accelerator: Accelerator
+) -> None:
+    """Write a model directory that is there as a whole or not at all (main process)."""
+    if accelerator.is_main_process:
+        with atomic_directory(target) as directory:
+            policy.save(directory)
+            prompter.save(directory)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,44 @@
+"""Read rows with a model that does not learn: each process a share of every micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from reftune.training.cpu_threads import Lanes
+from reftune.training.microbatches import cut, deal
+
+
+def fill(
+    empty: Tensor,
+    read: Callable[[list[int]], None],
+    lengths: Sequence[int],
+    token_budget: int,
+    accelerator: Accelerator,
+    lanes: Lanes,
+    groups: Sequence[int] | None = None,
+) -> Tensor:
+    """Return `empty` as filled by all processes, whole on each of them.
+
+    Args:
+        empty: zeros, with a place for every row.
+        read: writes what the model finds for some rows into `empty`; gradients are off.
+        lengths: tokens of every row, prompt included.
+        token_budget, groups: as for `batches.cut`.
+    """
+    processes = accelerator.num_processes
+
+    @torch.no_grad()  # threads have grad modes of their own
+    def read_share(rows: list[int]) -> None:
+        mine, weights = deal(rows, accelerator.process_index, processes)
+        if any(weights):
+            with accelerator.autocast():
+                read(mine)
+
+    lanes.map(read_share, cut(range(len(lengths)), lengths, token_budget, processes, groups))
+    filled = accelerator.reduce(empty, reduction="sum") if processes > 1 else empty
+    assert isinstance(filled, Tensor)
+    return filled

@@ -1,0 +1,48 @@
+"""What flows from samples to an update: graded samples, rollouts, advantages and returns.
+
+Every per-token tensor is response-only, shape (batch, time), right-padded: column t speaks of response
+token t in all of them, and `mask` is 1.0 on real tokens (the EOS included), 0.0 on padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reftune.problem import Problem, Verdict
+from reftune.sampling.sampler import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One judged sample: the problem, the sampled tokens, the completion they spell, its verdict."""
+
+    problem: Problem
+    sample: Sample
+    completion: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """One global batch of judged and scored samples; rows of one question share a number in `groups`."""
+
+    attempts: list[Attempt]
+    groups: Int[Tensor, " batch"]
+    scores: Float[Tensor, " batch"]
+    mask: Float[Tensor, "batch time"]
+    sampler_logprobs: Float[Tensor, "batch time"]
+    logprobs: Float[Tensor, "batch time"]
+    ref_logprobs: Float[Tensor, "batch time"]
+    values: Float[Tensor, "batch time"]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the update aims at: token rewards, whitened advantages, returns for the critic."""
+
+    rewards: Float[Tensor, "batch time"]
+    advantages: Float[Tensor, "batch time"]
+    returns: Float[Tensor, "batch time"]
