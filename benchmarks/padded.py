@@ -83,7 +83,7 @@ def padded_update(
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> None:
     """Take one optimizer step per pass over the batch, in micro-batches of random rows."""
-    for _ in range(ppo.updates_per_batch):
+    for _ in range(ppo.ppo_epochs):
         optimizer.zero_grad()
         for rows in torch.randperm(len(batch.ids)).split(rows_at_once):
             with autocast():

@@ -9,7 +9,7 @@ all rounds. Micro-batches are of 64 rows, reftune's by its token budget.
 
 What differs:
 
-- reftune: what `run_ppo` does in a step, without its files. The value head is on the policy's trunk.
+- reftune: what `run_ppo` does in a step, without its files. The value head is on the policy's backbone.
 - TRL GRPO: no critic. A pass for the old log-probabilities and one for the reference; logits for
   response positions only.
 - TRL PPO: the critic is a second model of the same size. Generation and scoring take all 512 rows at
@@ -41,9 +41,9 @@ from benchmarks.workload import Workload, open_workload, repeated
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import Problem, Verdict
 from reftune.runs.setup import keep_freed_memory
-from reftune.stages.ppo import compute_targets, update
+from reftune.stages.ppo import compute_advantages, update
 from reftune.training.advantages import whiten
-from reftune.training.rollouts import collect, make_actor
+from reftune.training.rollouts import collect, make_generator
 
 MICRO_BATCH = 64
 FOREVER = 10**6  # steps; the harness ends the training
@@ -74,15 +74,17 @@ def reftune(turns: Turns, options: Options) -> None:
     reference = PolicyWithValue(copy.deepcopy(workload.model).requires_grad_(False))
     policy = PolicyWithValue(workload.model, "shared")
     learner = make_learner(policy, config, accelerator)
-    actor = make_actor(policy, workload.prompter, _judge, accelerator, config.compute.sampler_rows)
+    generator = make_generator(
+        policy, workload.prompter, _judge, accelerator, config.compute.sampler_rows
+    )
     while True:
         turn, begin = turns.wait(), time.perf_counter()
         rollouts = collect(
-            actor, policy, reference, workload.problems, options.samples, config.ppo.temperature,
+            generator, policy, reference, workload.problems, options.samples, config.ppo.temperature,
             config.compute.tokens_per_microbatch, config.seed, "benchmark", turn,
         )  # fmt: skip
         middle = time.perf_counter()
-        targets = compute_targets(rollouts, config.ppo)
+        targets = compute_advantages(rollouts, config.ppo)
         update(learner, rollouts, targets, config, turn)
         turns.done(1, sampling_and_scoring=middle - begin, updates=time.perf_counter() - middle)
 
@@ -94,7 +96,7 @@ def trl_grpo(turns: Turns, options: Options) -> None:
 
     workload = _open(options)
     rows = options.questions * options.samples
-    updates = workload.config.ppo.updates_per_batch
+    updates = workload.config.ppo.ppo_epochs
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
             output_dir=folder, num_generations=options.samples, max_completion_length=workload.limit,
@@ -123,7 +125,7 @@ def trl_ppo(turns: Turns, options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = PPOConfig(
             output_dir=folder, gradient_accumulation_steps=max(1, rows // MICRO_BATCH),
-            num_ppo_epochs=ppo.updates_per_batch, num_mini_batches=1, total_episodes=FOREVER * rows,
+            num_ppo_epochs=ppo.ppo_epochs, num_mini_batches=1, total_episodes=FOREVER * rows,
             local_rollout_forward_batch_size=rows, response_length=workload.limit, stop_token="eos",
             temperature=ppo.temperature, num_sample_generations=0, kl_coef=ppo.kl_coef,
             **_trainer_settings(rows, options),
@@ -209,7 +211,7 @@ def _trainer_settings(rows: int, options: Options) -> dict[str, Any]:
         "per_device_train_batch_size": min(MICRO_BATCH, rows), "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant", "gradient_checkpointing": False,
         "bf16": options.dtype == "bfloat16", "use_cpu": options.device == "cpu",
-        "logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+        "logging_aggregation": "no", "save_aggregation": "no", "report_to": "none", "disable_tqdm": True,
     }  # fmt: skip
 
 
@@ -235,7 +237,7 @@ def _on_disk(workload: Workload, folder: Path) -> str:
 
 
 def _critic(workload: Workload) -> nn.Module:
-    """Return a value model whose trunk is a copy of the policy's."""
+    """Return a value model whose backbone is a copy of the policy's."""
     config = copy.deepcopy(workload.model.config)
     config.num_labels = 1
     critic = AutoModelForSequenceClassification.from_config(config).to(workload.model.device)

@@ -26,7 +26,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.contest import Options, parse_options, spread
+from benchmarks.contest import Options, gather_nodes, parse_options
 from benchmarks.update import make_experience, reftune_update
 from benchmarks.workload import open_workload, repeated, sample, set_threads
 from reftune.model.batch import collate
@@ -108,7 +108,7 @@ def report(seconds: dict[str, list[float]], works: dict[str, Work], options: Opt
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, work in works.items():
-        taken, low, high = spread([each / work.repeats for each in seconds[name]])
+        taken, low, high = gather_nodes([each / work.repeats for each in seconds[name]])
         compute, memory = work.flops / matrix_rate, work.bytes / copy_rate
         lines.append(
             f"| {name} | {taken * 1e3:,.1f} | {low * 1e3:,.1f}-{high * 1e3:,.1f}"
@@ -186,14 +186,14 @@ def _updating(options: Options) -> tuple[dict[str, Act], dict[str, Work]]:
     tokens = _distinct(rows)
     width = sum(map(len, prompts)) / len(prompts)
     time_steps = sum(len(row.tokens) for row in rows) / len(rows)
-    steps = experience.workload.config.ppo.updates_per_batch
+    steps = experience.workload.config.ppo.ppo_epochs
     work = update_work(shape, len(prompts), width, tokens, time_steps, steps)
     return {"update": lambda: act(1)}, {"update": work}
 
 
 def _distinct(samples: Sequence[Sample]) -> int:
     """Return how many tokens are left when what responses begin with alike counts once."""
-    return len(collate([s.prompt for s in samples], [s.tokens for s in samples]).firsts)
+    return len(collate([s.prompt for s in samples], [s.tokens for s in samples]).first_occurrence)
 
 
 def _products(options: Options) -> dict[str, Act]:

@@ -37,8 +37,8 @@ from reftune.runs.setup import keep_freed_memory
 from reftune.sampling.sampler import Sample
 from reftune.stages.ppo import update
 from reftune.training.learner import Learner, make_optimizer
-from reftune.training.microbatches import cut
-from reftune.training.types import Attempt, Rollouts, Targets
+from reftune.training.microbatches import make_microbatches
+from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
 WORKLOADS = ("demo", "svamp x 8", "svamp x 1")
 LEARNING_RATE = 1e-9  # the same work, but the model stays as it is through all rounds
@@ -65,7 +65,7 @@ class Experience:
     @property
     def tokens(self) -> int:
         """Return the tokens that all optimizer steps together learn from."""
-        return sum(self.lengths) * self.workload.config.ppo.updates_per_batch
+        return sum(self.lengths) * self.workload.config.ppo.ppo_epochs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,26 +176,26 @@ def _drawn(workload: Workload, prompts: list[list[int]]) -> list[Sample]:
 def _rows_at_once(experience: Experience, config: Config) -> int:
     """Return how many rows reftune's micro-batches have on average."""
     budget, lengths = config.compute.tokens_per_microbatch, experience.lengths
-    pieces = cut(range(len(lengths)), lengths, budget, 1, experience.groups)
+    pieces = make_microbatches(range(len(lengths)), lengths, budget, 1, experience.groups)
     return math.ceil(len(lengths) / len(pieces))
 
 
 def _rollouts(experience: Experience) -> Rollouts:
     verdict = Verdict("ok", None, True, 1.0)
-    attempts = [
-        Attempt(experience.workload.problems[group], sample, "", verdict)
+    graded = [
+        GradedSample(experience.workload.problems[group], sample, "", verdict)
         for group, sample in zip(experience.groups, experience.samples, strict=True)
     ]
     return Rollouts(
-        attempts=attempts, groups=torch.tensor(experience.groups), scores=torch.ones(len(attempts)),
+        samples=graded, groups=torch.tensor(experience.groups), scores=torch.ones(len(graded)),
         mask=experience.mask, sampler_logprobs=experience.logprobs, logprobs=experience.logprobs,
         ref_logprobs=experience.logprobs, values=experience.values,
     )  # fmt: skip
 
 
-def _targets(experience: Experience) -> Targets:
+def _targets(experience: Experience) -> AdvantagesAndReturns:
     rewards = torch.zeros_like(experience.mask)
-    return Targets(rewards, experience.advantages, experience.returns)
+    return AdvantagesAndReturns(rewards, experience.advantages, experience.returns)
 
 
 def _padded_targets(experience: Experience, padded_mask: Tensor) -> PaddedTargets:

@@ -22,7 +22,7 @@ from benchmarks.contest import LeftOut, Options
 from reftune.config import Config
 from reftune.config_files import load_config
 from reftune.data.problems import load_splits
-from reftune.model.forward import Reader
+from reftune.model.forward import PackedForward
 from reftune.model.loading import build_model, load_model, load_tokenizer
 from reftune.model.prompts import Prompter, Wording
 from reftune.problem import Problem
@@ -65,9 +65,9 @@ class Workload:
         return self.config.prompt.max_new_tokens
 
     @cached_property
-    def reader(self) -> Reader:
-        """Return the model's reader, found out once."""
-        return Reader(self.model)
+    def packed_forward(self) -> PackedForward:
+        """Return the model's packed_forward, found out once."""
+        return PackedForward(self.model)
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -120,7 +120,7 @@ def sample(
     """Sample one response per prompt at temperature 1 with reftune; another turn gives others."""
     seeds = [turn * len(prompts) + i for i in range(len(prompts))]
     rows = workload.config.compute.sampler_rows
-    sampler = BuiltinSampler(workload.model, ends, rows, reader=workload.reader)
+    sampler = BuiltinSampler(workload.model, ends, rows, packed_forward=workload.packed_forward)
     return sampler.sample(prompts, seeds, max_new_tokens=limit, temperature=1.0)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reftune.evaluation.aggregation import STRATEGIES
+from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.evaluation.statistics import bootstrap_means, holm, sign_flip
 from reftune.files import read_json, read_jsonl
 from reftune.problem import Row
@@ -26,11 +26,11 @@ Expected = Literal["better", "equal", "different"]
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: a config of configs/mini, a model of its runs, a strategy."""
+    """One side of a comparison: a config of configs/mini, a model of its runs, a aggregation."""
 
     config: str
     model: str = "reft"
-    strategy: str = "greedy"
+    aggregation: str = "greedy"
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def claims() -> list[Claim]:
         chains = CHAINS[cot]
         for model, name in (
             ("sft", "SFT"),
-            ("offline_st", "off-line self-training"),
-            ("online_st", "on-line self-training"),
+            ("offline_st", "offline self-training"),
+            ("online_st", "online self-training"),
         ):
             found.append(Claim(f"ReFT beats {name}", chains, Side(cot), Side(cot, model)))
         for model, name in (("sft", "SFT"), ("reft", "ReFT")):
@@ -117,7 +117,7 @@ def _measure(
 ) -> tuple[Claim, Array, Array, tuple[float, float], float]:
     main = {claim.side.config, claim.other.config} <= {*MAIN}
     shared = tuple(seeds if main else ablation_seeds)
-    a, b = outcomes(claim.side, shared), outcomes(claim.other, shared)
+    a, b = statuses(claim.side, shared), statuses(claim.other, shared)
     interval = bootstrap_means([a - b], resamples=RESAMPLES, seed=0)
     return claim, a, b, interval, sign_flip((a - b).sum(axis=0).tolist())
 
@@ -128,14 +128,14 @@ def answers(config: str, model: str, seed: int) -> list[Row]:
     return read_jsonl(Cell(config, seed).run_dir / "evaluation" / f"{model}.jsonl")
 
 
-def outcomes(side: Side, seeds: tuple[int, ...]) -> Array:
+def statuses(side: Side, seeds: tuple[int, ...]) -> Array:
     """Return 1 where the answer was right, 0 elsewhere: (seeds, questions)."""
     rows = []
     for seed in seeds:
-        strategy = STRATEGIES.get(side.strategy)
+        aggregation = AGGREGATIONS.get(side.aggregation)
         rows.append(
             [
-                row["correct"] if strategy is None else strategy.is_right(row["samples"])
+                row["correct"] if aggregation is None else aggregation.is_right(row["samples"])
                 for row in answers(side.config, side.model, seed)
             ]
         )

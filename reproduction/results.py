@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reftune.evaluation.aggregation import STRATEGIES, accuracy_of, ordered_pairs
+from reftune.evaluation.aggregation import AGGREGATIONS, accuracy_of, within_question_auc
 from reftune.evaluation.statistics import wilson_interval
-from reftune.methods import METHODS
+from reftune.methods import OPTIONAL
 from reftune.reporting.comparison.run_groups import CHAINS
 from reftune.reporting.pages import interval, p_value, percent, signed
 from reftune.reporting.run.run_files import model_label
@@ -54,15 +54,15 @@ def claim_table(findings: Sequence[Finding]) -> str:
 
 def reranking(seeds: Sequence[int]) -> str:
     """Return what every model's samples give, chosen in each way, and how its reranker orders them."""
-    names = ["one sample", *STRATEGIES, "right before wrong"]
+    names = ["one sample", *AGGREGATIONS, "right before wrong"]
     lines = [f"| chains | model | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
     for config in MAIN:
-        for model in ("sft", *METHODS):
+        for model in ("sft", *OPTIONAL):
             rows = [row for seed in seeds for row in answers(config, model, seed)]
             k = len(rows[0]["samples"])
-            shares = [accuracy_of(rows, STRATEGIES["vote"], 1)]
-            shares += [accuracy_of(rows, strategy, k) for strategy in STRATEGIES.values()]
-            order = ordered_pairs(rows)
+            shares = [accuracy_of(rows, AGGREGATIONS["vote"], 1)]
+            shares += [accuracy_of(rows, aggregation, k) for aggregation in AGGREGATIONS.values()]
+            order = within_question_auc(rows)
             cells = [*map(percent, shares), "" if order is None else percent(order)]
             lines.append(f"| {CHAINS[config]} | {model_label(model)} | {' | '.join(cells)} |")
     explained = (
@@ -75,7 +75,7 @@ def reranking(seeds: Sequence[int]) -> str:
 def costs(seeds: Sequence[int]) -> str:
     """Say what a value model of its own costs."""
     ratio = cost("separate_value_model", seeds) / cost("program", seeds)
-    return f"PPO with a value model of its own took {ratio:.2f} times as long as with a shared trunk."
+    return f"PPO with a value model of its own took {ratio:.2f} times as long as with a shared backbone."
 
 
 def hacking(seeds: Sequence[int], ablation_seeds: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ def ticks(plot: Plot) -> list[str]:
     return [label.get_text() for label in plot.figure.axes[0].get_xticklabels()]
 
 
-def test_a_curve_per_model_and_a_figure_per_strategy() -> None:
+def test_a_curve_per_model_and_a_figure_per_aggregation() -> None:
     curves = {"vote": {"sft": {1: 0.4, 2: 0.5, 3: 0.6}, "reft": {1: 0.7, 2: 0.8, 3: 0.9}}}
     curves |= {"weighted vote": {"reft": {1: 0.7, 2: 0.75}}, "rerank": {"reft": {1: 0.7}}}
     vote, weighted = curve_plots("accuracy", curves)  # one point is no curve

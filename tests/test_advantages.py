@@ -115,7 +115,7 @@ def test_gae_with_lambda_one_is_return_minus_value() -> None:
 def test_padding_and_row_order_change_nothing(name: str, scale: bool) -> None:
     rewards, values, mask, _ = ragged()
     groups = torch.tensor([0, 1, 0, 1, 0])
-    ppo, function = Ppo(group_scale=scale), ADVANTAGES[name].function
+    ppo, function = Ppo(scale_rewards=scale), ADVANTAGES[name].function
     whole = function(rewards, values, mask, groups, ppo)
 
     wider = pad(values, (0, 3), value=9.0)
@@ -167,7 +167,7 @@ def test_group_by_hand() -> None:
 
 def test_group_scale_by_hand() -> None:
     advantages = group(
-        GROUP_REWARDS, torch.zeros(6, 3), GROUP_MASK, GROUPS, Ppo(advantage="group", group_scale=True)
+        GROUP_REWARDS, torch.zeros(6, 3), GROUP_MASK, GROUPS, Ppo(advantage="group", scale_rewards=True)
     )
     # Question 7: deviations 0.5, -0.5, 0, so the standard deviation is sqrt(0.5 / 3) = 0.40825, and
     # 0.5 / 0.40825 = 1.22474. Question 2: deviations +-0.5, standard deviation 0.5.
@@ -179,7 +179,7 @@ def test_a_question_whose_samples_all_score_the_same_teaches_nothing() -> None:
     rewards = torch.full((5, 1), 0.1)
     groups = torch.tensor([0, 0, 0, 0, 3])  # question 3 has one sample only
     for scale in (False, True):
-        advantages = group(rewards, rewards, torch.ones(5, 1), groups, Ppo(group_scale=scale))
+        advantages = group(rewards, rewards, torch.ones(5, 1), groups, Ppo(scale_rewards=scale))
         torch.testing.assert_close(advantages, torch.zeros(5, 1), atol=1e-3, rtol=0)
 
 

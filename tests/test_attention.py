@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reftune.model.batch import collate
-from reftune.model.forward import Reader
+from reftune.model.forward import PackedForward
 from reftune.model.packing import pack
 from reftune.model.policy import PolicyWithValue
 from tiny_models import FAMILIES, tiny_model
@@ -17,7 +17,7 @@ PADDED = {"codegen", "gemma2", "qwen3_next"}  # attend in their own way, or keep
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_that_let_us_say_how_they_attend_read_packs(family: str) -> None:
-    assert Reader(tiny_model(family)).packs == (family not in PADDED)
+    assert PackedForward(tiny_model(family)).supports_packing == (family not in PADDED)
 
 
 def test_a_pack_by_hand() -> None:
@@ -33,7 +33,7 @@ def test_a_pack_by_hand() -> None:
     # after six places of prompts: two tokens of the first row, one of the second, the last of the third
     assert packed.back.tolist() == [0, 1, 3, 4, 5, 6, 7, 9, 14]
     # of 7, 8, 9 | 5 | 6, 4 | 4, 2
-    assert packed.predicting.tolist() == [1, 5, 6, 4, 1, 7, 6, 8]
+    assert packed.logit_index.tolist() == [1, 5, 6, 4, 1, 7, 6, 8]
     # the second token of the first response sees two prompt tokens, not the padding, and two of its own
     assert packed.visible[0, 0, 1].tolist() == [True, True, False, True, True, False]
 
@@ -48,7 +48,7 @@ def test_packed_and_padded_reading_have_the_same_gradients(family: str) -> None:
     gradients = []
     for packs in (True, False):
         policy = PolicyWithValue(tiny_model(family), "shared")
-        policy.reader.packs = packs
+        policy.packed_forward.supports_packing = packs
         scores = policy(batch, 0.7)
         weights = torch.linspace(-1, 1, scores.logprobs.numel()).view_as(scores.logprobs)
         (weights * (scores.logprobs + scores.values)).sum().backward()
@@ -62,7 +62,7 @@ def test_the_models_own_use_stays_as_it_was(tmp_path: Path) -> None:
     model, ids = tiny_model(), torch.tensor([[1, 20, 21, 22], [30, 31, 32, 33]])
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     expected = model(ids, attention_mask=mask).logits
-    Reader(model)
+    PackedForward(model)
     assert torch.equal(model(ids, attention_mask=mask).logits[1], expected[1])
     assert torch.equal(model(ids, attention_mask=mask).logits[0, 1:], expected[0, 1:])
     model.save_pretrained(tmp_path)

@@ -6,8 +6,8 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from reftune.model.batch import collate, length_mask, pad, spread
-from reftune.training.microbatches import cut, deal, length_sorted, minibatches, shuffled
+from reftune.model.batch import collate, gather_nodes, length_mask, pad
+from reftune.training.microbatches import length_sorted, make_microbatches, minibatches, shard, shuffled
 
 
 def some_lengths(count: int, seed: int = 0) -> list[int]:
@@ -87,7 +87,9 @@ def test_length_sorted_moves_no_row_out_of_its_stretch() -> None:
     ],
 )
 def test_cut_by_hand(processes: int, expected: list[list[int]]) -> None:
-    assert cut([0, 1, 2, 3], [5, 3, 8, 1], token_budget=10, processes=processes) == expected
+    assert (
+        make_microbatches([0, 1, 2, 3], [5, 3, 8, 1], token_budget=10, processes=processes) == expected
+    )
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -97,18 +99,18 @@ def test_cut_fits_the_budget_of_every_process_and_uses_every_row_once(
 ) -> None:
     lengths = some_lengths(83)
     rows = shuffled(83, "rows")[:70]
-    pieces = cut(rows, lengths, budget, processes)
+    pieces = make_microbatches(rows, lengths, budget, processes)
     assert sorted(chain.from_iterable(pieces)) == sorted(rows)
     for piece in pieces:
         for rank in range(processes):
-            mine, _ = deal(piece, rank, processes)
+            mine, _ = shard(piece, rank, processes)
             assert len(mine) == 1 or len(mine) * max(lengths[row] for row in mine) <= budget
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_cut_leaves_no_piece_that_could_take_the_next_row(processes: int) -> None:
     lengths = some_lengths(83)
-    for piece, following in pairwise(cut(range(83), lengths, 150, processes)):
+    for piece, following in pairwise(make_microbatches(range(83), lengths, 150, processes)):
         share = -(-(len(piece) + 1) // processes)  # rows of the busiest process, with one row more
         assert share * lengths[piece[0]] > 150
         assert min(lengths[row] for row in piece) >= max(lengths[row] for row in following)
@@ -116,21 +118,21 @@ def test_cut_leaves_no_piece_that_could_take_the_next_row(processes: int) -> Non
 
 def test_cut_does_not_depend_on_the_order_of_the_rows() -> None:
     lengths = [7] * 5 + some_lengths(20)
-    pieces = cut(range(25), lengths, 60)
-    assert cut(shuffled(25, "another"), lengths, 60) == pieces
+    pieces = make_microbatches(range(25), lengths, 60)
+    assert make_microbatches(shuffled(25, "another"), lengths, 60) == pieces
     groups = [row % 4 for row in range(25)]
-    pieces = cut(range(25), lengths, 60, groups=groups)
-    assert cut(shuffled(25, "another"), lengths, 60, groups=groups) == pieces
+    pieces = make_microbatches(range(25), lengths, 60, groups=groups)
+    assert make_microbatches(shuffled(25, "another"), lengths, 60, groups=groups) == pieces
 
 
 def test_cut_keeps_the_rows_of_a_question_together() -> None:
     # Question 8 has the longest row (9), question 5 comes next (7), question 6 has a row of 6 and so on.
     lengths, groups = [3, 7, 9, 6, 1, 2], [8, 5, 8, 6, 5, 8]
-    assert cut(range(6), lengths, 1000, groups=groups) == [[0, 2, 5, 1, 4, 3]]
+    assert make_microbatches(range(6), lengths, 1000, groups=groups) == [[0, 2, 5, 1, 4, 3]]
     # As long as one another, they still do not mix.
-    assert cut([3, 2, 1, 0], [5, 5, 5, 5], 1000, groups=[0, 1, 0, 1]) == [[0, 2, 1, 3]]
+    assert make_microbatches([3, 2, 1, 0], [5, 5, 5, 5], 1000, groups=[0, 1, 0, 1]) == [[0, 2, 1, 3]]
     # 18 // 9 = 2 rows; then question 8 again, whose longest row still decides; 18 // 7; 18 // 6
-    assert cut(range(6), lengths, 18, groups=groups) == [[0, 2], [5, 1], [4, 3]]
+    assert make_microbatches(range(6), lengths, 18, groups=groups) == [[0, 2], [5, 1], [4, 3]]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -138,7 +140,7 @@ def test_cut_keeps_the_rows_of_a_question_together() -> None:
 def test_cut_by_groups_fits_the_budget_and_uses_every_row_once(budget: int, processes: int) -> None:
     lengths, rows = some_lengths(83), shuffled(83, "rows")[:70]
     groups = [row % 11 for row in range(83)]
-    pieces = cut(rows, lengths, budget, processes, groups)
+    pieces = make_microbatches(rows, lengths, budget, processes, groups)
     together = [groups[row] for row in chain.from_iterable(pieces)]
     assert sorted(chain.from_iterable(pieces)) == sorted(rows)
     assert (
@@ -146,15 +148,18 @@ def test_cut_by_groups_fits_the_budget_and_uses_every_row_once(budget: int, proc
     )  # each group in one stretch
     for piece in pieces:
         for rank in range(processes):
-            mine, _ = deal(piece, rank, processes)
+            mine, _ = shard(piece, rank, processes)
             assert len(mine) == 1 or len(mine) * max(lengths[row] for row in mine) <= budget
 
 
 def test_cut_edges() -> None:
-    assert cut([], [1, 2], 100) == []
-    assert cut([1], [1, 200], 100) == [[1]]
-    assert cut([0, 1, 2], [200, 200, 200], 100, processes=2) == [[0, 1], [2]]  # one for each process
-    assert cut([0, 1], [0, 0], 100) == [[0, 1]]
+    assert make_microbatches([], [1, 2], 100) == []
+    assert make_microbatches([1], [1, 200], 100) == [[1]]
+    assert make_microbatches([0, 1, 2], [200, 200, 200], 100, processes=2) == [
+        [0, 1],
+        [2],
+    ]  # one for each process
+    assert make_microbatches([0, 1], [0, 0], 100) == [[0, 1]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8])
@@ -163,7 +168,7 @@ def test_deal_covers_each_row_once_over_the_ranks(count: int, processes: int) ->
     rows = [row * 10 for row in range(count)]
     weight_of = dict.fromkeys(rows, 0.0)
     for rank in range(processes):
-        mine, weights = deal(rows, rank, processes)
+        mine, weights = shard(rows, rank, processes)
         assert len(mine) == len(weights) > 0
         for row, weight in zip(mine, weights, strict=True):
             weight_of[row] += weight
@@ -171,10 +176,10 @@ def test_deal_covers_each_row_once_over_the_ranks(count: int, processes: int) ->
 
 
 def test_deal_by_hand() -> None:
-    assert deal([5, 6, 7], 0, 2) == ([5], [1.0])  # neighbours stay together: they may share a prompt
-    assert deal([5, 6, 7], 1, 2) == ([6, 7], [1.0, 1.0])
-    assert deal([5], 0, 2) == ([5], [0.0])  # it gets nothing, and runs along without weight
-    assert deal([5], 1, 2) == ([5], [1.0])
+    assert shard([5, 6, 7], 0, 2) == ([5], [1.0])  # neighbours stay together: they may share a prompt
+    assert shard([5, 6, 7], 1, 2) == ([6, 7], [1.0, 1.0])
+    assert shard([5], 0, 2) == ([5], [0.0])  # it gets nothing, and runs along without weight
+    assert shard([5], 1, 2) == ([5], [1.0])
 
 
 def test_pad_by_hand() -> None:
@@ -194,7 +199,7 @@ def test_collate_by_hand() -> None:
     batch = collate([[7, 8], [9], [7, 8], [8, 7]], [[1], [2, 3, 4], [5, 6], [1]])
     assert batch.prompts.tolist() == [[7, 8], [0, 9], [8, 7]]  # each once, padded on the left
     assert batch.prompt_lengths.tolist() == [2, 1, 2]
-    assert batch.parents.tolist() == [0, 1, 0, 2]
+    assert batch.prompt_index.tolist() == [0, 1, 0, 2]
     assert batch.responses.tolist() == [[1, 0, 0], [2, 3, 4], [5, 6, 0], [1, 0, 0]]
     assert batch.response_lengths.tolist() == [1, 3, 2, 1]
     assert batch.prompts.dtype == batch.responses.dtype == torch.int64
@@ -202,14 +207,14 @@ def test_collate_by_hand() -> None:
 
 def test_tokens_are_the_same_after_the_same_prompt_and_response() -> None:
     batch = collate([[7], [9], [7], [7]], [[1, 2, 2], [1, 2], [1, 2, 3], [1, 2]])
-    assert batch.places.tolist() == [[0, 1, 2], [3, 4, 0], [0, 1, 5], [0, 1, 0]]
-    assert batch.firsts.tolist() == [0, 1, 2, 3, 4, 8]
+    assert batch.node_index.tolist() == [[0, 1, 2], [3, 4, 0], [0, 1, 5], [0, 1, 0]]
+    assert batch.first_occurrence.tolist() == [0, 1, 2, 3, 4, 8]
     said = torch.tensor([10.0, 11.0, 12.0, 13.0, 14.0, 15.0])
-    assert spread(batch, said)[2].tolist() == [10.0, 11.0, 15.0]
+    assert gather_nodes(batch, said)[2].tolist() == [10.0, 11.0, 15.0]
 
 
 def test_collate_keeps_ids_that_equal_the_padding() -> None:
     batch = collate([[0, 5], [5]], [[0], [3, 0]])
     assert (batch.prompts.tolist(), batch.prompt_lengths.tolist()) == ([[0, 5], [0, 5]], [2, 1])
-    assert batch.parents.tolist() == [0, 1]
+    assert batch.prompt_index.tolist() == [0, 1]
     assert batch.response_lengths.tolist() == [1, 2]

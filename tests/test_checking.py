@@ -157,4 +157,4 @@ def test_every_gsm8k_solution_is_graded_right_and_with_another_answer_wrong(
     judge = make_judge("natural", trigger=Prompt().trigger, partial_reward=0.0)
     verdicts = judge(problems, completions, [True] * count)
     assert not any(verdict.correct for verdict in verdicts)
-    assert all(verdict.outcome == "ok" for verdict in verdicts)
+    assert all(verdict.status == "ok" for verdict in verdicts)

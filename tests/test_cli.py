@@ -61,7 +61,7 @@ def test_bad_input_is_named_in_one_sentence(
         (["run", config, "--set", f"data.train={chainless}"], ["chainless.jsonl", "chain"]),
         (["run", config, "--set", f"data.test={tmp_path / 'no.jsonl'}"], ["no.jsonl", "no such file"]),
         (["run", config, "--set", "prompt.max_prompt_tokens=5"], ["limit is 5", "max_prompt_tokens"]),
-        (["run", config, "--set", "ppo.reward=none.py:f"], ["none.py"]),
+        (["run", config, "--set", "reward.function=none.py:f"], ["none.py"]),
         (["run", config, "--set", 'compute.trackers=["tensorbord"]'], ["tensorbord", "tensorboard"]),
         (["run", config, "--set", 'compute.trackers=["aim"]'], ["aim", "not installed"]),
         (["ppo", config, "--name", "early"], ["sft", "first"]),

@@ -24,21 +24,21 @@ def answers(share: float, seed: int, n: int = 60) -> list[int]:
     return [int(rng.random() < share) for _ in range(n)]
 
 
-def cell(found: Comparison, method: str, strategy: str = "greedy", group: str = "") -> Cell:
-    rows = [c for c in found.cells if (c.group, c.method, c.strategy) == (group, method, strategy)]
+def cell(found: Comparison, method: str, aggregation: str = "greedy", group: str = "") -> Cell:
+    rows = [c for c in found.cells if (c.group, c.method, c.aggregation) == (group, method, aggregation)]
     assert len(rows) == 1
     return rows[0]
 
 
-def difference(found: Comparison, base: str, method: str, strategy: str = "greedy") -> Difference:
-    pair = (base, method, strategy)
-    rows = [d for d in found.differences if (d.base_method, d.method, d.strategy) == pair]
+def difference(found: Comparison, base: str, method: str, aggregation: str = "greedy") -> Difference:
+    pair = (base, method, aggregation)
+    rows = [d for d in found.differences if (d.base_method, d.method, d.aggregation) == pair]
     assert len(rows) == 1
     return rows[0]
 
 
 def pairs(found: Comparison) -> list[tuple[str, str]]:
-    return [(d.base_method, d.method) for d in found.differences if d.strategy == "greedy"]
+    return [(d.base_method, d.method) for d in found.differences if d.aggregation == "greedy"]
 
 
 def test_one_run_gives_the_numbers_of_its_own_evaluation(tmp_path: Path) -> None:
@@ -56,15 +56,15 @@ def test_one_run_gives_the_numbers_of_its_own_evaluation(tmp_path: Path) -> None
     found = compare_runs([run])
     for model in right:
         summary = summarise(rows[model])
-        for strategy in ("greedy", "vote"):
-            mine = cell(found, model, strategy)
-            assert mine.accuracy == pytest.approx(summary[strategy]["accuracy"])
-            assert mine.interval == tuple(summary[strategy]["interval"])
+        for aggregation in ("greedy", "vote"):
+            mine = cell(found, model, aggregation)
+            assert mine.accuracy == pytest.approx(summary[aggregation]["accuracy"])
+            assert mine.interval == tuple(summary[aggregation]["interval"])
             assert (mine.lowest, mine.highest, mine.seeds) == (mine.accuracy, mine.accuracy, 1)
         curves = found.curves[""]["vote"][model]
         assert {str(k): value for k, value in curves.items()} == pytest.approx(summary["curves"]["vote"])
     for row in compare(rows["sft"], rows["reft"], resamples=10000, seed=5):
-        mine_too = difference(found, "sft", "reft", row["strategy"])
+        mine_too = difference(found, "sft", "reft", row["aggregation"])
         assert mine_too.difference == pytest.approx(row["difference"])
         assert mine_too.interval == tuple(row["interval"])
         assert mine_too.p == pytest.approx(row["mcnemar_p"], rel=1e-9)
@@ -117,7 +117,7 @@ def test_every_method_meets_sft_and_reft_meets_every_method(tmp_path: Path) -> N
     assert [c.method for c in found.cells] == found.methods
 
 
-def test_a_strategy_that_one_side_lacks_is_not_compared(tmp_path: Path) -> None:
+def test_a_aggregation_that_one_side_lacks_is_not_compared(tmp_path: Path) -> None:
     right = {m: answers(0.5, i) for i, m in enumerate(("sft", "online_st", "reft"))}
     samples = {m: [answers(0.5, i, 4) for i in range(60)] for m in right}
     run = write_run(tmp_path / "run", right, samples=samples)
@@ -125,13 +125,13 @@ def test_a_strategy_that_one_side_lacks_is_not_compared(tmp_path: Path) -> None:
     add_reranker(run, "reft")
     found = compare_runs([run])
     by_pair = {
-        pair: [d.strategy for d in found.differences if (d.base_method, d.method) == pair]
+        pair: [d.aggregation for d in found.differences if (d.base_method, d.method) == pair]
         for pair in pairs(found)
     }
     everything = ["greedy", "vote", "rerank", "weighted vote"]
     assert by_pair[("sft", "reft")] == everything
     assert by_pair[("sft", "online_st")] == by_pair[("online_st", "reft")] == everything[:2]
-    assert found.strategies == everything
+    assert found.aggregations == everything
     assert found.samples == 4
     assert cell(found, "reft", "rerank").samples == 4
 

@@ -26,7 +26,7 @@ def draw(share: float, seed: object, n: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return two seeds each of two kinds of chains, with five models and four strategies."""
+    """Return two seeds each of two kinds of chains, with five models and four aggregations."""
     folder = tmp_path_factory.mktemp("runs")
     directories = []
     for cot in ("program", "natural"):
@@ -124,7 +124,11 @@ def test_the_csv_can_be_read_back(comparison: Comparison, written: Path) -> None
     differences = [row for row in rows if row["quantity"] == "difference"]
     assert len(accuracies) == len(comparison.cells)
     for row, cell in zip(accuracies, comparison.cells, strict=True):
-        assert (row["group"], row["method"], row["strategy"]) == (cell.group, cell.method, cell.strategy)
+        assert (row["group"], row["method"], row["aggregation"]) == (
+            cell.group,
+            cell.method,
+            cell.aggregation,
+        )
         assert float(row["value"]) == cell.accuracy
         assert (float(row["low"]), float(row["high"])) == cell.interval
         assert (int(row["seeds"]), row["p"], row["as_reported"]) == (cell.seeds, "", "")

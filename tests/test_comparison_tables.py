@@ -36,16 +36,16 @@ def difference(base: str, method: str, group: str = "", **values: Any) -> Differ
 
 def comparison(cells: list[Cell], differences: list[Difference], **values: Any) -> Comparison:
     labels = dict.fromkeys(cell.group for cell in cells)
-    methods, strategies = (
-        list(dict.fromkeys(getattr(c, key) for c in cells)) for key in ("method", "strategy")
+    methods, aggregations = (
+        list(dict.fromkeys(getattr(c, key) for c in cells)) for key in ("method", "aggregation")
     )
     facts = [GroupFacts(label, "program", {f"runs/{label or 'a'}": 1}, {}) for label in labels]
-    found = Comparison(facts, cells, differences, {}, 1000, 8, [8], methods, strategies)
+    found = Comparison(facts, cells, differences, {}, 1000, 8, [8], methods, aggregations)
     return replace(found, **values)
 
 
 ONE = comparison(
-    [cell("sft", 0.634), cell("reft", 0.881), cell("reft", 0.9, strategy="vote", samples=8)],
+    [cell("sft", 0.634), cell("reft", 0.881), cell("reft", 0.9, aggregation="vote", samples=8)],
     [difference("sft", "reft")],
 )
 TWO = comparison(
@@ -98,7 +98,7 @@ def test_seeds_are_counted_where_there_are_several() -> None:
     assert accuracy_sections(labelled)[0].title == "P-CoT, 3 seeds"
 
 
-def test_tables_have_a_column_per_strategy_and_gaps_where_nothing_is() -> None:
+def test_tables_have_a_column_per_aggregation_and_gaps_where_nothing_is() -> None:
     assert columns(ONE) == ["greedy", "vote of 8"]
     (section,) = accuracy_sections(ONE)
     assert section.title == ""

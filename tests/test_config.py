@@ -40,7 +40,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     config = load_config(write(tmp_path))
     assert (config.sft.batch_size, config.sft.learning_rate, config.sft.epochs) == (48, 1e-5, 40)
     assert (config.ppo.gamma, config.ppo.gae_lambda, config.ppo.value_coef) == (1.0, 0.95, 5.0)
-    assert (config.ppo.clip_range, config.ppo.updates_per_batch, config.ppo.partial_reward) == (
+    assert (config.ppo.clip_range, config.ppo.ppo_epochs, config.reward.partial_reward) == (
         0.2,
         2,
         0.1,
@@ -123,7 +123,7 @@ def test_overrides_are_parsed_as_toml_or_as_text(tmp_path: Path) -> None:
         "ppo.kl_coef=0.05",
         "ppo.learning_rate = 1e-4",
         "ppo.whiten=false",
-        "ppo.reward=my rewards.py:f=g",
+        "reward.function=my rewards.py:f=g",
         "data.cot=natural",
         'data.train="a.jsonl"',
         'compute.trackers=["wandb", "mlflow"]',
@@ -136,7 +136,7 @@ def test_overrides_are_parsed_as_toml_or_as_text(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, "[ppo]\nkl_coef = 0.2\nsteps = 5"), overrides)
     assert (config.ppo.kl_coef, config.ppo.learning_rate, config.ppo.whiten) == (0.05, 1e-4, False)
     assert config.ppo.steps == 5
-    assert config.ppo.reward == "my rewards.py:f=g"
+    assert config.reward.function == "my rewards.py:f=g"
     assert (config.data.cot, config.data.train) == ("natural", "a.jsonl")
     assert config.compute.trackers == ["wandb", "mlflow"]
     assert (config.data.synthetic.people, config.data.synthetic.max_events) == (4, 4)
@@ -244,7 +244,7 @@ def test_paper_configs_hold_the_papers_settings(
     name: str, kl_coef: float, partial_reward: float, warmup_epochs: int, epochs: int, questions: int
 ) -> None:
     config = load_config(PAPER / f"{name}.toml")
-    assert (config.ppo.kl_coef, config.ppo.partial_reward) == (kl_coef, partial_reward)
+    assert (config.ppo.kl_coef, config.reward.partial_reward) == (kl_coef, partial_reward)
     assert config.sft.warmup_epochs == warmup_epochs
     assert config.ppo.steps == math.ceil(epochs * questions / config.ppo.questions_per_step)
     assert config.data.cot == ("natural" if "natural" in name else "program")
@@ -265,7 +265,7 @@ def test_the_papers_baselines_have_the_papers_settings() -> None:
         10,
     )
     assert (online.steps, online.learning_rate) == (config.ppo.steps, 3e-7)
-    assert (online.questions_per_step, online.updates_per_batch) == (32, 2)
+    assert (online.questions_per_step, online.update_epochs) == (32, 2)
     assert (reranker.epochs, reranker.batch_size, reranker.learning_rate) == (3, 24, 1e-6)
 
 
@@ -282,7 +282,7 @@ def test_each_run_of_the_paper_has_a_directory_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("name", "section", "changes"),
     [
-        ("no_partial_reward", "ppo", {"partial_reward": 0.0}),
+        ("no_partial_reward", "reward", {"partial_reward": 0.0}),
         ("no_kl", "ppo", {"kl_coef": 0.0}),
         ("separate_value_model", "model", {"value_model": "separate"}),
     ],
@@ -293,6 +293,6 @@ def test_an_ablation_differs_from_its_main_run_in_one_setting(
     main = load_config(PAPER / "codellama-7b/gsm8k_program.toml")
     ablation = load_config(PAPER / f"ablations/{name}.toml")
     assert ablation.start_from == str(main.run_dir)
-    for key in ("data", "prompt", "model", "sft", "ppo"):
+    for key in ("data", "prompt", "model", "reward", "sft", "ppo"):
         expected = getattr(main, key).model_dump() | (changes if key == section else {})
         assert getattr(ablation, key).model_dump() == expected

@@ -26,8 +26,8 @@ from reftune.model.prompts import Prompter
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import Answer, Problem
 from reftune.sampling.sampler import Sample
-from reftune.training.cpu_threads import Lanes
-from reftune.training.rollouts import Actor
+from reftune.training.cpu_threads import CpuThreads
+from reftune.training.rollouts import Generator
 
 Row = dict[str, Any]
 
@@ -151,7 +151,7 @@ def test_compare_by_hand() -> None:
     # b gains questions 5-9 and loses question 4: +4 of 10, and 2 * (C(6,0) + C(6,1)) / 2^6 = 14/64.
     a, b = greedy(1, 1, 1, 1, 1, 0, 0, 0, 0, 0), greedy(1, 1, 1, 1, 0, 1, 1, 1, 1, 1)
     [result] = compare(a, b, resamples=1000, seed=0)
-    assert result["strategy"] == "greedy"
+    assert result["aggregation"] == "greedy"
     assert result["difference"] == pytest.approx(0.4)
     assert result["mcnemar_p"] == pytest.approx(14 / 64)
     low, high = result["interval"]
@@ -177,14 +177,14 @@ def test_compare_counts_what_the_second_model_gains() -> None:
 
 def test_compare_takes_the_votes_where_both_models_have_them() -> None:
     never = [row(False, (1.0, False)) for _ in FOUR]
-    results = {result["strategy"]: result for result in compare(never, FOUR, 100, seed=0)}
+    results = {result["aggregation"]: result for result in compare(never, FOUR, 100, seed=0)}
     assert {name: result["difference"] for name, result in results.items()} == {
         "greedy": 0.75,
         "vote": 0.5,
     }
     assert results["vote"]["mcnemar_p"] == pytest.approx(0.5)  # two gains: 2 / 2^2
     for a, b in ((FOUR, greedy(0, 0, 0, 0)), (greedy(0, 0, 0, 0), FOUR)):
-        assert [result["strategy"] for result in compare(a, b, 100, seed=0)] == ["greedy"]
+        assert [result["aggregation"] for result in compare(a, b, 100, seed=0)] == ["greedy"]
 
 
 def test_compare_refuses_answers_to_different_numbers_of_questions() -> None:
@@ -202,7 +202,7 @@ def test_write_result_compares_each_model_with_all_before_it(tmp_path: Path) -> 
     assert {name: m["greedy"]["accuracy"] for name, m in result["models"].items()} == {
         "warmup": 0.25, "sft": 0.5, "reft": 0.75,
     }  # fmt: skip
-    assert [(c["a"], c["b"], c["strategy"], c["difference"]) for c in result["comparisons"]] == [
+    assert [(c["a"], c["b"], c["aggregation"], c["difference"]) for c in result["comparisons"]] == [
         ("warmup", "sft", "greedy", 0.25),
         ("warmup", "reft", "greedy", 0.5),
         ("sft", "reft", "greedy", 0.25),
@@ -218,8 +218,8 @@ def test_write_result_of_one_and_of_two_models(
     write_result(tmp_path, dict.fromkeys(names, FOUR), resamples=100, seed=0)
     result = read_result(tmp_path)
     assert result["models"] == {name: summarise(FOUR) for name in names}
-    found = [(c["a"], c["b"], c["strategy"]) for c in result["comparisons"]]
-    assert found == [(a, b, strategy) for a, b in pairs for strategy in ("greedy", "vote")]
+    found = [(c["a"], c["b"], c["aggregation"]) for c in result["comparisons"]]
+    assert found == [(a, b, aggregation) for a, b in pairs for aggregation in ("greedy", "vote")]
 
 
 def test_answers_survive_the_file(tmp_path: Path) -> None:
@@ -264,17 +264,17 @@ TRIGGER = Prompt().trigger
 PROBLEMS = [Problem("p", "One and one?", "2"), Problem("q", "Two and two?", "4")]
 
 
-def scripted(*replies: list[str]) -> tuple[Actor, Script]:
+def scripted(*replies: list[str]) -> tuple[Generator, Script]:
     prompter = Prompter(train_tokenizer(["One and one? Two."], 300), Prompt(), "natural")
     script = Script(prompter, *replies)
     judge = make_judge("natural", trigger=TRIGGER, partial_reward=0.1)
-    return Actor(script, judge, prompter, Accelerator(cpu=True), Lanes()), script
+    return Generator(script, judge, prompter, Accelerator(cpu=True), CpuThreads()), script
 
 
 def test_answer_questions_gives_each_question_its_own_samples() -> None:
     drawn = [f"So.{TRIGGER}{answer}" for answer in ("2", "3", "2", "5", "4")] + ["no idea"]
-    actor, script = scripted([f"It is{TRIGGER}{answer}" for answer in ("2", "7")], drawn)
-    rows = answer_questions(actor, PROBLEMS, Evaluation(samples=3, temperature=0.5), seed=7)
+    generator, script = scripted([f"It is{TRIGGER}{answer}" for answer in ("2", "7")], drawn)
+    rows = answer_questions(generator, PROBLEMS, Evaluation(samples=3, temperature=0.5), seed=7)
     assert [(r["id"], r["question"], r["answer"], r["correct"], r["value"]) for r in rows] == [
         ("p", "One and one?", "2", True, 2.0),
         ("q", "Two and two?", "4", False, 7.0),
@@ -286,7 +286,7 @@ def test_answer_questions_gives_each_question_its_own_samples() -> None:
         [False, True, False],
     ]
     assert rows[1]["samples"][2] == {
-        "completion": "no idea", "outcome": "no_result", "value": None, "correct": False,
+        "completion": "no idea", "status": "no_result", "value": None, "correct": False,
     }  # fmt: skip
     assert [temperature for temperature, _ in script.calls] == [0.0, 0.5]
     assert len(set(script.calls[1][1])) == 6  # no two samples share their randomness
@@ -294,8 +294,8 @@ def test_answer_questions_gives_each_question_its_own_samples() -> None:
 
 def test_answer_questions_without_samples_is_greedy() -> None:
     replies = [f"It is{TRIGGER}{answer}" for answer in ("2", "4")]
-    actor, script = scripted(replies)
-    rows = answer_questions(actor, PROBLEMS, Evaluation(), seed=7)
+    generator, script = scripted(replies)
+    rows = answer_questions(generator, PROBLEMS, Evaluation(), seed=7)
     assert [r["correct"] for r in rows] == [True, True]
     assert all("samples" not in r for r in rows)
     assert len(script.calls) == 1
@@ -304,7 +304,7 @@ def test_answer_questions_without_samples_is_greedy() -> None:
 def test_answer_questions_depends_on_the_seed_alone() -> None:
     seeds = []
     for seed in (7, 7, 8):
-        actor, script = scripted(["a", "b"], ["c", "d"])
-        answer_questions(actor, PROBLEMS, Evaluation(samples=1), seed)
+        generator, script = scripted(["a", "b"], ["c", "d"])
+        answer_questions(generator, PROBLEMS, Evaluation(samples=1), seed)
         seeds.append(script.calls[1][1])
     assert seeds[0] == seeds[1] != seeds[2]

@@ -29,7 +29,7 @@ def sample(**values: Any) -> dict[str, Any]:
         "question": "q",
         "answer": "4",
         "completion": "c",
-        "outcome": "ok",
+        "status": "ok",
         "correct": False,
     }
     return row | {"value": 4.0} | values
@@ -43,11 +43,11 @@ def test_questions_join_the_models_by_id(run_dir: Path) -> None:
     write_rows(
         run_dir / "evaluation/sft.jsonl", [sample(id="a", value=5.0), sample(id="b", correct=True)]
     )
-    reft = [sample(id="b", outcome="timeout", value=None), sample(id="a", correct=True, value=1 / 3)]
+    reft = [sample(id="b", status="timeout", value=None), sample(id="a", correct=True, value=1 / 3)]
     write_rows(run_dir / "evaluation/reft.jsonl", reft)
     kept, counts = questions(read_run(run_dir), ("sft", "reft"))
     assert [(q["id"], q["gained"], q["lost"]) for q in kept] == [("a", True, False), ("b", False, True)]
-    assert kept[0]["chains"]["sft"] == {"text": "c", "outcome": "ok", "value": "5", "correct": False}
+    assert kept[0]["chains"]["sft"] == {"text": "c", "status": "ok", "value": "5", "correct": False}
     assert kept[0]["chains"]["reft"]["value"] == str(1 / 3)
     assert kept[1]["chains"]["reft"]["value"] == ""
     assert counts == {"gained": 1, "lost": 1, "all": 2}
@@ -55,7 +55,7 @@ def test_questions_join_the_models_by_id(run_dir: Path) -> None:
 
 def test_rare_results_are_among_the_questions_shown(run_dir: Path) -> None:
     rows = [sample(id=str(index), correct=True) for index in range(3 * MAX_QUESTIONS)]
-    rows[17] |= {"correct": False, "outcome": "memory"}
+    rows[17] |= {"correct": False, "status": "memory"}
     rows[-1] |= {"correct": False}
     write_rows(run_dir / "evaluation/reft.jsonl", rows)
     kept, counts = questions(read_run(run_dir), ("sft", "reft"))

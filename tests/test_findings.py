@@ -14,18 +14,18 @@ from reftune.reporting.run.summary import (
     verdict,
 )
 
-STRATEGIES = ("greedy", "vote", "rerank", "weighted vote")
+AGGREGATIONS = ("greedy", "vote", "rerank", "weighted vote")
 ACCURACIES = {"warmup": 0.65, "sft": 0.71, "offline_st": 0.72, "online_st": 0.75, "reft": 0.841}
 
 
 def comparison(a: str = "sft", b: str = "reft", **values: Any) -> dict[str, Any]:
-    row = {"a": a, "b": b, "strategy": "greedy", "difference": 0.131, "interval": [0.109, 0.153]}
+    row = {"a": a, "b": b, "aggregation": "greedy", "difference": 0.131, "interval": [0.109, 0.153]}
     return row | {"mcnemar_p": 1.24e-9} | values
 
 
-def model(accuracy: float, strategies: tuple[str, ...] = STRATEGIES[:1]) -> dict[str, Any]:
+def model(accuracy: float, aggregations: tuple[str, ...] = AGGREGATIONS[:1]) -> dict[str, Any]:
     cell = {"accuracy": accuracy, "interval": [accuracy - 0.02, accuracy + 0.02]}
-    return {name: cell if name == "greedy" else cell | {"k": 8} for name in strategies}
+    return {name: cell if name == "greedy" else cell | {"k": 8} for name in aggregations}
 
 
 def run_of(*rows: dict[str, Any], names: tuple[str, ...] = ("warmup", "sft", "reft")) -> Run:
@@ -62,10 +62,10 @@ def test_a_run_without_reft_is_summed_up_by_what_it_compares() -> None:
 
 def test_of_many_models_only_the_comparisons_that_matter_are_not_folded() -> None:
     pairs = list(itertools.combinations(ACCURACIES, 2))
-    rows = [comparison(*pair, strategy=strategy) for pair in pairs for strategy in STRATEGIES]
-    models = {name: model(accuracy, STRATEGIES) for name, accuracy in ACCURACIES.items()}
+    rows = [comparison(*pair, aggregation=aggregation) for pair in pairs for aggregation in AGGREGATIONS]
+    models = {name: model(accuracy, AGGREGATIONS) for name, accuracy in ACCURACIES.items()}
     found = comparisons({"models": models, "comparisons": rows})
-    assert [(row["label"], row["strategy"]) for row in found["shown"]] == [
+    assert [(row["label"], row["aggregation"]) for row in found["shown"]] == [
         ("SFT against Warm-up", "greedy"),
         ("ReFT against Warm-up", "greedy"),
         ("Offline-ST against SFT", "greedy"),
@@ -82,30 +82,30 @@ def test_of_many_models_only_the_comparisons_that_matter_are_not_folded() -> Non
 
 def test_of_three_models_every_comparison_is_shown_in_its_order() -> None:
     rows = [
-        comparison(a, b, strategy=strategy)
+        comparison(a, b, aggregation=aggregation)
         for a, b in itertools.combinations(("warmup", "sft", "reft"), 2)
-        for strategy in ("greedy", "vote")
+        for aggregation in ("greedy", "vote")
     ]
     evaluation = run_of(*rows).evaluation
     found = comparisons(evaluation)
-    assert [(row["a"], row["b"], row["strategy"]) for row in found["shown"]] == [
-        (row["a"], row["b"], row["strategy"]) for row in rows
+    assert [(row["a"], row["b"], row["aggregation"]) for row in found["shown"]] == [
+        (row["a"], row["b"], row["aggregation"]) for row in rows
     ]
     assert found["folded"] == []
 
 
-def test_what_is_no_strategy_is_no_column() -> None:
+def test_what_is_no_aggregation_is_no_column() -> None:
     wrong = {"share": 0.1, "wrong": 5, "checked": 50, "unchecked": 0, "interval": [0.0, 0.2]}
     extra = {"right_answer_wrong_chain": wrong, "new": 3}
-    found = accuracies({"models": {"sft": model(0.7) | extra, "reft": model(0.8, STRATEGIES[:2])}})
+    found = accuracies({"models": {"sft": model(0.7) | extra, "reft": model(0.8, AGGREGATIONS[:2])}})
     assert found["columns"] == ["greedy", "vote of 8"]
     assert [len(row["cells"]) for row in found["models"]] == [2, 2]
     assert found["models"][0]["cells"][1] is None
 
 
 def test_the_order_of_pairs_is_told_where_there_are_pairs() -> None:
-    reranked = {"rerank": {"k": 8, "ordered_pairs": 0.6}}
-    models = {"warmup": {}, "sft": reranked, "reft": {"rerank": {"k": 8, "ordered_pairs": None}}}
+    reranked = {"rerank": {"k": 8, "within_question_auc": 0.6}}
+    models = {"warmup": {}, "sft": reranked, "reft": {"rerank": {"k": 8, "within_question_auc": None}}}
     assert reranker_orders({"models": models}) == [("SFT", 0.6)]
 
 

@@ -14,7 +14,7 @@ RIGHT = {"warmup": [0, 0, 1], "sft": [1, 0, 1], "reft": [1, 1, 1]}
 SAMPLES = [[1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 
-def test_a_run_is_read_strategy_by_strategy(tmp_path: Path) -> None:
+def test_a_run_is_read_aggregation_by_aggregation(tmp_path: Path) -> None:
     samples = dict.fromkeys(RIGHT, SAMPLES)
     directory = write_run(tmp_path / "run", RIGHT, samples=samples)
     add_reranker(directory, "reft")

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import reftune.training.cpu_threads
-from reftune.training.cpu_threads import Lanes, copies, make_lanes
+from reftune.training.cpu_threads import CpuThreads, make_cpu_threads, replicas
 from tiny_models import tiny_model
 
 
@@ -19,15 +19,17 @@ def test_pieces_run_side_by_side_and_come_back_in_order() -> None:
         met.wait()
         return piece * 10
 
-    assert Lanes(3).map(work, [3, 1, 2]) == [30, 10, 20]
+    assert CpuThreads(3).map(work, [3, 1, 2]) == [30, 10, 20]
 
 
 def test_each_lane_has_its_own_number_of_threads() -> None:
-    assert Lanes(2, 1).map(lambda _: torch.get_num_threads(), range(4)) == [1, 1, 1, 1]
+    assert CpuThreads(2, 1).map(lambda _: torch.get_num_threads(), range(4)) == [1, 1, 1, 1]
 
 
 def test_one_lane_is_the_calling_thread() -> None:
-    assert Lanes().map(lambda _: threading.current_thread(), range(2)) == [threading.main_thread()] * 2
+    assert (
+        CpuThreads().map(lambda _: threading.current_thread(), range(2)) == [threading.main_thread()] * 2
+    )
 
 
 def test_an_error_in_a_lane_is_the_callers() -> None:
@@ -37,12 +39,12 @@ def test_an_error_in_a_lane_is_the_callers() -> None:
         return piece
 
     with pytest.raises(ValueError, match="piece 2"):
-        Lanes(2).map(work, range(5))
+        CpuThreads(2).map(work, range(5))
 
 
 def test_copies_share_weights_but_not_gradients() -> None:
     model = tiny_model(tie_word_embeddings=True)
-    model, other = copies(model, 2)
+    model, other = replicas(model, 2)
     with torch.no_grad():
         model.get_input_embeddings().weight.fill_(3.0)
     assert (other.get_output_embeddings().weight == 3.0).all()  # tied, and to the same memory
@@ -57,14 +59,14 @@ def test_large_models_and_other_precisions_get_one_lane(monkeypatch: pytest.Monk
     try:
         model = nn.Linear(10, 10, bias=False)
         accelerator = Accelerator(cpu=True)
-        assert make_lanes(model, accelerator).count == 4
-        monkeypatch.setattr(reftune.training.cpu_threads, "PARAMETERS_IN_LANES", 250)
-        assert make_lanes(model, accelerator).count == 2
-        monkeypatch.setattr(reftune.training.cpu_threads, "PARAMETERS_IN_LANES", 99)
-        assert make_lanes(model, accelerator).count == 1
+        assert make_cpu_threads(model, accelerator).count == 4
+        monkeypatch.setattr(reftune.training.cpu_threads, "PARAMETERS_IN_REPLICAS", 250)
+        assert make_cpu_threads(model, accelerator).count == 2
+        monkeypatch.setattr(reftune.training.cpu_threads, "PARAMETERS_IN_REPLICAS", 99)
+        assert make_cpu_threads(model, accelerator).count == 1
         monkeypatch.undo()
         accelerator.state._mixed_precision = "bf16"
-        assert make_lanes(model, accelerator).count == 1
+        assert make_cpu_threads(model, accelerator).count == 1
     finally:
         torch.set_num_threads(threads)
         accelerator.state._mixed_precision = "no"

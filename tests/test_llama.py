@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reftune.model import llama
 from reftune.model.batch import collate
-from reftune.model.forward import Reader, trunk_of
+from reftune.model.forward import PackedForward, backbone_of
 from tiny_models import KNOWN, WINDOW, random_model
 
 # Prompts of unequal lengths; a response that ends early, one of a single token.
@@ -19,11 +19,11 @@ BATCH = collate(
 
 def read(model: Any, *, narrow: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the states, and the gradients of a weighted sum of them."""
-    reader, trunk = Reader(model), trunk_of(model)
+    packed_forward, backbone = PackedForward(model), backbone_of(model)
     if not narrow:
-        trunk.norm.register_forward_hook(lambda *_: None)  # no known trunk any more
+        backbone.norm.register_forward_hook(lambda *_: None)  # no known backbone any more
     model.zero_grad()
-    states = reader(trunk, BATCH)
+    states = packed_forward(backbone, BATCH)
     weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
     (weights * states).sum().backward()
     return states, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -88,7 +88,7 @@ def test_attention_is_dropped_in_training_alone() -> None:
     model = random_model("llama", attention_dropout=0.999999)
     kept = read(model.eval(), narrow=True)[0]
     dropped = read(model.train(), narrow=True)[0]
-    for layer in trunk_of(model).layers:
+    for layer in backbone_of(model).layers:
         layer.self_attn.o_proj.weight.data.zero_()
     torch.testing.assert_close(dropped, read(model.eval(), narrow=True)[0])
     assert not torch.allclose(kept, dropped, atol=0.1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reftune.model.forward import trunk_of
+from reftune.model.forward import backbone_of
 from reftune.model.packing import take_over
 from reftune.sampling.llama_step import LlamaStep, _norm, step_of
 from reftune.sampling.shared_prefix import SharedPrefixDecoder
@@ -18,23 +18,23 @@ PROMPTS = [[20, 21, 22], [30, 31, 32, 33, 34]]
 def make_trunk(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     model = random_model(family, **changes).to(dtype)
     assert take_over(model)
-    return trunk_of(model)
+    return backbone_of(model)
 
 
 @torch.no_grad()
-def decode(trunk: Any, *, known: bool) -> Tensor:
-    """Return the states of three prompts' steps: rows that fork, one that leaves, one that joins."""
+def decode(backbone: Any, *, known: bool) -> Tensor:
+    """Return the states of three prompts' steps: rows that branch, one that leaves, one that joins."""
     if not known:
-        trunk.layers[0].register_forward_hook(lambda *_: None)
-    decoder = SharedPrefixDecoder(trunk, 7, 8, 16)
+        backbone.layers[0].register_forward_hook(lambda *_: None)
+    decoder = SharedPrefixDecoder(backbone, 7, 8, 16)
     assert isinstance(decoder.read, LlamaStep) == known
-    decoder.enter(PROMPTS, [3, 1])
+    decoder.admit(PROMPTS, [3, 1])
     states = [decoder.step(torch.tensor([40, 43]))]
-    decoder.fork(torch.tensor([0, 0]))
+    decoder.branch(torch.tensor([0, 0]))
     states += [decoder.step(torch.tensor([50, 53, 51, 52]))]
-    decoder.keep(torch.tensor([0, 1, 3]))
-    decoder.enter([[EOS] * 7], [2])
-    decoder.fork(torch.tensor([1]))
+    decoder.retain(torch.tensor([0, 1, 3]))
+    decoder.admit([[EOS] * 7], [2])
+    decoder.branch(torch.tensor([1]))
     states += [decoder.step(torch.tensor([2, 3, 4, 5, 6])), decoder.step(torch.tensor([9, 8, 7, 6, 5]))]
     return torch.cat(states)
 
@@ -82,7 +82,7 @@ def test_scaled_positions_are_the_models(rope: str) -> None:
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(KNOWN)))
 def test_other_models_take_their_own_step(family: str) -> None:
-    assert not isinstance(step_of(trunk_of(tiny_model(family)), 8), LlamaStep)
+    assert not isinstance(step_of(backbone_of(tiny_model(family)), 8), LlamaStep)
 
 
 def test_a_changed_model_takes_its_own_step() -> None:
@@ -102,7 +102,7 @@ def test_a_changed_model_takes_its_own_step() -> None:
 
 
 def test_a_step_follows_the_weights() -> None:
-    trunk = make_trunk("llama")
-    before = decode(trunk, known=True)
-    trunk.norm.weight.data *= 2
-    torch.testing.assert_close(decode(trunk, known=True), 2 * before)
+    backbone = make_trunk("llama")
+    before = decode(backbone, known=True)
+    backbone.norm.weight.data *= 2
+    torch.testing.assert_close(decode(backbone, known=True), 2 * before)

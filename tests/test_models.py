@@ -17,7 +17,7 @@ import reftune.model.policy
 from reftune.config import Model
 from reftune.model.batch import collate
 from reftune.model.loading import build_model, load_model, load_tokenizer
-from reftune.model.policy import VALUE_HEAD_FILE, PolicyWithValue, TokenScores
+from reftune.model.policy import VALUE_HEAD_FILE, PolicyWithValue, TokenStats
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import UserError
 from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
@@ -97,7 +97,7 @@ def test_chunks_of_logits_give_the_same_values_and_gradients(monkeypatch: pytest
     head = policy.policy.get_output_embeddings()
     head.register_forward_hook(lambda _, args, output: seen.append(output[..., 0].numel()))
 
-    def scores_and_gradients() -> tuple[TokenScores, dict[str, Tensor]]:
+    def scores_and_gradients() -> tuple[TokenStats, dict[str, Tensor]]:
         policy.zero_grad()
         scores = policy(batch, 0.7)
         weights = torch.linspace(-1, 1, scores.logprobs.numel()).view_as(scores.logprobs)
@@ -168,8 +168,8 @@ def test_a_separate_critic_reads_and_teaches_a_trunk_of_its_own() -> None:
     torch.testing.assert_close(values, shared(batch).values)  # it starts as a copy
     values.square().sum().backward()
     assert all(p.grad is None for p in separate.policy.parameters())
-    assert separate.value_trunk is not None
-    assert all(p.grad is not None and p.grad.any() for p in separate.value_trunk.parameters())
+    assert separate.value_backbone is not None
+    assert all(p.grad is not None and p.grad.any() for p in separate.value_backbone.parameters())
     shared(batch).values.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in shared.policy.base_model.parameters())
     with torch.no_grad():

@@ -44,10 +44,10 @@ def test_a_cell_runs_end_to_end(name: str, tmp_path: Path) -> None:
     run_stages(config)
     result = read_json(config.run_dir / "evaluation/result.json")
     assert list(result["models"]) == models_of(config)
-    strategies = (
+    aggregations = (
         {"greedy", "vote", "rerank", "weighted vote"} if config.evaluation.rerank else {"greedy"}
     )
-    assert strategies <= result["models"]["reft"].keys()
+    assert aggregations <= result["models"]["reft"].keys()
 
 
 def _shrink(path: Path, folder: Path) -> Config:

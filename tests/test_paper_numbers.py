@@ -50,8 +50,11 @@ def test_a_run_of_the_papers_setting_finds_its_number(run: Config, model: str, p
         (config(), "warmup"),
         (config(ppo={"kl_coef": 0.0}), "reft"),  # collapses
         (config(ppo={"advantage": "group"}), "reft"),
-        (config(GALACTICA, ppo={"partial_reward": 0.0}), "reft"),
-        (config(ppo={"partial_reward": 0.0}, model={"name": LLAMA, "value_model": "separate"}), "reft"),
+        (config(GALACTICA, reward={"partial_reward": 0.0}), "reft"),
+        (
+            config(reward={"partial_reward": 0.0}, model={"name": LLAMA, "value_model": "separate"}),
+            "reft",
+        ),
         (parse_config({"model": {"scratch": "tiny"}, "data": {"test": "gsm8k"}}, [], "test"), "reft"),
     ],
 )
@@ -60,7 +63,7 @@ def test_other_settings_have_none(run: Config, model: str) -> None:
 
 
 def test_ablations_have_their_own_number_and_leave_sft_alone() -> None:
-    run = config(ppo={"partial_reward": 0.0})
+    run = config(reward={"partial_reward": 0.0})
     assert reported(run, "reft", "greedy", 1) == Reported(0.744)
     assert reported(run, "reft", "vote", 100) is None
     assert reported(run, "sft", "greedy", 1) == Reported(0.6368)

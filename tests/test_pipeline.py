@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from reftune.config import Compute, Config, Data, Model, Ppo, Prompt
+from reftune.config import Compute, Config, Data, Model, Prompt, Reward
 from reftune.data.problems import write_problems
 from reftune.evaluation.inference import ask, model_config
 from reftune.problem import Problem, UserError
@@ -50,32 +50,32 @@ def test_a_model_without_weights_cannot_be_asked() -> None:
         ask(config, "How many?", 0.0, 0)
 
 
-def own_config(folder: Path, train: list[Problem], ppo: Ppo) -> Config:
+def own_config(folder: Path, train: list[Problem], reward: Reward) -> Config:
     """Return the settings of a run on `train`, whose test question asks for a number."""
     write_problems(folder / "train.jsonl", train)
     write_problems(folder / "test.jsonl", [Problem("t", "1 + 1?", "2")])
     data = Data(train=str(folder / "train.jsonl"), test=str(folder / "test.jsonl"), validation_size=1)
     limits = Compute(sandbox_workers=1, threads=1)
     return Config(
-        output_dir=str(folder), data=data, model=Model(scratch="tiny"), ppo=ppo, compute=limits
+        output_dir=str(folder), data=data, model=Model(scratch="tiny"), reward=reward, compute=limits
     )
 
 
 def test_multiple_choice_is_judged_though_only_training_has_it(tmp_path: Path) -> None:
     train = [Problem(f"{n}", f"Which of {n}?", "b", choices=("3", "4")) for n in range(2)]
-    run = Run(own_config(tmp_path, train, Ppo()), Accelerator(cpu=True))
+    run = Run(own_config(tmp_path, train, Reward()), Accelerator(cpu=True))
     [verdict] = run.judge(train[:1], ["def solution():\n    return 'b'\n"], [True])
-    assert (verdict.outcome, verdict.correct) == ("ok_text", True)
+    assert (verdict.status, verdict.correct) == ("ok_text", True)
 
 
 def test_an_own_reward_may_have_truths_of_its_own(tmp_path: Path) -> None:
     reward = tmp_path / "reward.py"
     reward.write_text("def score(question, completion, answer):\n    return answer in completion\n")
     train = [Problem(f"{n}", f"Poem {n}?", "rhyme") for n in range(2)]
-    config = own_config(tmp_path, train, Ppo(reward=f"{reward}:score"))
+    config = own_config(tmp_path, train, Reward(function=f"{reward}:score"))
     run = Run(config, Accelerator(cpu=True))
     assert len(run.problems) == 3
     [verdict] = run.judge(train[:1], ["def solution():\n    return 1  # rhyme\n"], [True])
     assert verdict.correct
     with pytest.raises(UserError, match="not a number"):
-        _ = Run(config.model_copy(update={"ppo": Ppo()}), Accelerator(cpu=True)).splits
+        _ = Run(config.model_copy(update={"reward": Reward()}), Accelerator(cpu=True)).splits

@@ -38,7 +38,7 @@ def test_a_constant_stays_itself_under_averaging_however_long() -> None:
 
 def test_svg_takes_its_colours_and_fonts_from_the_page() -> None:
     rows = [
-        {"step": s, "loss": 1 / s, "kl": s / 9, "outcomes": {"ok": 1, "<i>$x$": 1}} for s in (1, 2, 3)
+        {"step": s, "loss": 1 / s, "kl": s / 9, "statuses": {"ok": 1, "<i>$x$": 1}} for s in (1, 2, 3)
     ]
     drawings = [svg(plot) for plot in sft_plots(rows, {}) + ppo_plots(rows, {}, {})]
     assert len(drawings) == 3

@@ -18,9 +18,9 @@ from reftune.model.policy import PolicyWithValue
 from reftune.pipeline import run_stages
 from reftune.problem import Problem, UserError, Verdict
 from reftune.sampling.sampler import Sample
-from reftune.stages.ppo import compute_targets, describe, update
+from reftune.stages.ppo import compute_advantages, describe, update
 from reftune.training.learner import Learner
-from reftune.training.types import Attempt, Rollouts
+from reftune.training.types import GradedSample, Rollouts
 from tiny_models import tiny_model
 
 
@@ -66,7 +66,7 @@ def test_a_non_finite_loss_stops_the_run_and_saves_the_samples(tmp_path: Path) -
         _update(policy, rollouts, [f'output_dir="{tmp_path}"'])
     saved = tmp_path / "test" / "ppo" / "non_finite_step_3.json"
     assert str(saved) in str(error.value)
-    assert len(json.loads(saved.read_text())) == len(rollouts.attempts)
+    assert len(json.loads(saved.read_text())) == len(rollouts.samples)
     for old, new in zip(before, policy.parameters(), strict=True):
         assert torch.equal(old, new)
 
@@ -74,11 +74,11 @@ def test_a_non_finite_loss_stops_the_run_and_saves_the_samples(tmp_path: Path) -
 def test_a_sampler_that_is_not_the_trainer_is_corrected_for() -> None:
     _, rollouts = _rollouts()
     config = parse_config({}, ["model.scratch=tiny", "name=test"], "test")
-    expected = compute_targets(rollouts, config.ppo).advantages.clone()
+    expected = compute_advantages(rollouts, config.ppo).advantages.clone()
     rollouts.sampler_logprobs[0, 0] -= math.log(1.5)  # the trainer makes it 1.5 times as likely
     rollouts.sampler_logprobs[1, 0] -= math.log(7.0)  # beyond the cap of 2
     rollouts.sampler_logprobs[2, 0] += math.log(4.0)
-    targets = compute_targets(rollouts, config.ppo)
+    targets = compute_advantages(rollouts, config.ppo)
     for row, factor in ((0, 1.5), (1, 2.0), (2, 0.25)):
         expected[row, 0] *= factor
     torch.testing.assert_close(targets.advantages, expected)
@@ -86,8 +86,8 @@ def test_a_sampler_that_is_not_the_trainer_is_corrected_for() -> None:
     tokens = float(rollouts.mask.sum())
     assert row["sampler_weight"] == pytest.approx(1 + (0.5 + 1.0 - 0.75) / tokens)
     assert row["sampler_truncated"] == pytest.approx(1 / tokens)
-    off = parse_config({}, ["model.scratch=tiny", "name=test", "ppo.sampler_correction=0"], "test")
-    plain = compute_targets(rollouts, off.ppo).advantages
+    off = parse_config({}, ["model.scratch=tiny", "name=test", "ppo.importance_sampling_cap=0"], "test")
+    plain = compute_advantages(rollouts, off.ppo).advantages
     assert not torch.allclose(plain, targets.advantages)
 
 
@@ -101,24 +101,24 @@ def _rollouts(unjudged: bool = False) -> tuple[PolicyWithValue, Rollouts]:
     policy = PolicyWithValue(tiny_model("llama").eval(), "shared")
     generator = torch.Generator().manual_seed(1)
     lengths = [5, 2, 7, 3, 4, 6]
-    attempts = []
+    graded = []
     for i, length in enumerate(lengths):
         prompt = [3 + i // 2] * (4 + i // 2)
         tokens = torch.randint(2, 60, (length,), generator=generator).tolist()
         score = float(i % 2)
         verdict = Verdict("ok", score, bool(score), score)
         sample = Sample(prompt, tokens, [0.0] * length, True)
-        attempts.append(Attempt(Problem(f"p{i // 2}", "?", "1"), sample, "", verdict))
+        graded.append(GradedSample(Problem(f"p{i // 2}", "?", "1"), sample, "", verdict))
     if unjudged:
-        attempts.append(
-            Attempt(
+        graded.append(
+            GradedSample(
                 Problem("p9", "?", "1"),
                 Sample([9, 9], [5, 6], [0.0] * 2, True),
                 "",
                 Verdict("sandbox_error", None, False, 0.0),
             )
         )
-    rows, time = len(attempts), max(lengths)
+    rows, time = len(graded), max(lengths)
     mask = torch.zeros(rows, time)
     for i, length in enumerate(lengths):
         mask[i, :length] = 1
@@ -126,9 +126,9 @@ def _rollouts(unjudged: bool = False) -> tuple[PolicyWithValue, Rollouts]:
     logprobs = torch.zeros(rows, time)
     logprobs[:6] = -4 + 0.1 * noise
     return policy, Rollouts(
-        attempts=attempts,
+        samples=graded,
         groups=torch.tensor([i // 2 for i in range(6)] + [3] * (rows - 6)),
-        scores=torch.tensor([a.verdict.score for a in attempts]),
+        scores=torch.tensor([a.verdict.score for a in graded]),
         mask=mask,
         sampler_logprobs=logprobs * mask,
         logprobs=logprobs * mask,
@@ -145,4 +145,4 @@ def _update(policy: PolicyWithValue, rollouts: Rollouts, overrides: list[str]) -
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
     budget, norm = config.compute.tokens_per_microbatch, config.ppo.max_grad_norm
     learner = Learner(policy, optimizer, accelerator, budget, norm)
-    update(learner, rollouts, compute_targets(rollouts, config.ppo), config, 3)
+    update(learner, rollouts, compute_advantages(rollouts, config.ppo), config, 3)

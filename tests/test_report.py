@@ -34,7 +34,7 @@ GREEDY = {
 }
 
 SAMPLE = {"id": "t1", "question": "How many?", "answer": "4", "completion": "return 4"}
-SAMPLE |= {"outcome": "ok", "value": 4.0, "correct": True}
+SAMPLE |= {"status": "ok", "value": 4.0, "correct": True}
 
 
 class Page(HTMLParser):
@@ -71,7 +71,7 @@ def comparison(**values: Any) -> dict[str, Any]:
     row = {
         "a": "sft",
         "b": "reft",
-        "strategy": "greedy",
+        "aggregation": "greedy",
         "difference": 0.131,
         "interval": [0.109, 0.153],
     }
@@ -107,13 +107,11 @@ def finish_run(directory: Path, text: str = "return 4") -> Path:
     )
     put(directory / "sft/result.json", {"best_epoch": 2, "best_validation_accuracy": 0.715})
     judged = SAMPLE | {"question": f"How many? {text}", "completion": text}
-    step = {"reward": 0.7, "accuracy": 0.6, "kl": 0.1, "outcomes": {"ok": 3, "timeout": 1}}
+    step = {"reward": 0.7, "accuracy": 0.6, "kl": 0.1, "statuses": {"ok": 3, "timeout": 1}}
     put(directory / "ppo/metrics.jsonl", [step | {"step": s} for s in (1, 2, 3)])
     put(directory / "ppo/samples.jsonl", [judged | {"step": 2, "score": 1.0}])
     put(directory / "ppo/result.json", {"best_step": 3, "best_validation_accuracy": 0.845})
-    put(
-        directory / "evaluation/sft.jsonl", [judged | {"value": text, "outcome": text, "correct": False}]
-    )
+    put(directory / "evaluation/sft.jsonl", [judged | {"value": text, "status": text, "correct": False}])
     put(directory / "evaluation/reft.jsonl", [judged])
     put(directory / "evaluation/result.json", result(comparison()))
     return directory
@@ -151,10 +149,10 @@ def test_the_page_shows_tables_curves_settings_and_samples(tmp_path: Path) -> No
         assert words in page.words
     assert (
         sum(tag == "svg" for tag, _ in page.tags) == 6
-    )  # pass@k, loss, 2 x accuracy or reward, KL, outcomes
+    )  # pass@k, loss, 2 x accuracy or reward, KL, statuses
     data = json.loads(page.json)
     assert data["questions"][0]["chains"]["reft"]["text"] == "return 4"
-    assert data["rollouts"][0]["steps"][0]["samples"][0]["outcome"] == "ok"
+    assert data["rollouts"][0]["steps"][0]["samples"][0]["status"] == "ok"
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
@@ -169,7 +167,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     chains = json.loads(page.json)["questions"][0]["chains"]
     assert chains["reft"]["text"] == HOSTILE
-    assert chains["sft"] == {"text": HOSTILE, "outcome": HOSTILE, "value": HOSTILE, "correct": False}
+    assert chains["sft"] == {"text": HOSTILE, "status": HOSTILE, "value": HOSTILE, "correct": False}
     assert (
         json.loads(page.json)["rollouts"][0]["steps"][0]["samples"][0]["question"]
         == f"How many? {HOSTILE}"
@@ -293,21 +291,21 @@ def test_final_table(tmp_path: Path) -> None:
 
 
 def with_all_methods(run: Path) -> Path:
-    """Turn a finished run into one of five models and four strategies."""
+    """Turn a finished run into one of five models and four aggregations."""
     config = 'methods = ["offline_st", "online_st", "reft"]\n[evaluation]\nrerank = true\n'
     (run / "config.toml").write_text(config, encoding="utf-8")
     put(run / "online_st/samples.jsonl", [{"step": 1, **SAMPLE}])
     cell = GREEDY["reft"]
     sampled = {name: cell | {"k": 100} for name in ("vote", "rerank", "weighted vote")}
-    sampled["rerank"] = sampled["rerank"] | {"ordered_pairs": 0.612}
+    sampled["rerank"] = sampled["rerank"] | {"within_question_auc": 0.612}
     curves = {"vote": {"1": 0.5, "2": 0.6}}
     model = {"greedy": cell, **sampled, "curves": curves, "pass": {str(2**i): 0.9 for i in range(7)}}
     model["something_new"] = {"share": 0.1, "interval": [0.05, 0.15]}
     names = ("warmup", "sft", "offline_st", "online_st", "reft")
     rows = [
-        comparison(a=a, b=b, strategy=strategy)
+        comparison(a=a, b=b, aggregation=aggregation)
         for a, b in itertools.combinations(names, 2)
-        for strategy in ("greedy", "vote", "rerank", "weighted vote")
+        for aggregation in ("greedy", "vote", "rerank", "weighted vote")
     ]
     models = dict.fromkeys(names, model)
     put(run / "evaluation/result.json", {"n": 1000, "models": models, "comparisons": rows})
@@ -315,7 +313,7 @@ def with_all_methods(run: Path) -> Path:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_many_strategies_fit_into_the_terminal_with_the_interval_below(
+def test_many_aggregations_fit_into_the_terminal_with_the_interval_below(
     tmp_path: Path, width: int
 ) -> None:
     console = Console(file=io.StringIO(), width=width)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reftune.config_files import load_config
-from reftune.methods import METHODS
+from reftune.methods import OPTIONAL
 from reproduction import claims as module
 from reproduction import plan, results
 from reproduction.claims import Expected, Finding, Side, Verdict, claims, find, judge
@@ -44,7 +44,7 @@ def test_every_claim_is_about_runs_of_the_plan_and_models_that_they_have() -> No
             assert side.config in planned
             config = load_config(plan.CONFIGS / f"{side.config}.toml")
             assert side.model in ("sft", *config.methods)
-            assert side.strategy == "greedy" or config.evaluation.rerank
+            assert side.aggregation == "greedy" or config.evaluation.rerank
     assert {path.stem for path in plan.CONFIGS.glob("*.toml")} == planned
 
 
@@ -113,7 +113,7 @@ def test_reranking_stands_beside_one_sample_and_the_vote(
         {"value": value, "correct": value == 5, "rerank": p}
         for value, p in ((5, 0.9), (5, 0.2), (7, 0.5))
     ]
-    for config, model in itertools.product(plan.MAIN, ("sft", *METHODS)):
+    for config, model in itertools.product(plan.MAIN, ("sft", *OPTIONAL)):
         path = tmp_path / f"{config}-1" / "evaluation" / f"{model}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"correct": True, "samples": samples}) + "\n")

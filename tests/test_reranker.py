@@ -24,8 +24,8 @@ TOKENIZER = train_tokenizer(["what is it? Question: Answer reasoning: yes no"], 
 PROMPTER = Prompter(TOKENIZER, Prompt(), "natural")
 
 
-def sample(i: int, completion: str, correct: bool, outcome: str = "ok") -> Row:
-    return {"id": str(i), "completion": completion, "correct": correct, "outcome": outcome}
+def sample(i: int, completion: str, correct: bool, status: str = "ok") -> Row:
+    return {"id": str(i), "completion": completion, "correct": correct, "status": status}
 
 
 def trained_head(model: str = "llama") -> Reranker:
@@ -42,7 +42,7 @@ def test_the_head_reads_the_state_before_the_last_token(model: str) -> None:
     for prompt, response in examples:
         ids = torch.tensor([prompt + response[:-1]])
         with torch.no_grad():
-            state = reranker.trunk(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+            state = reranker.backbone(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
             logits = reranker.class_head(state)
         expected.append(float(1 / (1 + math.exp(float(logits[0] - logits[1])))))
     for budget in (4, 1000):  # whatever is cut and padded together

@@ -9,7 +9,7 @@ import pytest
 
 from reftune.grading.judge import Judge, make_extractor, make_judge
 from reftune.grading.sandbox import Sandbox
-from reftune.problem import Answer, Outcome, Problem, UserError, Verdict
+from reftune.problem import Answer, Problem, Status, UserError, Verdict
 
 TRIGGER = "\nTherefore, the answer is: "
 NUMERIC = Problem("n", "How many?", "1,000")
@@ -113,7 +113,7 @@ def test_a_truth_that_cannot_be_graded_is_named(natural: Judge, program: Judge) 
 
 
 @pytest.mark.parametrize(
-    ("answer", "outcome", "value"),
+    ("answer", "status", "value"),
     [
         ("$1,000.", "ok", 1000.0),
         ("B", "ok_text", "B"),
@@ -123,13 +123,13 @@ def test_a_truth_that_cannot_be_graded_is_named(natural: Judge, program: Judge) 
     ],
 )
 def test_without_a_truth_any_natural_answer_is_shown(
-    answer: str, outcome: Outcome, value: Answer | None
+    answer: str, status: Status, value: Answer | None
 ) -> None:
     extract = make_extractor("natural", trigger=TRIGGER)
     unknown = Problem("q", "?", "")
     texts = [f"We count.{TRIGGER}{answer}"] * 2
     assert extract([unknown] * 2, texts, [True, False]) == [
-        Verdict(outcome, value, False, 0.0),
+        Verdict(status, value, False, 0.0),
         Verdict("truncated", None, False, 0.0),
     ]
 
@@ -138,7 +138,7 @@ def test_without_a_truth_any_answer_of_a_program_is_shown(sandbox: Sandbox) -> N
     extract = make_extractor("program", trigger="", sandbox=sandbox)
     programs = [returning(text) for text in ("7 * 3", "'c'", "None")]
     verdicts = extract([Problem("q", "?", "")] * 3, programs, [True] * 3)
-    shown = [(verdict.outcome, verdict.answer) for verdict in verdicts]
+    shown = [(verdict.status, verdict.answer) for verdict in verdicts]
     assert shown == [("ok", 21.0), ("ok_text", "c"), ("no_result", None)]
 
 
@@ -198,7 +198,7 @@ def test_own_reward_may_be_a_bool_and_skips_the_unfinished(rewards: str) -> None
     verdicts = judge_with(f"{rewards}:says_it")(
         [TEXT] * 3, ["Tuesday", "Monday", "Tuesday"], [True, True, False]
     )
-    assert [(v.outcome, v.correct, v.score) for v in verdicts] == [
+    assert [(v.status, v.correct, v.score) for v in verdicts] == [
         ("no_result", True, 1.0),
         ("no_result", False, 0.0),
         ("truncated", False, 0.0),

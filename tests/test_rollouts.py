@@ -17,8 +17,8 @@ from reftune.model.scratch import train_tokenizer
 from reftune.problem import Problem, UserError, Verdict
 from reftune.sampling.sampler import Sample
 from reftune.training import rollouts as module
-from reftune.training.cpu_threads import Lanes
-from reftune.training.rollouts import Actor, collect, make_actor
+from reftune.training.cpu_threads import CpuThreads
+from reftune.training.rollouts import Generator, collect, make_generator
 from tiny_models import tiny_model
 
 PROBLEMS = [Problem(str(i), f"what is {i}?", str(i)) for i in range(4)]
@@ -43,13 +43,13 @@ def make_policies(critic: str) -> tuple[PolicyWithValue, PolicyWithValue]:
 @pytest.mark.parametrize("critic", ["none", "shared", "separate"])
 def test_the_samplers_numbers_are_taken_where_they_are_the_trainers(critic: str) -> None:
     policy, reference = make_policies(critic)
-    actor = make_actor(policy, make_prompter(), judge, Accelerator(cpu=True), 512)
+    generator = make_generator(policy, make_prompter(), judge, Accelerator(cpu=True), 512)
     reads: list[int] = []
     policy.register_forward_hook(lambda *_: reads.append(1))
-    taken = collect(actor, policy, reference, PROBLEMS, 3, 1.0, 4096, "key")
+    taken = collect(generator, policy, reference, PROBLEMS, 3, 1.0, 4096, "key")
     assert bool(reads) == (critic == "separate")  # whose values the sampler cannot know
     reads.clear()
-    read = collect(replace(actor, exact=False), policy, reference, PROBLEMS, 3, 1.0, 4096, "key")
+    read = collect(replace(generator, exact=False), policy, reference, PROBLEMS, 3, 1.0, 4096, "key")
     assert reads
     for name in ("mask", "sampler_logprobs", "logprobs", "ref_logprobs", "values"):
         torch.testing.assert_close(getattr(taken, name), getattr(read, name), atol=1e-4, rtol=0)
@@ -87,9 +87,9 @@ def test_samples_are_judged_while_others_are_still_being_decoded(
         judged.set()
         return [Verdict("ok", None, True, float(problem.answer)) for problem in problems]
 
-    actor = Actor(Slow(), notice, make_prompter(), Accelerator(cpu=True), Lanes())
-    attempts = actor.attempt(PROBLEMS, 1, 1.0, "key")
-    assert [a.verdict.score for a in attempts] == [0.0, 1.0, 2.0, 3.0]
+    generator = Generator(Slow(), notice, make_prompter(), Accelerator(cpu=True), CpuThreads())
+    graded = generator.generate(PROBLEMS, 1, 1.0, "key")
+    assert [a.verdict.score for a in graded] == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_what_the_judge_raises_reaches_the_caller() -> None:
@@ -97,6 +97,6 @@ def test_what_the_judge_raises_reaches_the_caller() -> None:
         raise UserError("no such reward")
 
     policy, _ = make_policies("none")
-    actor = make_actor(policy, make_prompter(), refuse, Accelerator(cpu=True), 512)
+    generator = make_generator(policy, make_prompter(), refuse, Accelerator(cpu=True), 512)
     with pytest.raises(UserError, match="no such reward"):
-        actor.attempt(PROBLEMS, 2, 1.0, "key")
+        generator.generate(PROBLEMS, 2, 1.0, "key")

@@ -46,8 +46,8 @@ def test_facts_of_stages_that_a_run_has_not_are_left_out(run_dir: Path) -> None:
     found = facts(read_run(run_dir))
     assert list(found) == [
         "Warm-up samples",
-        "Off-line self-training",
-        "On-line self-training",
+        "Offline self-training",
+        "Online self-training",
         "PPO",
         "Rerankers",
     ]

@@ -45,7 +45,7 @@ def test_one_setting_names_both_groups() -> None:
 
 
 def test_of_several_ablations_the_first_group_is_the_main_one() -> None:
-    one, two = run("b", ppo={"kl_coef": 0.0}), run("c", ppo={"partial_reward": 0.0})
+    one, two = run("b", ppo={"kl_coef": 0.0}), run("c", reward={"partial_reward": 0.0})
     assert labels(run("a"), one, two) == ["main", "kl_coef = 0", "partial_reward = 0"]
 
 

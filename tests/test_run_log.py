@@ -22,12 +22,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
     with open_log(tmp_path / "new" / "ppo") as log:
         log.samples(1, [{"question": "Zoë\u2028?\n", "correct": True}, {"question": "b"}])
-        log.metrics(1, {"reward": 0.25, "outcomes": {"ok": 2}})
+        log.metrics(1, {"reward": 0.25, "statuses": {"ok": 2}})
         log.samples(2, [])
         log.metrics(2, {"reward": 0.5})
         directory = tmp_path / "new" / "ppo"  # read while the log is open: nothing may wait in a buffer
         assert read(directory / "metrics.jsonl") == [
-            {"step": 1, "reward": 0.25, "outcomes": {"ok": 2}},
+            {"step": 1, "reward": 0.25, "statuses": {"ok": 2}},
             {"step": 2, "reward": 0.5},
         ]
         assert read(directory / "samples.jsonl") == [

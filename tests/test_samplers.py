@@ -14,11 +14,12 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 from reftune.model.batch import collate
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import Problem, UserError, Verdict
+from reftune.sampling import shared_prefix
 from reftune.sampling.engine import BuiltinSampler
-from reftune.sampling.random_streams import choose, uniform
-from reftune.sampling.sampler import Sample, shared_prefix
+from reftune.sampling.rng import sample_tokens, uniform
+from reftune.sampling.sampler import Sample
 from reftune.training.rollouts import score
-from reftune.training.types import Attempt
+from reftune.training.types import GradedSample
 from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
 
 ENDS = [EOS, *range(2, 13)]  # many, so that random responses end at different times
@@ -35,10 +36,10 @@ def make_prompts() -> list[list[int]]:
     return [*distinct, *distinct[:4], distinct[1]]
 
 
-def attempts_of(samples: Sequence[Sample]) -> list[Attempt]:
-    """Return samples as the attempts that `score` takes; equal prompts are the same problem."""
+def attempts_of(samples: Sequence[Sample]) -> list[GradedSample]:
+    """Return samples as the graded that `score` takes; equal prompts are the same problem."""
     verdict = Verdict("no_result", None, False, 0.0)
-    return [Attempt(Problem(str(s.prompt), "q", "1"), s, "", verdict) for s in samples]
+    return [GradedSample(Problem(str(s.prompt), "q", "1"), s, "", verdict) for s in samples]
 
 
 def generate_greedily(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
@@ -289,14 +290,14 @@ def test_a_token_of_probability_0_is_never_chosen() -> None:
     seeds = torch.tensor([(s + 2**63) % 2**64 - 2**63 for s in (lowest, highest)])
     assert uniform(seeds, 0).tolist() == [0.0, 1 - 2**-53]  # which rounds to 1 in float32
     logits = torch.tensor([[-1e9, 0.0, 1.0, -1e9, -1e9]]).expand(2, -1)
-    tokens, logprobs = choose(logits, seeds, 0, 1.0)
+    tokens, logprobs = sample_tokens(logits, seeds, 0, 1.0)
     assert tokens.tolist() == [1, 2]
     assert logprobs.tolist() == pytest.approx([-1.313262, -0.313262], abs=1e-5)
 
 
 def test_the_most_likely_token_keeps_its_plain_probability() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0]])
-    tokens, logprobs = choose(logits, torch.tensor([0]), 0, 0.0)
+    tokens, logprobs = sample_tokens(logits, torch.tensor([0]), 0, 0.0)
     assert tokens.tolist() == [1]
     assert logprobs.tolist() == pytest.approx([-0.407606], abs=1e-5)
 

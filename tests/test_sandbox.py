@@ -61,9 +61,9 @@ def text_box() -> Iterator[Sandbox]:
         yield sandbox
 
 
-def outcome(sandbox: Sandbox, program: str) -> str:
+def status(sandbox: Sandbox, program: str) -> str:
     (result,) = sandbox.run([program])
-    return result.outcome
+    return result.status
 
 
 # Values
@@ -102,7 +102,7 @@ def test_int_and_float_are_numbers(box: Sandbox, expression: str, value: float) 
 )
 def test_other_values_are_named(box: Sandbox, expression: str, expected: str) -> None:
     (result,) = box.run([returning(expression)])
-    assert (result.outcome, result.value) == (expected, None)
+    assert (result.status, result.value) == (expected, None)
 
 
 def test_decimal_and_objects_with_a_float_method_are_no_numbers(box: Sandbox) -> None:
@@ -110,7 +110,7 @@ def test_decimal_and_objects_with_a_float_method_are_no_numbers(box: Sandbox) ->
     evil = "class X:\n    def __float__(self):\n        return 1337.0\n" + returning("X()")
     endless = "x = []\nx.append(x)\n" + returning("x")
     deep = body("x = []", "for i in range(20000):", "    x = [x]", "return x")
-    assert [r.outcome for r in box.run([decimal, evil, endless, deep])] == ["not_a_number"] * 4
+    assert [r.status for r in box.run([decimal, evil, endless, deep])] == ["not_a_number"] * 4
 
 
 def test_text_counts_only_when_asked_for(text_box: Sandbox) -> None:
@@ -118,12 +118,12 @@ def test_text_counts_only_when_asked_for(text_box: Sandbox) -> None:
     results = text_box.run(programs)
     assert results[0] == Execution("ok_text", "B")
     assert results[1] == Execution("ok_text", 'é\n"')
-    assert results[2].outcome == "not_a_number"
+    assert results[2].status == "not_a_number"
     assert results[3] == Execution("ok", 3.0)
 
 
 def test_text_beyond_reason_is_a_bad_result(text_box: Sandbox) -> None:
-    assert outcome(text_box, returning("'x' * 10**6")) == "bad_result"
+    assert status(text_box, returning("'x' * 10**6")) == "bad_result"
 
 
 # Faults
@@ -181,7 +181,7 @@ def test_text_beyond_reason_is_a_bad_result(text_box: Sandbox) -> None:
     ],
 )
 def test_faults_are_named(box: Sandbox, program: str, expected: str) -> None:
-    assert outcome(box, program) == expected
+    assert status(box, program) == expected
 
 
 def test_endless_programs_end_in_time(hasty_box: Sandbox) -> None:
@@ -195,7 +195,7 @@ def test_endless_programs_end_in_time(hasty_box: Sandbox) -> None:
     ]
     begin = time.monotonic()
     results = hasty_box.run([*programs, GOOD])
-    assert [result.outcome for result in results] == ["timeout"] * 6 + ["ok"]
+    assert [result.status for result in results] == ["timeout"] * 6 + ["ok"]
     assert time.monotonic() - begin < 6 * (0.2 + 0.5)  # even one after the other, grace included
 
 
@@ -203,7 +203,7 @@ def test_memory_is_what_was_asked_for(box: Sandbox) -> None:
     program = returning("len('a' * 10**8)")
     assert box.run([program]) == [Execution("ok", 1e8)]
     with Sandbox(workers=1, memory_mb=32) as small:
-        assert outcome(small, program) == "memory"
+        assert status(small, program) == "memory"
 
 
 def test_messages_are_short_and_printable(box: Sandbox) -> None:
@@ -244,7 +244,7 @@ def test_programs_do_not_see_each_other(box: Sandbox) -> None:
     patch = "import math\nmath.sqrt = lambda x: 1337\nround = abs = sum = lambda *a: 1337\n" + GOOD
     for _ in range(8):  # more often than there are workers
         box.run([patch])
-        assert [r.outcome for r in box.run(["leftover = 1", "x = leftover\n" + GOOD])] == [
+        assert [r.status for r in box.run(["leftover = 1", "x = leftover\n" + GOOD])] == [
             "no_solution",
             "exception",
         ]
@@ -255,7 +255,7 @@ def test_chance_and_clock_stand_still(box: Sandbox) -> None:
     dice = "import random\n" + returning("random.random()")
     clock = "import time\n" + returning("time.time()")
     first = box.run([dice, clock])
-    assert [result.outcome for result in first] == ["ok", "ok"]
+    assert [result.status for result in first] == ["ok", "ok"]
     with Sandbox(workers=1) as other:
         assert other.run([clock, dice]) == first[::-1]
 
@@ -425,7 +425,7 @@ def test_workers_that_cannot_start_are_our_own_fault(
 ) -> None:
     with impostor(tmp_path, monkeypatch, script) as sandbox:
         results = sandbox.run(["a", "b", "c"])
-    assert [result.outcome for result in results] == ["sandbox_error"] * 3
+    assert [result.status for result in results] == ["sandbox_error"] * 3
     assert "no sandbox worker could be started" in results[0].message
 
 
@@ -433,7 +433,7 @@ def test_a_missing_monty_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONTY_BIN", "/nowhere/monty")
     with Sandbox(workers=1) as sandbox:
         (result,) = sandbox.run([GOOD])
-    assert result.outcome == "sandbox_error"
+    assert result.status == "sandbox_error"
     assert "/nowhere/monty" in result.message
 
 
@@ -458,7 +458,7 @@ def test_only_the_guilty_program_is_charged(
     programs.insert(7, "bad")
     with impostor(tmp_path, monkeypatch, SERVE.format(action=action)) as sandbox:
         results = dict(zip(programs, sandbox.run(programs), strict=True))
-    assert results.pop("bad").outcome == expected
+    assert results.pop("bad").status == expected
     assert set(results.values()) == {Execution("ok", 1.0)}
 
 
@@ -491,14 +491,14 @@ def test_hostile_programs_do_no_harm(box: Sandbox, case: dict[str, Any]) -> None
     named = {case["expected_outcome"], *case["also_ok"], "unsupported", "exception"}
     if case["name"] == "regex_backtrack":
         named.add("ok")  # monty's matcher does not backtrack here and finds, rightly, no match: 0
-    assert result.outcome in named
+    assert result.status in named
     assert result.value != 1337 or case.get("benign_1337")
-    assert result.outcome != "ok" or result.value == case.get("value", 0)
+    assert result.status != "ok" or result.value == case.get("value", 0)
     assert not list(Path("/tmp").glob("reft_canary_*")) + list(Path("/dev/shm").glob("reft_canary_*"))
     if "then" in case:
         program, expected, value = case["then"]
         (after,) = box.run([program])
-        assert (after.outcome, after.value) == (expected, value)
+        assert (after.status, after.value) == (expected, value)
 
 
 def test_benign_programs_are_right_or_unsupported(box: Sandbox) -> None:
@@ -508,11 +508,11 @@ def test_benign_programs_are_right_or_unsupported(box: Sandbox) -> None:
     results = box.run([case["program"] for case in cases])
     right = 0
     for case, result in zip(cases, results, strict=True):
-        if result.outcome == "ok":
+        if result.status == "ok":
             assert result.value == pytest.approx(case["value"], rel=1e-6), case["name"]
             right += 1
         else:
-            assert result.outcome == "unsupported", case["name"]
+            assert result.status == "unsupported", case["name"]
     assert right >= 27
 
 

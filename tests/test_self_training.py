@@ -1,4 +1,4 @@
-"""What self-training learns from, and that on-line self-training is the loss it says."""
+"""What self-training learns from, and that online self-training is the loss it says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reftune.sampling.sampler import Sample
 from reftune.stages.self_training import half_and_half, own_examples
 from reftune.stages.supervised import Example, train_on
 from reftune.training.learner import Learner
-from reftune.training.types import Attempt
+from reftune.training.types import GradedSample
 from tiny_models import tiny_model
 
 PROBLEM = Problem("p", "2 + 2?", "4", "def solution():\n    return 2 + 2")
@@ -56,14 +56,14 @@ def test_a_sample_is_learnt_from_as_it_would_have_been_annotated() -> None:
     assert own == PROMPTER.encode_example(PROBLEM)
 
 
-def attempt(tokens: list[int], correct: bool) -> Attempt:
+def generate(tokens: list[int], correct: bool) -> GradedSample:
     sample = Sample([5, 6], tokens, [0.0] * len(tokens), True)
-    return Attempt(PROBLEM, sample, "", Verdict("ok", 4.0, correct, float(correct)))
+    return GradedSample(PROBLEM, sample, "", Verdict("ok", 4.0, correct, float(correct)))
 
 
 def test_both_halves_weigh_the_same_however_long_they_are() -> None:
-    attempts = [attempt([7, 8, 9], True), attempt([7], False), attempt([7, 1], True)]
-    batch, weights = half_and_half(PROMPTER, [PROBLEM], attempts)
+    graded = [graded([7, 8, 9], True), graded([7], False), graded([7, 1], True)]
+    batch, weights = half_and_half(PROMPTER, [PROBLEM], graded)
     gold = PROMPTER.encode_example(PROBLEM)
     assert batch == [([5, 6], [7, 8, 9]), ([5, 6], [7, 1]), gold]
     assert weights == [0.1, 0.1, 0.5 / len(gold[1])]
@@ -71,9 +71,9 @@ def test_both_halves_weigh_the_same_however_long_they_are() -> None:
 
 def test_without_a_right_sample_the_annotated_half_stands_alone_with_its_half() -> None:
     gold = PROMPTER.encode_example(PROBLEM)
-    assert half_and_half(PROMPTER, [PROBLEM], [attempt([7], False)]) == ([gold], [0.5 / len(gold[1])])
+    assert half_and_half(PROMPTER, [PROBLEM], [graded([7], False)]) == ([gold], [0.5 / len(gold[1])])
     bare = Problem("p", "2 + 2?", "4")
-    assert half_and_half(PROMPTER, [bare], [attempt([7], False)]) == ([], [])
+    assert half_and_half(PROMPTER, [bare], [graded([7], False)]) == ([], [])
 
 
 def test_the_loss_is_half_of_each_mean_cross_entropy() -> None:

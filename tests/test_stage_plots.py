@@ -64,7 +64,7 @@ def test_off_line_self_training_is_drawn_as_sft_and_beside_it() -> None:
 
 
 def test_on_line_self_training_is_drawn_from_the_metrics_that_it_has() -> None:
-    row = {"step": 1, "accuracy": 0.5, "response_length": 4.0, "outcomes": {"ok": 3, "timeout": 1}}
+    row = {"step": 1, "accuracy": 0.5, "response_length": 4.0, "statuses": {"ok": 3, "timeout": 1}}
     assert names(online_st_plots([row], {}, {})) == [
         "online_st_accuracy",
         "online_st_response_length",  # a step without right samples and annotations has no loss
@@ -92,7 +92,7 @@ def test_rerankers_share_their_figures_with_a_line_per_model() -> None:
 
 def test_the_files_of_a_whole_run_have_names_of_their_own(tmp_path: Any) -> None:
     rows = [{"step": 1, "epoch": 1, "accuracy": 0.5, "validation_accuracy": 0.5, "loss": 1.0}]
-    rows[0] |= {"response_length": 3, "kl": 0.1, "outcomes": {"ok": 1}, "validation_auc": 0.5}
+    rows[0] |= {"response_length": 3, "kl": 0.1, "statuses": {"ok": 1}, "validation_auc": 0.5}
     plots = sft_plots(rows, {}) + offline_st_plots(rows, {}, {}) + online_st_plots(rows, {}, {})
     plots += ppo_plots(rows, {}, {}) + reranker_plots({"sft": rows})
     assert len({save_png(plot, tmp_path) for plot in plots}) == len(plots) == 16
@@ -100,8 +100,8 @@ def test_the_files_of_a_whole_run_have_names_of_their_own(tmp_path: Any) -> None
 
 def test_outcome_shares_by_hand() -> None:
     rows = [
-        {"outcomes": {"ok": 6, "timeout": 2}, "accuracy": 0.5},
-        {"outcomes": {"ok": 7, "ok_text": 1}, "accuracy": 1.0},
+        {"statuses": {"ok": 6, "timeout": 2}, "accuracy": 0.5},
+        {"statuses": {"ok": 7, "ok_text": 1}, "accuracy": 1.0},
     ]
     labels, shares = outcome_shares(rows)
     assert labels == ["right answer", "wrong answer", "timeout"]
@@ -110,6 +110,6 @@ def test_outcome_shares_by_hand() -> None:
 
 def test_rare_outcomes_are_gathered() -> None:
     failures = {"syntax_error": 6, "exception": 5, "timeout": 4, "memory": 3, "blocked": 2, "crash": 1}
-    labels, shares = outcome_shares([{"outcomes": {"ok": 0} | failures, "accuracy": 0.0}])
+    labels, shares = outcome_shares([{"statuses": {"ok": 0} | failures, "accuracy": 0.0}])
     assert labels[2:] == ["syntax error", "exception", "timeout", "memory", "other"]
     np.testing.assert_allclose(shares[:, 0] * 21, [0, 0, 6, 5, 4, 3, 3])

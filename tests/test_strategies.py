@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from reftune.evaluation.aggregation import (
-    STRATEGIES,
+    AGGREGATIONS,
     accuracy_of,
     available,
     ladder,
-    ordered_pairs,
     rerank,
     vote,
     weighted_vote,
+    within_question_auc,
 )
 from reftune.problem import Answer, Row
 
@@ -32,7 +32,7 @@ SAMPLES = [
 ]
 
 
-def test_each_strategy_chooses_in_its_own_way() -> None:
+def test_each_aggregation_chooses_in_its_own_way() -> None:
     assert not vote(SAMPLES)  # 7: three votes of five
     assert not rerank(SAMPLES)  # 7: 0.9
     assert weighted_vote(SAMPLES)  # 5: 1.1, 7: 1.05
@@ -63,7 +63,7 @@ def test_answers_within_the_tolerance_are_one_answer() -> None:
 def test_only_what_was_ranked_can_be_reranked() -> None:
     ranked = {"samples": SAMPLES}
     plain = {"samples": [{"value": 5.0, "correct": True}]}
-    assert list(available([ranked, ranked])) == list(STRATEGIES) == ["vote", "rerank", "weighted vote"]
+    assert list(available([ranked, ranked])) == list(AGGREGATIONS) == ["vote", "rerank", "weighted vote"]
     assert list(available([ranked, plain])) == ["vote"]
     assert list(available([{"correct": True}])) == []
 
@@ -74,10 +74,10 @@ def test_accuracies_with_fewer_samples_are_means_over_disjoint_bunches() -> None
     # k = 1: 2/5 and 1. k = 2: (right, wrong) gives the first, (wrong, wrong) nothing; the fifth is left.
     # k = 5: the first question is lost.
     for k, expected in ((1, 0.7), (2, 0.75), (5, 0.5)):
-        assert accuracy_of(rows, STRATEGIES["vote"], k) == pytest.approx(expected)
+        assert accuracy_of(rows, AGGREGATIONS["vote"], k) == pytest.approx(expected)
     for k in (0, 6):
         with pytest.raises(ValueError, match="5 samples were drawn"):
-            accuracy_of(rows, STRATEGIES["vote"], k)
+            accuracy_of(rows, AGGREGATIONS["vote"], k)
 
 
 @pytest.mark.parametrize(("k", "steps"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
@@ -91,5 +91,5 @@ def test_pairs_of_one_question_are_ordered_or_not() -> None:
     # Right 0.3 and 0.2 against wrong 0.2: one pair in order, one tied.
     second = {"samples": [sample(1.0, True, 0.3), sample(1.0, True, 0.2), sample(2.0, False, 0.2)]}
     easy = {"samples": [sample(1.0, True, 0.99)] * 3}  # no pair, however sure the reranker is
-    assert ordered_pairs([first, second, easy]) == pytest.approx(5.5 / 8)
-    assert ordered_pairs([easy]) is None
+    assert within_question_auc([first, second, easy]) == pytest.approx(5.5 / 8)
+    assert within_question_auc([easy]) is None

@@ -8,14 +8,14 @@ from jaxtyping import TypeCheckError
 
 from reftune.model.batch import Sequences
 from reftune.problem import Verdict
-from reftune.training.types import Targets
+from reftune.training.types import AdvantagesAndReturns
 
 
 def test_tensors_of_one_batch_share_their_shape() -> None:
     wide, narrow = torch.zeros(2, 4), torch.zeros(2, 3)
-    assert Targets(wide, wide, wide).returns is wide
+    assert AdvantagesAndReturns(wide, wide, wide).returns is wide
     with pytest.raises(TypeCheckError, match="returns"):
-        Targets(wide, wide, narrow)
+        AdvantagesAndReturns(wide, wide, narrow)
 
 
 def test_token_ids_are_integers() -> None:

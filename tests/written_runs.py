@@ -38,12 +38,12 @@ def write_run(
     for model, answers in right.items():
         rows = [
             {"id": f"q{i}", "question": f"{question} {i}", "answer": "7", "correct": bool(answer)}
-            | {"completion": f"{model} {answer} {seed} {settings}", "outcome": "ok", "value": 7.0}
+            | {"completion": f"{model} {answer} {seed} {settings}", "status": "ok", "value": 7.0}
             for i, answer in enumerate(answers)
         ]
         for row, drawings in zip(rows, (samples or {}).get(model, ()), strict=bool(samples)):
             row["samples"] = [
-                {"completion": "", "outcome": "ok", "value": 7.0 if one else 8.0, "correct": bool(one)}
+                {"completion": "", "status": "ok", "value": 7.0 if one else 8.0, "correct": bool(one)}
                 for one in drawings
             ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -111,7 +111,7 @@ def evaluate(
 
     changes = [f"evaluation.samples={samples}", *(overrides or [])]
     config = model_config(model, changes, test=data, test_split=split, subset=subset, **_cot(cot))
-    problems = load_test(config.data, config.seed, check_answers=config.ppo.reward is None)
+    problems = load_test(config.data, config.seed, check_answers=config.reward.function is None)
     rows = evaluate_model(config, problems)
     if out is not None:
         write_jsonl(out, rows)
@@ -127,15 +127,15 @@ def sample(
     seed: Annotated[int, typer.Option(help="another seed gives another sample")] = 0,
     overrides: ModelOverrides = None,
 ) -> None:
-    """Ask one question; print the chain, its outcome and the answer."""
+    """Ask one question; print the chain, its status and the answer."""
     from reftune.evaluation.inference import ask, model_config
 
-    attempt = ask(model_config(model, overrides or [], **_cot(cot)), question, temperature, seed)
-    answer = attempt.verdict.answer
+    graded = ask(model_config(model, overrides or [], **_cot(cot)), question, temperature, seed)
+    answer = graded.verdict.answer
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
-    typer.echo(attempt.completion)
-    typer.echo(f"\noutcome: {attempt.verdict.outcome}")
+    typer.echo(graded.completion)
+    typer.echo(f"\noutcome: {graded.verdict.status}")
     typer.echo(f"answer:  {'none' if answer is None else answer}")
 
 
@@ -157,8 +157,8 @@ def grade(
 
     summary = grade_file(file, _cot(cot)["cot"], out, reward=reward, trigger=trigger)
     typer.echo(f"correct: {summary.accuracy:.1%} ({summary.correct} of {summary.judged} judged)")
-    for outcome, count in summary.outcomes.items():
-        typer.echo(f"  {outcome}: {count}")
+    for status, count in summary.statuses.items():
+        typer.echo(f"  {status}: {count}")
     typer.echo(f"verdicts: {summary.out}")
 
 
@@ -256,11 +256,11 @@ def _show_report(run_dir: Path) -> None:
 
 
 def _print_summary(summary: dict[str, Any], n: int) -> None:
-    for strategy in ("greedy", "vote"):  # one model alone has no reranker
-        if strategy in summary:
-            found = summary[strategy]
+    for aggregation in ("greedy", "vote"):  # one model alone has no reranker
+        if aggregation in summary:
+            found = summary[aggregation]
             low, high = found["interval"]
-            label = strategy if strategy == "greedy" else f"vote of {found['k']}"
+            label = aggregation if aggregation == "greedy" else f"vote of {found['k']}"
             typer.echo(
                 f"{label}: {found['accuracy']:.1%} ({found['correct']} of {n}),"
                 f" 95% interval {low:.1%} to {high:.1%}"

@@ -7,9 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reftune.methods import OPTIONAL
 from reftune.problem import Cot
-
-Method = Literal["offline_st", "online_st", "reft"]
 
 
 class Section(BaseModel):
@@ -77,7 +76,7 @@ class Model(Section):
     vocab_size: int = Field(512, ge=260, description="vocabulary of a scratch model's tokenizer")
     dtype: Literal["float32", "bfloat16"] = "float32"
     value_model: Literal["shared", "separate"] = Field(
-        "shared", description="critic on the policy's own trunk, or a model of its own"
+        "shared", description="critic on the policy's own backbone, or a model of its own"
     )
 
     @model_validator(mode="after")
@@ -119,14 +118,14 @@ class Sft(Supervised):
 
 
 class WarmupSamples(Section):
-    """Samples of the warm-up model, from which off-line self-training and rerankers learn."""
+    """Samples of the warm-up model, from which offline self-training and rerankers learn."""
 
     per_question: int = Field(100, ge=1)
     temperature: float = Field(1.0, gt=0)
 
 
 class OfflineSt(Supervised):
-    """Off-line self-training: SFT anew on the annotated chains and the warm-up's right samples."""
+    """Offline self-training: SFT anew on the annotated chains and the warm-up's right samples."""
 
     epochs: int = Field(20, ge=1, description="length of the run; its best epoch is the model")
     keep: int = Field(10, ge=1, description="different right samples per question, at most")
@@ -138,7 +137,6 @@ class Steps(Section):
     steps: int = Field(1000, ge=1, description="batches of samples")
     questions_per_step: int = Field(32, ge=1)
     samples_per_question: int = Field(1, ge=1)
-    updates_per_batch: int = Field(2, ge=1, description="passes over each batch (PPO epochs)")
     learning_rate: float = Field(3e-7, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -149,7 +147,9 @@ class Steps(Section):
 
 
 class OnlineSt(Steps):
-    """On-line self-training: SFT on the policy's own right samples and the annotated chains."""
+    """Online self-training: SFT on the policy's own right samples and the annotated chains."""
+
+    update_epochs: int = Field(2, ge=1, description="passes over each batch of samples")
 
 
 class Reranker(Epochs):
@@ -162,11 +162,12 @@ class Reranker(Epochs):
 
 
 class Ppo(Steps):
-    """On-line PPO whose reward is the checked answer."""
+    """Online PPO whose reward is the checked answer."""
 
+    ppo_epochs: int = Field(2, ge=1, description="passes over each batch of samples")
     minibatch_size: int | None = Field(None, ge=1, description="samples per optimizer step; default all")
     advantage: str = Field("gae", description="gae (with a critic) or group (baseline per question)")
-    group_scale: bool = Field(False, description="group: divide by the question's standard deviation")
+    scale_rewards: bool = Field(False, description="group: divide by the question's standard deviation")
     value_head_learning_rate: float | None = Field(None, gt=0, description="default: learning_rate")
     critic_warmup_steps: int = Field(0, ge=0, description="first steps in which only the critic learns")
     gamma: float = Field(1.0, gt=0, le=1)
@@ -176,11 +177,18 @@ class Ppo(Steps):
     value_clip_range: float = Field(0.2, gt=0)
     value_coef: float = Field(5.0, ge=0, description="alpha, weight of the value loss")
     whiten: bool = Field(True, description="gae: normalise advantages over all tokens of the batch")
-    sampler_correction: float = Field(
+    importance_sampling_cap: float = Field(
         2.0, ge=0, description="cap of the trainer's over the sampler's probability; 0: no correction"
     )
-    partial_reward: float = Field(0.1, ge=0, le=1, description="score of a wrong but well-formed answer")
-    reward: str | None = Field(None, description="your own reward: path.py:function")
+
+
+class Reward(Section):
+    """What a completion is worth: in every stage that samples, and in the evaluation."""
+
+    function: str | None = Field(None, description="your own reward: path.py:function")
+    partial_reward: float = Field(
+        0.1, ge=0, le=1, description="reward of a wrong but well-formed answer"
+    )
 
 
 class Evaluation(Section):
@@ -216,13 +224,14 @@ class Config(Section):
     name: str = "run"
     output_dir: str = "runs"
     seed: int = 42
-    methods: list[Method] = Field(["reft"], description="what is compared with SFT")
+    methods: list[str] = Field(["reft"], description=f"what is compared with SFT: {', '.join(OPTIONAL)}")
     start_from: str | None = Field(
         None, description="run directory whose SFT stage and warm-up samples this run takes over"
     )
     data: Data = Data()
     prompt: Prompt = Prompt()
     model: Model
+    reward: Reward = Reward()
     sft: Sft = Sft()
     warmup_samples: WarmupSamples = WarmupSamples()
     offline_st: OfflineSt = OfflineSt()

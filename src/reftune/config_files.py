@@ -15,6 +15,15 @@ from reftune.config import Config, Section
 from reftune.problem import UserError
 
 _MODEL_SOURCES = {"name", "scratch"}
+# Keys of earlier versions, with what they are called now.
+_RENAMED = {
+    "ppo.reward": "reward.function",
+    "ppo.partial_reward": "reward.partial_reward",
+    "ppo.updates_per_batch": "ppo.ppo_epochs",
+    "online_st.updates_per_batch": "online_st.update_epochs",
+    "ppo.group_scale": "ppo.scale_rewards",
+    "ppo.sampler_correction": "ppo.importance_sampling_cap",
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
@@ -121,6 +130,8 @@ def _parse_value(text: str) -> Any:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
+    if key in _RENAMED:
+        return f"{key} is called {_RENAMED[key]} now; rename it"
     if problem["type"] == "extra_forbidden":
         known = _keys_beside(problem["loc"])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)

@@ -51,7 +51,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def asked_for(out: Path) -> Iterator[None]:
+def writing_to(out: Path) -> Iterator[None]:
     """Raise UserError if the block cannot write `out`, which the user has named."""
     try:
         yield

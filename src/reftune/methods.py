@@ -1,23 +1,75 @@
-"""What a run consists of: the models that it compares, and the stages that make them."""
+"""The one table of what a run compares: how each method is called, made, and shown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-# name in the comparison -> directory, in the order in which they are shown
-MODELS = {
-    "warmup": "warmup",
-    "sft": "sft",
-    "offline_st": "offline_st",
-    "online_st": "online_st",
-    "reft": "ppo",
-}
-METHODS = tuple(MODELS)[2:]  # what `methods` in the configuration can name
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to train a model, and how its model is shown.
+
+    Args:
+        label: the model's name in tables and figures.
+        title: the stage's name in sentences and headings.
+        stage: the stage that makes the model; `[stage]` in the configuration has its settings.
+        run: `module:function`, which is called with the `Run` and fills the stage's directory.
+        needs: stages that must be finished before.
+        unit: what the stage counts in.
+        color: of the model's lines and bars, on a light and on a dark page.
+        directory: where the run keeps the model; default: the stage's.
+        optional: whether `methods` in the configuration chooses it; the others are always there.
+    """
+
+    label: str
+    title: str
+    stage: str
+    run: str
+    needs: tuple[str, ...]
+    unit: Literal["epoch", "step"]
+    color: tuple[str, str]
+    directory: str = ""
+    optional: bool = True
+
+
+# By the name that the configuration, files and comparisons use, in the order in which they are shown.
+METHODS: dict[str, Method] = {
+    "warmup": Method(
+        "Warm-up", "Warm-up", "sft", "reftune.stages.sft:start", (), "epoch", ("#7f8a9a", "#a3adbb"),
+        directory="warmup", optional=False,
+    ),
+    "sft": Method(
+        "SFT", "Supervised fine-tuning", "sft", "reftune.stages.sft:start", (), "epoch",
+        ("#c2691b", "#f0a45d"), optional=False,
+    ),
+    "offline_st": Method(
+        "Offline-ST", "Offline self-training", "offline_st",
+        "reftune.stages.self_training:start_offline", ("sft", "warmup_samples"), "epoch",
+        ("#a4488c", "#de8fca"),
+    ),
+    "online_st": Method(
+        "Online-ST", "Online self-training", "online_st",
+        "reftune.stages.self_training:start_online", ("sft",), "step", ("#1f8a80", "#58c4b8"),
+    ),
+    "reft": Method(
+        "ReFT", "PPO", "ppo", "reftune.stages.ppo:start", ("sft",), "step", ("#2458c5", "#7fabff")
+    ),
+}  # fmt: skip
+
+OPTIONAL = tuple(name for name, method in METHODS.items() if method.optional)
+
+
+def directory_of(model: str) -> str:
+    """Return the directory of a run in which one of its models lies."""
+    method = METHODS[model]
+    return method.directory or method.stage
 
 
 def planned_models(methods: Sequence[str]) -> list[str]:
     """Return the models that a run of these methods compares, in order."""
-    return [name for name in MODELS if name in ("warmup", "sft", *methods)]
+    return [name for name, method in METHODS.items() if not method.optional or name in methods]
 
 
 def planned_stages(methods: Sequence[str], rerank: bool) -> list[str]:
@@ -25,10 +77,12 @@ def planned_stages(methods: Sequence[str], rerank: bool) -> list[str]:
 
     Args:
         methods: as `methods` in the configuration.
-        rerank: whether every model gets a reranker.
+        rerank: whether every model but the warm-up gets a reranker.
     """
-    stages = ["sft"]
-    stages += ["warmup_samples"] if rerank or "offline_st" in methods else []
-    stages += [MODELS[name] for name in MODELS if name in methods]
-    stages += [f"reranker/{name}" for name in planned_models(methods)[1:]] if rerank else []
+    models = planned_models(methods)
+    stages = list(dict.fromkeys(METHODS[name].stage for name in models))
+    needed = {stage for name in models for stage in METHODS[name].needs}
+    if rerank or "warmup_samples" in needed:
+        stages.insert(1, "warmup_samples")
+    stages += [f"reranker/{name}" for name in models[1:]] if rerank else []
     return [*stages, "evaluation"]

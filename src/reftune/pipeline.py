@@ -12,7 +12,7 @@ from reftune.config import Config
 from reftune.evaluation.evaluate import answer_questions, read_result, write_result
 from reftune.files import read_jsonl, write_jsonl
 from reftune.grading.judge import make_judge
-from reftune.methods import MODELS, planned_models, planned_stages
+from reftune.methods import METHODS, planned_models, planned_stages
 from reftune.model.loading import build_model, load_model
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, Wording
@@ -27,7 +27,7 @@ from reftune.stages.self_training import run_offline_st, run_online_st
 from reftune.stages.sft import run_sft
 from reftune.stages.warmup_samples import read_warmup_samples, run_warmup_samples
 from reftune.training.advantages import ADVANTAGES
-from reftune.training.rollouts import make_actor
+from reftune.training.rollouts import make_generator
 
 SHARED = ("sft", "warmup_samples")  # stages that `start_from` can take over
 
@@ -91,7 +91,7 @@ def _sft(run: Run) -> None:
 
 
 def _base_model(run: Run) -> tuple[PolicyWithValue, Prompter]:
-    """Load, or create, the model that SFT and off-line self-training start from."""
+    """Load, or create, the model that SFT and offline self-training start from."""
     config = run.config
     wording = Wording(config.prompt, config.data.cot)
     texts = [text for problem in run.annotated for text in wording.pieces(problem)]
@@ -104,15 +104,15 @@ def _base_model(run: Run) -> tuple[PolicyWithValue, Prompter]:
 def _check_chains(run: Run) -> None:
     """Refuse programs of which none gives its answer; count those that do not."""
     config, problems = run.config, run.annotated
-    if config.data.cot == "natural" or config.ppo.reward is not None:
+    if config.data.cot == "natural" or config.reward.function is not None:
         return
     verdicts = run.judge(problems, [p.chain or "" for p in problems], [True] * len(problems))
     wrong = [i for i, verdict in enumerate(verdicts) if not verdict.correct]
     if not wrong:
         return
-    first, outcome = problems[wrong[0]].id, Counter(verdicts[i].outcome for i in wrong).most_common(1)
+    first, status = problems[wrong[0]].id, Counter(verdicts[i].status for i in wrong).most_common(1)
     told = f"{len(wrong)} of {len(problems)} annotated programs do not give their answer"
-    told = f"{config.data.train}: {told} (first: {first}; most often: {outcome[0][0]})"
+    told = f"{config.data.train}: {told} (first: {first}; most often: {status[0][0]})"
     if len(wrong) == len(problems):
         raise UserError(f"{told}; `reftune data check` lists them")
     if run.accelerator.is_main_process:
@@ -146,7 +146,7 @@ def _ppo(run: Run) -> None:
 
 
 def _reranker(run: Run, model: str) -> None:
-    for needed in ("warmup_samples", MODELS[model]):
+    for needed in ("warmup_samples", METHODS[model].stage):
         _require_stage(run.config, needed)
     directory = run.directory(model)
     stage = run.stage(f"reranker/{model}", run.prompter(directory))
@@ -157,7 +157,7 @@ def _evaluate(run: Run) -> None:
     config, directory = run.config, run.config.run_dir / "evaluation"
     models = models_of(config)
     for name in models[1:]:
-        _require_stage(config, MODELS[name])
+        _require_stage(config, METHODS[name].stage)
     answers = {}
     with RunLog(directory, run.accelerator, "evaluation", len(models)) as log:
         for done, name in enumerate(models, start=1):
@@ -181,8 +181,8 @@ def _answer(run: Run, name: str) -> list[Row]:
     config, accelerator, directory = run.config, run.accelerator, run.directory(name)
     policy = PolicyWithValue(load_model(directory).to(accelerator.device).eval())
     prompter = run.prompter(directory)
-    actor = make_actor(policy, prompter, run.judge, accelerator, config.compute.sampler_rows)
-    rows = answer_questions(actor, run.splits.test, config.evaluation, config.seed)
+    generator = make_generator(policy, prompter, run.judge, accelerator, config.compute.sampler_rows)
+    rows = answer_questions(generator, run.splits.test, config.evaluation, config.seed)
     if config.evaluation.rerank and name != "warmup":
         reranker = Reranker(load_model(directory))
         reranker.load(config.run_dir / "reranker" / name / "model")
@@ -199,8 +199,8 @@ def _check(config: Config) -> None:
         raise UserError(
             f"ppo.advantage: unknown estimator {config.ppo.advantage}; choose {' or '.join(ADVANTAGES)}"
         )
-    if config.ppo.reward is not None:
-        make_judge("natural", trigger="", partial_reward=0.0, reward=config.ppo.reward)
+    if config.reward.function is not None:
+        make_judge("natural", trigger="", partial_reward=0.0, reward=config.reward.function)
 
 
 def _require_stage(config: Config, stage: str) -> None:

@@ -9,7 +9,7 @@ Cot = Literal["natural", "program"]
 
 Row = dict[str, Any]  # an object of a JSON or JSONL file
 
-Outcome = Literal[
+Status = Literal[
     "ok",  # a number came out
     "ok_text",  # a text came out (multiple choice, or a reward that accepts text)
     "syntax_error",
@@ -29,7 +29,7 @@ Outcome = Literal[
     "sandbox_error",  # our own fault: never charged to the policy
     "truncated",  # the token limit came before the end of the answer
 ]
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 Answer = float | str
 
@@ -56,18 +56,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What running one program gave: a named outcome, and the value when there is one."""
+    """What running one program gave: a named status, and the value when there is one."""
 
-    outcome: Outcome
+    status: Status
     value: Answer | None = None
     message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement of one completion: outcome, extracted answer, correctness, score (the reward)."""
+    """The judgement of one completion: status, extracted answer, correctness, score (the reward)."""
 
-    outcome: Outcome
+    status: Status
     answer: Answer | None
     correct: bool
     score: float

@@ -155,7 +155,7 @@ def _judge(check: Check, compute: Compute) -> None:
         if verdict.correct:
             check.correct += 1
         else:
-            found = verdict.outcome if verdict.answer is None else verdict.answer
+            found = verdict.status if verdict.answer is None else verdict.answer
             check.faults.append(f"{where}: the chain gives {found}, the answer is {problem.answer}")
 
 

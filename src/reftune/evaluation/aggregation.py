@@ -14,7 +14,7 @@ from reftune.problem import Row
 
 
 @dataclass(frozen=True, slots=True)
-class Strategy:
+class Aggregation:
     """A way to choose: from samples to whether the chosen answer is right."""
 
     is_right: Callable[[Sequence[Row]], bool]
@@ -38,21 +38,21 @@ def rerank(samples: Sequence[Row]) -> bool:
     return best is not None and bool(best["correct"])
 
 
-STRATEGIES = {
-    "vote": Strategy(vote, ranks=False),
-    "rerank": Strategy(rerank, ranks=True),
-    "weighted vote": Strategy(weighted_vote, ranks=True),
+AGGREGATIONS = {
+    "vote": Aggregation(vote, ranks=False),
+    "rerank": Aggregation(rerank, ranks=True),
+    "weighted vote": Aggregation(weighted_vote, ranks=True),
 }
 
 
-def available(rows: Sequence[Row]) -> dict[str, Strategy]:
-    """Return the strategies for which these rows, one per question, have what is needed."""
+def available(rows: Sequence[Row]) -> dict[str, Aggregation]:
+    """Return the aggregations for which these rows, one per question, have what is needed."""
     samples = [sample for row in rows for sample in row.get("samples", ())]
     ranked = bool(samples) and all("rerank" in sample for sample in samples)
-    return {name: s for name, s in STRATEGIES.items() if samples and (ranked or not s.ranks)}
+    return {name: s for name, s in AGGREGATIONS.items() if samples and (ranked or not s.ranks)}
 
 
-def ordered_pairs(rows: Sequence[Row]) -> float | None:
+def within_question_auc(rows: Sequence[Row]) -> float | None:
     """Return how often the reranker puts a right sample before a wrong one of the same question.
 
     That is what reranking needs: to know the easy questions does not help it. It is the share of all
@@ -68,7 +68,7 @@ def ordered_pairs(rows: Sequence[Row]) -> float | None:
     return ordered / pairs if pairs else None
 
 
-def accuracy_of(rows: Sequence[Row], strategy: Strategy, k: int) -> float:
+def accuracy_of(rows: Sequence[Row], aggregation: Aggregation, k: int) -> float:
     """Return the accuracy with k samples per question, averaged over disjoint bunches of the drawn ones.
 
     Raises ValueError if fewer than k were drawn.
@@ -79,13 +79,13 @@ def accuracy_of(rows: Sequence[Row], strategy: Strategy, k: int) -> float:
         if not 1 <= k <= len(samples):
             raise ValueError(f"k = {k}, but {len(samples)} samples were drawn")
         bunches = [samples[start : start + k] for start in range(0, len(samples) - k + 1, k)]
-        shares.append(sum(map(strategy.is_right, bunches)) / len(bunches))
+        shares.append(sum(map(aggregation.is_right, bunches)) / len(bunches))
     return sum(shares) / len(shares)
 
 
-def curve(rows: Sequence[Row], strategy: Strategy, k: int) -> dict[int, float]:
+def curve(rows: Sequence[Row], aggregation: Aggregation, k: int) -> dict[int, float]:
     """Return the accuracy with ever more of k samples per question."""
-    return {j: accuracy_of(rows, strategy, j) for j in ladder(k)}
+    return {j: accuracy_of(rows, aggregation, j) for j in ladder(k)}
 
 
 def pass_curve(rows: Sequence[Row], k: int) -> dict[int, float]:

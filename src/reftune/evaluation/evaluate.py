@@ -11,44 +11,45 @@ from typing import Any
 from reftune.config import Evaluation, Prompt
 from reftune.data.synthetic.chain_checks import chain_is_right
 from reftune.evaluation.aggregation import (
-    STRATEGIES,
-    Strategy,
+    AGGREGATIONS,
+    Aggregation,
     available,
     curve,
-    ordered_pairs,
     pass_curve,
+    within_question_auc,
 )
 from reftune.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
 from reftune.files import read_json, write_json
 from reftune.grading.answers import reasoning
 from reftune.model.prompts import PROGRAM_HEAD
 from reftune.problem import Problem, Row
-from reftune.training.rollouts import Actor, attempt_rows
+from reftune.training.rollouts import Generator, graded_rows
 
 
 def answer_questions(
-    actor: Actor, problems: Sequence[Problem], settings: Evaluation, seed: int
+    generator: Generator, problems: Sequence[Problem], settings: Evaluation, seed: int
 ) -> list[Row]:
     """Answer every question once greedily and `settings.samples` times at the temperature.
 
     Returns one row per question: the greedy completion with its verdict and, under `samples`, the
     verdicts of the sampled ones.
     """
-    rows = attempt_rows(actor.attempt(problems, 1, 0.0, seed, "greedy"))
+    rows = graded_rows(generator.generate(problems, 1, 0.0, seed, "greedy"))
     if settings.samples:
         k = settings.samples
-        drawn = attempt_rows(actor.attempt(problems, k, settings.temperature, seed, "test"))
+        drawn = graded_rows(generator.generate(problems, k, settings.temperature, seed, "test"))
         for i, row in enumerate(rows):
-            keys = ("completion", "outcome", "value", "correct")
+            keys = ("completion", "status", "value", "correct")
             row["samples"] = [{key: s[key] for key in keys} for s in drawn[i * k : (i + 1) * k]]
     return rows
 
 
 def summarise(rows: Sequence[Row], trigger: str | None = None) -> dict[str, Any]:
-    """Return the accuracy of every strategy for which there are samples, with intervals.
+    """Return the accuracy of every aggregation for which there are samples, with intervals.
 
     `greedy` is always there; `vote`, `rerank` and `weighted vote` come with their `k` and, under
-    `curves`, their accuracies with fewer samples; `rerank` has `ordered_pairs`, too; `pass` has pass@k.
+    `curves`, their accuracies with fewer samples.
+    `rerank` also has `within_question_auc`, and `pass` has pass@k.
     Where chains can be checked, `right_answer_wrong_chain` is there, too: see `wrong_chain_share`.
     """
     summary: dict[str, Any] = {"greedy": _accuracy([row["correct"] for row in rows])}
@@ -91,17 +92,17 @@ def wrong_chain_share(rows: Sequence[Row], trigger: str | None = None) -> dict[s
 
 def compare(a: Sequence[Row], b: Sequence[Row], resamples: int, seed: int) -> list[dict[str, Any]]:
     """Compare two models question by question: difference, bootstrap interval, McNemar's p."""
-    strategies: dict[str, Callable[[Row], bool]] = {"greedy": lambda row: bool(row["correct"])}
+    aggregations: dict[str, Callable[[Row], bool]] = {"greedy": lambda row: bool(row["correct"])}
     shared = available(a).keys() & available(b).keys()
-    for name in STRATEGIES:
+    for name in AGGREGATIONS:
         if name in shared:
-            strategies[name] = partial(_is_right, STRATEGIES[name])
+            aggregations[name] = partial(_is_right, AGGREGATIONS[name])
     results = []
-    for strategy, is_right in strategies.items():
+    for aggregation, is_right in aggregations.items():
         right_a, right_b = [is_right(row) for row in a], [is_right(row) for row in b]
         results.append(
             {
-                "strategy": strategy,
+                "aggregation": aggregation,
                 "difference": (sum(right_b) - sum(right_a)) / len(right_a),
                 "interval": list(bootstrap_difference(right_a, right_b, resamples=resamples, seed=seed)),
                 "mcnemar_p": mcnemar(right_a, right_b),
@@ -138,15 +139,15 @@ def read_result(directory: Path) -> dict[str, Any]:
 
 
 def _with_samples(rows: Sequence[Row], k: int) -> dict[str, Any]:
-    strategies = available(rows)
+    aggregations = available(rows)
     summary: dict[str, Any] = {
-        name: {"k": k, **_accuracy([strategy.is_right(row["samples"]) for row in rows])}
-        for name, strategy in strategies.items()
+        name: {"k": k, **_accuracy([aggregation.is_right(row["samples"]) for row in rows])}
+        for name, aggregation in aggregations.items()
     }
     if "rerank" in summary:
-        summary["rerank"]["ordered_pairs"] = ordered_pairs(rows)
+        summary["rerank"]["within_question_auc"] = within_question_auc(rows)
     summary["pass"] = _keyed(pass_curve(rows, k))
-    summary["curves"] = {name: _keyed(curve(rows, s, k)) for name, s in strategies.items()}
+    summary["curves"] = {name: _keyed(curve(rows, s, k)) for name, s in aggregations.items()}
     return summary
 
 
@@ -160,5 +161,5 @@ def _accuracy(right: Sequence[bool]) -> dict[str, Any]:
     return {"correct": correct, "accuracy": correct / len(right), "interval": interval}
 
 
-def _is_right(strategy: Strategy, row: Row) -> bool:
-    return strategy.is_right(row["samples"])
+def _is_right(aggregation: Aggregation, row: Row) -> bool:
+    return aggregation.is_right(row["samples"])

@@ -14,8 +14,8 @@ from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, saved_settings
 from reftune.problem import Problem, Row, UserError
 from reftune.runs.setup import check_prompts, judge_of, make_accelerator
-from reftune.training.rollouts import Actor, make_actor
-from reftune.training.types import Attempt
+from reftune.training.rollouts import Generator, make_generator
+from reftune.training.types import GradedSample
 
 
 def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Config:
@@ -38,20 +38,22 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
 
 def evaluate_model(config: Config, problems: Sequence[Problem]) -> list[Row]:
     """Answer `problems` with the model of `config`; return rows as `answer_questions` does."""
-    actor = _load_actor(config, problems, judge_of(config, problems))
-    return answer_questions(actor, problems, config.evaluation, config.seed)
+    generator = _load_generator(config, problems, judge_of(config, problems))
+    return answer_questions(generator, problems, config.evaluation, config.seed)
 
 
-def ask(config: Config, question: str, temperature: float, seed: int) -> Attempt:
+def ask(config: Config, question: str, temperature: float, seed: int) -> GradedSample:
     """Ask the model of `config` one question; the verdict has its answer, of whatever type."""
     problem = Problem(id="question", question=question, answer="")
     sandbox = make_sandbox(config.data.cot, config.compute, text=True)
     judge = make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)
-    [attempt] = _load_actor(config, [problem], judge).attempt([problem], 1, temperature, seed, "sample")
-    return attempt
+    [graded] = _load_generator(config, [problem], judge).generate(
+        [problem], 1, temperature, seed, "sample"
+    )
+    return graded
 
 
-def _load_actor(config: Config, problems: Sequence[Problem], judge: Judge) -> Actor:
+def _load_generator(config: Config, problems: Sequence[Problem], judge: Judge) -> Generator:
     """Load the model of `config`, ready to answer `problems`."""
     name = config.model.name
     if name is None:
@@ -61,4 +63,4 @@ def _load_actor(config: Config, problems: Sequence[Problem], judge: Judge) -> Ac
     model = load_model(name)
     check_prompts(prompter, problems, model)
     policy = PolicyWithValue(model.to(accelerator.device).eval())
-    return make_actor(policy, prompter, judge, accelerator, config.compute.sampler_rows)
+    return make_generator(policy, prompter, judge, accelerator, config.compute.sampler_rows)

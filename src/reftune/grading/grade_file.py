@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from reftune.config import Compute, Prompt
-from reftune.files import asked_for, write_jsonl
+from reftune.files import write_jsonl, writing_to
 from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
-from reftune.problem import Cot, Outcome, Problem, UserError, Verdict
+from reftune.problem import Cot, Problem, Status, UserError, Verdict
 
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _SOLUTION = re.compile(r"^[ \t]*def\s+solution\b", re.MULTILINE)
@@ -29,7 +29,7 @@ class GradeSummary:
     total: int
     judged: int
     correct: int
-    outcomes: dict[Outcome, int]  # the commonest first
+    statuses: dict[Status, int]  # the commonest first
     out: Path
 
     @property
@@ -53,7 +53,7 @@ def grade_file(
     Args:
         path: lines of {"id", "completion", "answer"[, "choices"]}; other keys are ignored.
         cot: "program" executes the completions, "natural" reads their final answer.
-        out: takes lines of {"id", "outcome", "value", "correct", "score"}; default: beside `path`,
+        out: takes lines of {"id", "status", "value", "correct", "score"}; default: beside `path`,
             with the suffix `.graded.jsonl`.
         partial_reward: score of a wrong number.
         reward: your own `path.py:function` instead, see `reftune.grading.judge.load_reward`.
@@ -87,12 +87,12 @@ def extract_program(completion: str) -> str:
 
 
 def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
-    outcomes = Counter(verdict.outcome for verdict in verdicts)
+    statuses = Counter(verdict.status for verdict in verdicts)
     return GradeSummary(
         total=len(verdicts),
-        judged=len(verdicts) - outcomes["sandbox_error"],
+        judged=len(verdicts) - statuses["sandbox_error"],
         correct=sum(verdict.correct for verdict in verdicts),
-        outcomes=dict(outcomes.most_common()),
+        statuses=dict(statuses.most_common()),
         out=out,
     )
 
@@ -155,8 +155,8 @@ def _text(where: str, key: str, value: object) -> str:
 
 def _write(out: Path, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
     rows = (
-        {"id": p.id, "outcome": v.outcome, "value": v.answer, "correct": v.correct, "score": v.score}
+        {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "score": v.score}
         for p, v in zip(problems, verdicts, strict=True)
     )
-    with asked_for(out):
+    with writing_to(out):
         write_jsonl(out, rows)

@@ -19,7 +19,7 @@ from reftune.grading.answers import (
     parse_number,
 )
 from reftune.grading.sandbox import Sandbox
-from reftune.problem import Answer, Cot, Execution, Outcome, Problem, UserError, Verdict
+from reftune.problem import Answer, Cot, Execution, Problem, Status, UserError, Verdict
 
 # Problems, their completions (for programs the whole `def solution(): ...`), and whether each was
 # finished before the token limit; returns one verdict per completion.
@@ -48,7 +48,7 @@ def make_judge(
         trigger: the words before the answer of a natural-language chain.
         sandbox: runs programs; multiple choice needs one made with `text=True`.
         reward: the user's own `path.py:function`, see `load_reward`. Its value replaces the score, and
-            1 or more counts as correct; outcome and answer stay those of the built-in extraction.
+            1 or more counts as correct; status and answer stay those of the built-in extraction.
     """
     read = _make_reader(cot, trigger, sandbox)
     own_reward = load_reward(reward) if reward is not None else None
@@ -62,7 +62,7 @@ def make_judge(
         verdicts = []
         for problem, text, result in zip(problems, completions, results, strict=True):
             verdict = _verdict(problem, result, cot, partial_reward)
-            if own_reward is not None and result.outcome not in ("truncated", "sandbox_error"):
+            if own_reward is not None and result.status not in ("truncated", "sandbox_error"):
                 score = own_reward(problem, text)
                 verdict = replace(verdict, score=score, correct=score >= 1)
             verdicts.append(verdict)
@@ -86,7 +86,7 @@ def make_extractor(cot: Cot, *, trigger: str, sandbox: Sandbox | None = None) ->
         for result in read(completions, finished):
             number = _stated_number(result.value, cot)
             if number is None:
-                verdicts.append(Verdict(result.outcome, result.value, False, 0.0))
+                verdicts.append(Verdict(result.status, result.value, False, 0.0))
             else:
                 verdicts.append(Verdict("ok", number, False, 0.0))
         return verdicts
@@ -187,16 +187,16 @@ def _read_natural(text: str, trigger: str) -> Execution:
 
 def _verdict(problem: Problem, result: Execution, cot: Cot, partial_reward: float) -> Verdict:
     if result.value is None:
-        return Verdict(result.outcome, None, False, 0.0)
-    outcome, answer = _of_asked_type(problem, result.value, cot)
+        return Verdict(result.status, None, False, 0.0)
+    status, answer = _of_asked_type(problem, result.value, cot)
     if answer is None:
-        return Verdict(outcome, None, False, 0.0)
+        return Verdict(status, None, False, 0.0)
     if answers_equal(answer, problem.answer, problem.choices):
-        return Verdict(outcome, answer, True, 1.0)
-    return Verdict(outcome, answer, False, partial_reward if outcome == "ok" else 0.0)
+        return Verdict(status, answer, True, 1.0)
+    return Verdict(status, answer, False, partial_reward if status == "ok" else 0.0)
 
 
-def _of_asked_type(problem: Problem, value: Answer, cot: Cot) -> tuple[Outcome, Answer | None]:
+def _of_asked_type(problem: Problem, value: Answer, cot: Cot) -> tuple[Status, Answer | None]:
     """Return the value as a letter ("ok_text"), number ("ok") or text, whichever the truth is."""
     if problem.choices is not None:
         letter = extract_choice(value, problem.choices)

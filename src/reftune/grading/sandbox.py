@@ -34,7 +34,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reftune.problem import OUTCOMES, Execution, Outcome
+from reftune.problem import STATUSES, Execution, Status
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
 # What the interpreter and monty need to find themselves; tokens and keys stay out.
@@ -46,15 +46,15 @@ GRACE_SECONDS = 0.5
 # Programs queued at a worker, so that it need not wait for us between two of them.
 MAX_QUEUED, MIN_QUEUED = 8, 4
 MAX_LINE_BYTES = 1 << 16
-FAILURES: dict[str, Outcome] = {name: name for name in OUTCOMES if name not in ("ok", "ok_text")}
+FAILURES: dict[str, Status] = {name: name for name in STATUSES if name not in ("ok", "ok_text")}
 
 
 class _WorkerLost(Exception):
     """The worker hung, ended or talked nonsense; `result` is for the program that it was running."""
 
-    def __init__(self, outcome: Outcome, message: str) -> None:
+    def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
-        self.result = Execution(outcome, None, message)
+        self.result = Execution(status, None, message)
 
 
 class Sandbox:
@@ -179,7 +179,7 @@ class _Batch:
 
     def settle(self, program: str, result: Execution, lost: bool = False) -> None:
         """Keep a result, but run once more what took a worker down: that may have come from outside."""
-        if (lost or result.outcome == "crash") and program not in self.retried:
+        if (lost or result.status == "crash") and program not in self.retried:
             self.retried.add(program)
             self.pending.append(program)
         else:

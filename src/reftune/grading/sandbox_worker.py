@@ -2,7 +2,7 @@
 
 Started by its path as a bare interpreter. It must never import reftune or torch: start-up has to stay
 cheap, and nothing of the trainer may be within reach. The protocol is one JSON string (a program) a
-line in, one `[outcome, value, message]` a line out, in the same order. The first line out is `ready`;
+line in, one `[status, value, message]` a line out, in the same order. The first line out is `ready`;
 any other says why this worker cannot work.
 """
 
@@ -29,7 +29,7 @@ from pydantic_monty import (
     ResourceLimits,
 )
 
-Answer = tuple[str, float | str | None, str]  # outcome (a reftune.problem.Outcome), value, message
+Answer = tuple[str, float | str | None, str]  # status (a reftune.problem.Status), value, message
 
 MAX_ANSWER_CHARS = 2000
 MAX_MESSAGE_CHARS = 200
@@ -81,7 +81,7 @@ class Interpreter:
         }
 
     def run(self, program: str) -> Answer:
-        """Return outcome, value and message of one program; nothing that it does raises."""
+        """Return status, value and message of one program; nothing that it does raises."""
         try:
             with self._pool.checkout(limits=self._limits, os_policy=self._policy) as session:
                 encoded = session.feed_run(program + EPILOGUE, print_callback=_discard)
@@ -131,9 +131,9 @@ def failure(error: MontySyntaxError | MontyRuntimeError) -> Answer:
     place = frames[0].source_line if len(frames) == 1 else None
     if place == CALL and re.search(r"'solution' is not defined|object is not callable", detail):
         return "no_solution", None, message
-    for pattern, outcome in OUTCOME_OF_MESSAGE:
+    for pattern, status in OUTCOME_OF_MESSAGE:
         if pattern.search(detail):
-            return outcome, None, message
+            return status, None, message
     if name in OUTCOME_OF_EXCEPTION:
         return OUTCOME_OF_EXCEPTION[name], None, message
     if place == ENCODE:

@@ -21,11 +21,13 @@ class Sequences:
 
     prompts: Int[Tensor, "prompts width"]  # distinct, left-padded
     prompt_lengths: Int[Tensor, " prompts"]
-    parents: Int[Tensor, " batch"]  # which prompt each response belongs to
+    prompt_index: Int[Tensor, " batch"]  # which prompt each response belongs to
     responses: Int[Tensor, "batch time"]  # right-padded
     response_lengths: Int[Tensor, " batch"]
-    places: Int[Tensor, "batch time"]  # which distinct token each is; 0 on padding
-    firsts: Int[Tensor, " distinct"]  # where the first of each stands in the flattened responses
+    node_index: Int[Tensor, "batch time"]  # which distinct token each is; 0 on padding
+    first_occurrence: Int[
+        Tensor, " distinct"
+    ]  # where the first of each stands in the flattened responses
 
     def to(self, device: torch.device) -> Sequences:
         """Return the same on `device`."""
@@ -54,22 +56,22 @@ def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     """
     distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
     place = {prompt: i for i, prompt in enumerate(distinct)}
-    parents = [place[tuple(prompt)] for prompt in prompts]
+    prompt_index = [place[tuple(prompt)] for prompt in prompts]
     width, time = max(map(len, distinct)), max(map(len, responses))
-    places, firsts = _number(parents, responses, time)
+    places, firsts = _number(prompt_index, responses, time)
     return Sequences(
         prompts=torch.tensor([[0] * (width - len(p)) + list(p) for p in distinct]),
         prompt_lengths=torch.tensor([len(p) for p in distinct]),
-        parents=torch.tensor(parents),
+        prompt_index=torch.tensor(prompt_index),
         responses=torch.tensor([list(r) + [0] * (time - len(r)) for r in responses]),
         response_lengths=torch.tensor([len(r) for r in responses]),
-        places=torch.tensor([row + [0] * (time - len(row)) for row in places]),
-        firsts=torch.tensor(firsts),
+        node_index=torch.tensor([row + [0] * (time - len(row)) for row in places]),
+        first_occurrence=torch.tensor(firsts),
     )
 
 
 def _number(
-    parents: Sequence[int], responses: Sequence[Sequence[int]], time: int
+    prompt_index: Sequence[int], responses: Sequence[Sequence[int]], time: int
 ) -> tuple[list[list[int]], list[int]]:
     """Number the distinct tokens (see `Sequences`): the nodes of a tree whose roots are the prompts.
 
@@ -79,7 +81,7 @@ def _number(
     children: dict[tuple[int, int], int] = {}  # (number before, or -1 - prompt; token) -> number
     firsts: list[int] = []
     places: list[list[int]] = []
-    for row, (parent, response) in enumerate(zip(parents, responses, strict=True)):
+    for row, (parent, response) in enumerate(zip(prompt_index, responses, strict=True)):
         places.append([])
         before = -1 - parent
         for column, token in enumerate(response):
@@ -90,15 +92,15 @@ def _number(
     return places, firsts
 
 
-def spread(sequences: Sequences, distinct: Tensor) -> Tensor:
+def gather_nodes(sequences: Sequences, distinct: Tensor) -> Tensor:
     """Return what is said of each distinct token, (distinct,), for every response token, (batch, time).
 
     It means nothing on padding.
     """
-    return pick(distinct.unsqueeze(1), sequences.places).squeeze(2)
+    return gather_rows(distinct.unsqueeze(1), sequences.node_index).squeeze(2)
 
 
-def pick(table: Tensor, index: Tensor) -> Tensor:
+def gather_rows(table: Tensor, index: Tensor) -> Tensor:
     """Return the rows of (rows, features) that an index of any shape names."""
     # An embedding, because its gradient is faster than that of indexing.
     picked: Tensor = functional.embedding(index, table)

@@ -14,49 +14,49 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from reftune.model.batch import Sequences, collate, pick
+from reftune.model.batch import Sequences, collate, gather_rows
 from reftune.model.llama import is_known, states_at
 from reftune.model.packing import pack, take_over, window
 
 
-class Reader:
+class PackedForward:
     """Reads with a causal language model.
 
     Args:
         model: the language model; its attention function may be replaced by an equal one.
 
-    `plain_head` tells whether its logits are just `head` of the trunk's last hidden states. Then
-    the states are read, else the logits themselves.
+    `lm_head_is_linear` tells whether its logits are just `head` of the backbone's last hidden states.
+    Then the states are read, else the logits themselves.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.plain_head = _head_is_plain(model)
-        self.packs = take_over(model) and _packs_right(model)
+        self.lm_head_is_linear = _lm_head_is_linear(model)
+        self.supports_packing = take_over(model) and _packs_right(model)
 
     def __call__(self, model: PreTrainedModel, sequences: Sequences) -> Tensor:
         """Return what the model says at the positions that predict each distinct response token.
 
         Args:
-            model: a trunk, whose last hidden states are returned, or a language model, whose logits
-                are; of the same kind as the one that this reader was made for.
+            model: a backbone, whose last hidden states are returned, or a language model, whose logits
+                are; of the same kind as the one that this packed_forward was made for.
             sequences: prompts and responses.
 
         Returns:
-            (distinct, features); `batches.spread` tells what that is for every response token.
+            (distinct, features); `batch.gather_nodes` tells what that is for every response token.
         """
         longest = sequences.prompts.shape[1] + sequences.responses.shape[1]
         shared = len(sequences.prompts) < len(sequences.responses)
-        fits = self.packs and longest <= window(model.config)
+        fits = self.supports_packing and longest <= window(model.config)
         if fits and shared:
             return _read_packed(model, sequences)
         return _read_rows(model, sequences, narrow=fits and is_known(model))
 
 
-def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return a language model without its head."""
-    trunk = model.base_model
-    assert isinstance(trunk, PreTrainedModel)
-    return trunk
+    backbone = model.base_model
+    assert isinstance(backbone, PreTrainedModel)
+    return backbone
 
 
 def _read_packed(model: PreTrainedModel, sequences: Sequences) -> Tensor:
@@ -71,7 +71,7 @@ def _read_packed(model: PreTrainedModel, sequences: Sequences) -> Tensor:
             use_cache=False, within=packed,
         )
     )  # fmt: skip
-    return pick(states[0], packed.predicting)
+    return gather_rows(states[0], packed.logit_index)
 
 
 def _read_rows(model: PreTrainedModel, sequences: Sequences, *, narrow: bool = False) -> Tensor:
@@ -81,18 +81,20 @@ def _read_rows(model: PreTrainedModel, sequences: Sequences, *, narrow: bool = F
     that the last layer may be left out where its states are not read.
     """
     width, time = sequences.prompts.shape[1], sequences.responses.shape[1]
-    joined = torch.cat((sequences.prompts[sequences.parents], sequences.responses), dim=1)
-    lengths = sequences.prompt_lengths[sequences.parents].unsqueeze(1)
+    joined = torch.cat((sequences.prompts[sequences.prompt_index], sequences.responses), dim=1)
+    lengths = sequences.prompt_lengths[sequences.prompt_index].unsqueeze(1)
     columns = torch.arange(width + time, device=joined.device)
     ids = joined.gather(1, (columns + width - lengths).clamp(max=width + time - 1))
     longest = int((lengths.squeeze(1) + sequences.response_lengths).max())
     index = (lengths - 1 + columns[:time]).clamp(max=longest - 1)
     if narrow:
-        return pick(states_at(model, ids[:, :longest], index).flatten(0, 1), sequences.firsts)
+        return gather_rows(
+            states_at(model, ids[:, :longest], index).flatten(0, 1), sequences.first_occurrence
+        )
     positions = columns[:longest].expand(len(ids), -1)
     states = _states(model(input_ids=ids[:, :longest], position_ids=positions, use_cache=False))
     where = torch.arange(len(ids), device=ids.device).unsqueeze(1) * longest + index
-    return pick(states.flatten(0, 1), where.flatten()[sequences.firsts])
+    return gather_rows(states.flatten(0, 1), where.flatten()[sequences.first_occurrence])
 
 
 def _states(output: object) -> Tensor:
@@ -104,8 +106,8 @@ def _states(output: object) -> Tensor:
 
 
 @torch.no_grad()
-def _head_is_plain(model: PreTrainedModel) -> bool:
-    """Tell whether logits are just the output embedding of the trunk's last hidden state.
+def _lm_head_is_linear(model: PreTrainedModel) -> bool:
+    """Tell whether logits are just the output embedding of the backbone's last hidden state.
 
     Most models, but not all (soft-capped or scaled logits): ask the model itself rather than a list of
     names. Only bit for bit the same will do, for a soft cap hardly shows while the logits are small.
@@ -115,7 +117,7 @@ def _head_is_plain(model: PreTrainedModel) -> bool:
     ids = torch.tensor([[1, 2, 3]], device=model.device)
     expected = model(input_ids=ids).logits
     try:
-        actual = model.get_output_embeddings()(trunk_of(model)(input_ids=ids).last_hidden_state)
+        actual = model.get_output_embeddings()(backbone_of(model)(input_ids=ids).last_hidden_state)
     except (AttributeError, RuntimeError, TypeError):
         return False
     finally:

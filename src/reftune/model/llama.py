@@ -1,4 +1,4 @@
-"""What is known of Llama-like trunks: their layers have the same parts in the same places.
+"""What is known of Llama-like backbones: their layers have the same parts in the same places.
 
 So a part of their forward pass can be left out where nobody reads its result. What is not known here
 is left to the model itself (`is_known`).
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaModel, MistralModel, PreTrainedModel, Qwen2Model, Qwen3Model
 
-from reftune.model.batch import pick
+from reftune.model.batch import gather_rows
 from reftune.model.packing import attend_to
 
 FAMILIES = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
@@ -20,7 +20,7 @@ STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # angles that depend on t
 
 
 def is_known(model: PreTrainedModel) -> bool:
-    """Tell whether a trunk is what its class says: nothing wrapped, hooked or put in (LoRA ...)."""
+    """Tell whether a backbone is what its class says: nothing wrapped, hooked or put in (LoRA ...)."""
     rope = getattr(model.config, "rope_parameters", None) or {}
     return (
         type(model) in FAMILIES
@@ -36,12 +36,12 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 def states_at(model: Any, ids: Tensor, wanted: Tensor) -> Tensor:
-    """Return a known trunk's last hidden states at the wanted positions only.
+    """Return a known backbone's last hidden states at the wanted positions only.
 
     In the last layer all other positions have nothing to give but their keys and values.
 
     Args:
-        model: a trunk that calls `attention.attend`.
+        model: a backbone that calls `attention.attend`.
         ids: (batch, time), right-padded; no layer's window is shorter.
         wanted: (batch, positions), columns of `ids`.
 
@@ -63,7 +63,7 @@ def _finish(layer: Any, states: Tensor, wanted: Tensor, cos: Tensor, sin: Tensor
     """Return what a layer makes of the states at the wanted positions."""
     attention = layer.self_attn
     rows = torch.arange(len(states), device=states.device).unsqueeze(1)
-    chosen = pick(states.flatten(0, 1), rows * states.shape[1] + wanted)
+    chosen = gather_rows(states.flatten(0, 1), rows * states.shape[1] + wanted)
     normed = layer.input_layernorm(states)
     query = _heads(attention.q_proj(layer.input_layernorm(chosen)), attention, "q_norm")
     key = _heads(attention.k_proj(normed), attention, "k_norm")

@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from reftune.model.batch import Sequences, pick
+from reftune.model.batch import Sequences, gather_rows
 
 NAME = "reftune"
 LAYERS = {"full_attention", "sliding_attention"}
@@ -90,10 +90,12 @@ class Packed:
     positions: Tensor  # (1, tokens)
     prompts: Tensor  # (prompts, width): where in the pack each prompt's tokens stand, right-padded
     responses: Tensor  # (rows, time - 1): likewise, of enough responses to have every token in one
-    parents: Tensor  # (rows,): their prompts
-    visible: Tensor  # (rows, 1, time - 1, width + time - 1): what a response token attends to
-    back: Tensor  # (tokens,): where each of the pack's tokens stands in prompts and responses, flattened
-    predicting: Tensor  # (distinct,): where in the pack the state that predicts each token stands
+    prompt_index: Tensor  # (rows,): their prompts
+    attention_mask: Tensor  # (rows, 1, time - 1, width + time - 1): what a response token attends to
+    unpack_index: (
+        Tensor  # (tokens,): where each of the pack's tokens stands in prompts and responses, flattened
+    )
+    logit_index: Tensor  # (distinct,): where in the pack the state that predicts each token stands
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
@@ -109,15 +111,15 @@ class Packed:
 
         outputs = [see(self.prompts, self.prompts, None)]
         if self.responses.numel():
-            seen = torch.cat((self.prompts[self.parents], self.responses), dim=1)
-            outputs.append(see(self.responses, seen, self.visible))
+            seen = torch.cat((self.prompts[self.prompt_index], self.responses), dim=1)
+            outputs.append(see(self.responses, seen, self.attention_mask))
         stacked = torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])
-        return _rows_of(stacked, self.back.unsqueeze(0)).transpose(1, 2)
+        return _rows_of(stacked, self.unpack_index.unsqueeze(0)).transpose(1, 2)
 
 
 def _rows_of(table: Tensor, index: Tensor) -> Tensor:
     """Return entries of (tokens, heads, features) as (rows, heads, tokens, features)."""
-    rows: Tensor = pick(table.flatten(1), index).unflatten(-1, table.shape[1:])
+    rows: Tensor = gather_rows(table.flatten(1), index).unflatten(-1, table.shape[1:])
     return rows.transpose(1, 2)
 
 
@@ -137,19 +139,23 @@ def attend_to(
 
 def pack(sequences: Sequences) -> Packed:
     """Lay prompts and distinct response tokens end to end."""
-    firsts, lengths, time = sequences.firsts, sequences.prompt_lengths, sequences.places.shape[1]
+    firsts, lengths, time = (
+        sequences.first_occurrence,
+        sequences.prompt_lengths,
+        sequences.node_index.shape[1],
+    )
     columns = torch.arange(sequences.prompts.shape[1], device=firsts.device)
     real = columns < lengths.unsqueeze(1)
     starts = lengths.cumsum(0) - lengths
     # Prompts come left-padded: turn each row until its first token stands first.
     turned = sequences.prompts.gather(1, (columns - lengths.unsqueeze(1)) % len(columns))
     row, step = firsts // time, firsts % time
-    prompt, followed = sequences.parents[row], _followed(sequences)
+    prompt, followed = sequences.prompt_index[row], _followed(sequences)
     # Of the distinct tokens: which ones the pack holds, where they stand in it, and what stands before.
     inner = torch.zeros_like(firsts, dtype=torch.bool)
-    inner[sequences.places[:, :-1][followed]] = True
+    inner[sequences.node_index[:, :-1][followed]] = True
     stands = lengths.sum() + inner.cumsum(0) - 1
-    before = stands[sequences.places.flatten()[(firsts - 1).clamp(min=0)]]
+    before = stands[sequences.node_index.flatten()[(firsts - 1).clamp(min=0)]]
     # Other responses than these bring no token that is not in one of them.
     rows, owner = row[inner].unique(return_inverse=True)
     ids = (turned[real], sequences.responses.flatten()[firsts[inner]])
@@ -159,11 +165,11 @@ def pack(sequences: Sequences) -> Packed:
         ids=torch.cat(ids).unsqueeze(0),
         positions=torch.cat(positions).unsqueeze(0),
         prompts=torch.where(real, starts.unsqueeze(1) + columns, 0),
-        responses=torch.where(followed[rows], stands[sequences.places[rows, :-1]], 0),
-        parents=sequences.parents[rows],
-        visible=_visible(real[sequences.parents[rows]], time - 1),
-        back=torch.cat(back),
-        predicting=torch.where(step == 0, (starts + lengths - 1)[prompt], before),
+        responses=torch.where(followed[rows], stands[sequences.node_index[rows, :-1]], 0),
+        prompt_index=sequences.prompt_index[rows],
+        attention_mask=_visible(real[sequences.prompt_index[rows]], time - 1),
+        unpack_index=torch.cat(back),
+        logit_index=torch.where(step == 0, (starts + lengths - 1)[prompt], before),
     )
 
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from reftune.model.batch import Sequences, spread
-from reftune.model.forward import Reader, trunk_of
+from reftune.model.batch import Sequences, gather_nodes
+from reftune.model.forward import PackedForward, backbone_of
 
 LOGITS_PER_CHUNK = 2**24  # 64 MiB of float32
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 
-class TokenScores(NamedTuple):
+class TokenStats(NamedTuple):
     """What the policy says of given responses, (batch, time) each; beyond a row's length they are 0."""
 
     logprobs: Float[Tensor, "batch time"]
@@ -34,14 +34,14 @@ class PolicyWithValue(nn.Module):
     Args:
         policy: any AutoModelForCausalLM.
         critic: "none", "shared" (a linear head on the policy's last hidden state) or "separate"
-            (the head on a trunk of its own, which starts as a copy of the policy's).
+            (the head on a backbone of its own, which starts as a copy of the policy's).
     """
 
     def __init__(self, policy: PreTrainedModel, critic: str = "none") -> None:
         super().__init__()
         self.policy = policy
-        self.reader = Reader(policy)  # may change the policy: before it is copied
-        self.value_trunk = copy.deepcopy(trunk_of(policy)) if critic == "separate" else None
+        self.packed_forward = PackedForward(policy)  # may change the policy: before it is copied
+        self.value_backbone = copy.deepcopy(backbone_of(policy)) if critic == "separate" else None
         self.value_head: nn.Linear | None = None
         if critic != "none":
             width = policy.get_output_embeddings().weight.shape[1]
@@ -49,20 +49,26 @@ class PolicyWithValue(nn.Module):
             nn.init.zeros_(self.value_head.weight)  # an untrained critic says 0, not noise
             nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, sequences: Sequences, temperature: float = 1.0) -> TokenScores:
+    def forward(self, sequences: Sequences, temperature: float = 1.0) -> TokenStats:
         """Score the given responses: log-probability, entropy and value at every response token.
 
         The value of token t is read at the position that predicts it, before it is emitted.
         """
         offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
         mask = offsets < sequences.response_lengths.unsqueeze(1)
-        states = self.reader(trunk_of(self.policy) if self.reader.plain_head else self.policy, sequences)
-        targets = sequences.responses.flatten()[sequences.firsts]
+        states = self.packed_forward(
+            backbone_of(self.policy) if self.packed_forward.lm_head_is_linear else self.policy, sequences
+        )
+        targets = sequences.responses.flatten()[sequences.first_occurrence]
         scores = (*self._score(states, targets, temperature), self._values(states, sequences))
-        return TokenScores(*(torch.where(mask, spread(sequences, x), 0.0) for x in scores))
+        return TokenStats(*(torch.where(mask, gather_nodes(sequences, x), 0.0) for x in scores))
 
     def _score(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        head = self.policy.get_output_embeddings() if self.reader.plain_head else nn.Identity()
+        head = (
+            self.policy.get_output_embeddings()
+            if self.packed_forward.lm_head_is_linear
+            else nn.Identity()
+        )
         rows = max(1, LOGITS_PER_CHUNK // self.policy.get_output_embeddings().weight.shape[0])
         if len(states) <= rows:
             return _score_chunk(head, states, targets, temperature)
@@ -76,8 +82,8 @@ class PolicyWithValue(nn.Module):
     def _values(self, states: Tensor, sequences: Sequences) -> Tensor:
         if self.value_head is None:
             return torch.zeros(len(states), device=states.device)
-        if self.value_trunk is not None or not self.reader.plain_head:
-            states = self.reader(self.value_trunk or trunk_of(self.policy), sequences)
+        if self.value_backbone is not None or not self.packed_forward.lm_head_is_linear:
+            states = self.packed_forward(self.value_backbone or backbone_of(self.policy), sequences)
         with torch.autocast(states.device.type, enabled=False):
             return torch.as_tensor(self.value_head(states.float())).squeeze(-1)
 

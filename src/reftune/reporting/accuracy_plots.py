@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from reftune.reporting.plots import LIGHT, Plot, legend_above, new_plot, styled
 from reftune.reporting.run.run_files import model_label
 
-Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # strategy -> model -> samples -> accuracy
+Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # aggregation -> model -> samples -> accuracy
 
 CURVES = {
     "vote": ("Majority vote", "Accuracy of the most frequent answer among k samples."),
@@ -43,17 +43,17 @@ class Bar:
 
 @styled
 def curve_plots(prefix: str, curves: Curves) -> list[Plot]:
-    """Draw accuracy over the number of samples, a figure per strategy and a line per model.
+    """Draw accuracy over the number of samples, a figure per aggregation and a line per model.
 
     Args:
         prefix: of the figures' file names.
-        curves: by strategy ("pass" for pass@k), then model; without a second point nothing is drawn.
+        curves: by aggregation ("pass" for pass@k), then model; without a second point nothing is drawn.
     """
     plots = []
-    for strategy, models in curves.items():
+    for aggregation, models in curves.items():
         if max((len(points) for points in models.values()), default=0) > 1:
-            title, caption = CURVES.get(strategy, (strategy, ""))
-            name = f"{prefix}_{strategy.replace(' ', '_')}"
+            title, caption = CURVES.get(aggregation, (aggregation, ""))
+            name = f"{prefix}_{aggregation.replace(' ', '_')}"
             plot, ax = new_plot(name, title, caption, xlabel="samples k", percent=True)
             for model, points in models.items():
                 ax.plot(

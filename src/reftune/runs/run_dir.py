@@ -114,7 +114,7 @@ def _matters_to_start(key: str, stage: str) -> bool:
     if stage == "warmup_samples" and key.startswith("warmup_samples."):
         return True
     sections = ("seed", "data.", "prompt.", "model.", "sft.")
-    return key == "ppo.reward" or (key.startswith(sections) and key != "model.value_model")
+    return key == "reward.function" or (key.startswith(sections) and key != "model.value_model")
 
 
 def _link(source: str, target: str) -> None:

@@ -59,9 +59,9 @@ def judge_of(config: Config, problems: Sequence[Problem]) -> Judge:
     return make_judge(
         config.data.cot,
         trigger=config.prompt.trigger,
-        partial_reward=config.ppo.partial_reward,
+        partial_reward=config.reward.partial_reward,
         sandbox=make_sandbox(config.data.cot, config.compute, text=text),
-        reward=config.ppo.reward,
+        reward=config.reward.function,
     )
 
 

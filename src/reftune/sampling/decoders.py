@@ -20,9 +20,9 @@ Tokens = Sequence[int]
 class Decoder(Protocol):
     """A batch of rows. Results are the model's states (or logits), (rows, features)."""
 
-    joins: bool  # whether prompts may enter while other rows run
+    continuous: bool  # whether prompts may enter while other rows run
 
-    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def admit(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Read prompts, each for so many responses.
 
         Returns what the model says in the new rows, and in which of them each response begins: all in a
@@ -34,11 +34,11 @@ class Decoder(Protocol):
         """Append one token to every row; return what the model says next."""
         ...
 
-    def fork(self, rows: Tensor) -> None:
+    def branch(self, rows: Tensor) -> None:
         """Add rows that go on from where these are."""
         ...
 
-    def keep(self, rows: Tensor) -> None:
+    def retain(self, rows: Tensor) -> None:
         """Drop all rows but these, which are given in ascending order."""
         ...
 
@@ -46,14 +46,14 @@ class Decoder(Protocol):
 class PaddedDecoder:
     """Decode left-padded rows through a transformers cache; new rows may enter when all have left."""
 
-    joins = False
+    continuous = False
 
     def __init__(self, model: PreTrainedModel, max_new_tokens: int) -> None:
         self.model = model
         self.max_new_tokens = max_new_tokens
 
-    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See `Decoder.enter`."""
+    def admit(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See `Decoder.admit`."""
         width = max(map(len, prompts))
         cache = DynamicCache(config=self.model.config)
         cache.layers = [
@@ -63,9 +63,9 @@ class PaddedDecoder:
         device = self.model.device
         output, self.cache, lengths = prefill(self.model, prompts, cache)
         self.attended = (torch.arange(width, device=device) >= width - lengths.unsqueeze(1)).long()
-        parents = parents_of(repeats, device)
+        parents = repeat_index(repeats, device)
         if len(parents) > len(prompts):
-            self.keep(parents)
+            self.retain(parents)
         return output[parents], torch.arange(len(parents), device=device)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class PaddedDecoder:
         )
         return last(output)
 
-    def fork(self, rows: Tensor) -> None:
-        """See `Decoder.fork`."""
+    def branch(self, rows: Tensor) -> None:
+        """See `Decoder.branch`."""
         raise AssertionError("every response has a row of its own here")
 
-    def keep(self, rows: Tensor) -> None:
-        """See `Decoder.keep`."""
+    def retain(self, rows: Tensor) -> None:
+        """See `Decoder.retain`."""
         self.attended = self.attended[rows]
         self.cache.reorder_cache(rows)  # type: ignore[arg-type]  # it asks for the legacy LongTensor
 
@@ -128,7 +128,7 @@ class PreallocatedLayer(DynamicLayer):
         return states.new_empty(batch, heads, self.capacity, dim)
 
 
-def parents_of(repeats: Sequence[int], device: torch.device) -> Tensor:
+def repeat_index(repeats: Sequence[int], device: torch.device) -> Tensor:
     """Return which prompt each row belongs to, where prompt i has `repeats[i]` rows."""
     return torch.arange(len(repeats), device=device).repeat_interleave(
         torch.tensor(list(repeats), device=device)

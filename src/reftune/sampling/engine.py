@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reftune.model.forward import Reader, trunk_of
+from reftune.model.forward import PackedForward, backbone_of
 from reftune.model.packing import window
 from reftune.problem import UserError
 from reftune.sampling.decoders import Decoder, PaddedDecoder
-from reftune.sampling.random_streams import choose
+from reftune.sampling.rng import sample_tokens
 from reftune.sampling.sampler import Sample
 from reftune.sampling.shared_prefix import SharedPrefixDecoder
 
 # Finished responses leave once no more than this share still runs: leaving copies the cache, entering
 # also costs a forward pass for the new prompts.
-KEEP_UNTIL = 0.9
-ENTER_FROM = 0.75
+RETAIN_UNTIL = 0.9
+ADMIT_BELOW = 0.75
 ANY_TOKEN = 2**32  # more than any vocabulary has
 
 Done = Callable[[int, Sample], None]
@@ -44,7 +44,7 @@ class BuiltinSampler:
         max_rows: responses decoded at once.
         value_head: a critic on the last hidden state; its values are then part of the samples, where
             the model's head is plain.
-        reader: that of the model, if there is one already.
+        packed_forward: that of the model, if there is one already.
         context: entered around the model's forward passes, for mixed precision.
 
     Raises UserError for a model that keeps no key-value cache.
@@ -57,7 +57,7 @@ class BuiltinSampler:
         max_rows: int = 512,
         *,
         value_head: nn.Module | None = None,
-        reader: Reader | None = None,
+        packed_forward: PackedForward | None = None,
         context: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if "past_key_values" not in inspect.signature(model.forward).parameters:
@@ -66,8 +66,8 @@ class BuiltinSampler:
         self.model = model
         self.eos = torch.tensor(list(eos), device=model.device)
         self.max_rows = max_rows
-        self.reader = reader or Reader(model)
-        self.value_head = value_head if self.reader.plain_head else None
+        self.packed_forward = packed_forward or PackedForward(model)
+        self.value_head = value_head if self.packed_forward.lm_head_is_linear else None
         self.context = context
 
     def sample(
@@ -94,14 +94,18 @@ class BuiltinSampler:
 
     def make_decoder(self, longest: int, max_new_tokens: int, rows: int) -> Decoder:
         """Return an empty batch for prompts of at most `longest` tokens and at most so many rows."""
-        model = trunk_of(self.model) if self.reader.plain_head else self.model
-        if self.reader.packs and longest + max_new_tokens <= window(model.config):
+        model = backbone_of(self.model) if self.packed_forward.lm_head_is_linear else self.model
+        if self.packed_forward.supports_packing and longest + max_new_tokens <= window(model.config):
             return SharedPrefixDecoder(model, longest, max_new_tokens, rows)
         return PaddedDecoder(model, max_new_tokens)
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits that follow from what a decoder gave, in float32."""
-        head = self.model.get_output_embeddings() if self.reader.plain_head else nn.Identity()
+        head = (
+            self.model.get_output_embeddings()
+            if self.packed_forward.lm_head_is_linear
+            else nn.Identity()
+        )
         logits: Tensor = head(states)
         return logits.float()
 
@@ -134,7 +138,7 @@ class _Batch:
         self.prompts = [prompt for prompt, members in groups for _ in members]
         device = sampler.model.device
         count = len(self.indices)
-        self.streams = torch.tensor([seeds[i] for i in self.indices], dtype=torch.long, device=device)
+        self.seeds = torch.tensor([seeds[i] for i in self.indices], dtype=torch.long, device=device)
         # The last column takes what samples write after their end.
         self.tokens = torch.zeros(count, max_new_tokens + 1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(count, max_new_tokens + 1, device=device)
@@ -145,7 +149,7 @@ class _Batch:
         self.finished = torch.zeros_like(self.numbers, dtype=torch.bool)
         self.rows = torch.zeros_like(self.numbers)
         self.apart = True  # whether sample i is alone in row i
-        self.entered = 0
+        self.admitted = 0
 
     @property
     def ended(self) -> Tensor:
@@ -158,30 +162,30 @@ class _Batch:
         most = min(self.sampler.max_rows, len(self.indices))
         while self.waiting:
             decoder = self.sampler.make_decoder(longest, self.max_new_tokens, most)
-            states = self._enter(decoder, 0)
+            states = self._admit(decoder, 0)
             while len(self.numbers):
                 chosen, running = self._draw(states)
-                share = ENTER_FROM if self.waiting and decoder.joins else KEEP_UNTIL
+                share = ADMIT_BELOW if self.waiting and decoder.continuous else RETAIN_UNTIL
                 left = running <= share * len(self.numbers)
                 count = len(states)
                 if left:
                     chosen, count = self._leave(decoder, chosen, done)
                 if running:
                     states = decoder.step(self._branch(decoder, chosen, count))
-                    if left and decoder.joins and self._next_fits():
-                        states = torch.cat((states, self._enter(decoder, len(states))))
+                    if left and decoder.continuous and self._next_fits():
+                        states = torch.cat((states, self._admit(decoder, len(states))))
 
     def _next_fits(self) -> bool:
         room = self.sampler.max_rows - len(self.numbers)
         return bool(self.waiting) and len(self.waiting[0][1]) <= room
 
-    def _enter(self, decoder: Decoder, count: int) -> Tensor:
+    def _admit(self, decoder: Decoder, count: int) -> Tensor:
         """Let waiting prompts enter while there is room, behind `count` rows; return their states."""
         taken: list[Group] = []
         while self._next_fits():
             taken.append(self.waiting.popleft())
             self._add(len(taken[-1][1]))
-        states, rows = decoder.enter(
+        states, rows = decoder.admit(
             [prompt for prompt, _ in taken], [len(members) for _, members in taken]
         )
         self.rows = torch.cat((self.rows, count + rows))
@@ -189,17 +193,19 @@ class _Batch:
         return states
 
     def _add(self, count: int) -> None:
-        fresh = torch.arange(self.entered, self.entered + count, device=self.numbers.device)
+        fresh = torch.arange(self.admitted, self.admitted + count, device=self.numbers.device)
         self.numbers = torch.cat((self.numbers, fresh))
         self.lengths = torch.cat((self.lengths, torch.zeros_like(fresh)))
         self.finished = torch.cat((self.finished, torch.zeros_like(fresh, dtype=torch.bool)))
-        self.entered += count
+        self.admitted += count
 
     def _draw(self, states: Tensor) -> tuple[Tensor, int]:
         """Choose every sample's next token; return them, and how many samples go on."""
         sampler, numbers, running = self.sampler, self.numbers, ~self.ended
-        streams, rows = self.streams[numbers], None if self.apart else self.rows
-        chosen, logprobs = choose(sampler.logits(states), streams, self.lengths, self.temperature, rows)
+        seeds, rows = self.seeds[numbers], None if self.apart else self.rows
+        chosen, logprobs = sample_tokens(
+            sampler.logits(states), seeds, self.lengths, self.temperature, rows
+        )
         column = torch.where(running, self.lengths, self.max_new_tokens)
         self.tokens[numbers, column] = chosen
         self.logprobs[numbers, column] = logprobs
@@ -227,7 +233,7 @@ class _Batch:
         places = torch.where(more, count + more.cumsum(0) - 1, sources)
         forked = sources[more]
         if len(forked):
-            decoder.fork(forked)
+            decoder.branch(forked)
         self.rows[running] = places[which]
         following = torch.zeros(count + len(forked), dtype=torch.long, device=chosen.device)
         following[places] = tokens  # and some token in rows that nobody reads any more
@@ -244,7 +250,7 @@ class _Batch:
         self.numbers, self.lengths = self.numbers[kept], self.lengths[kept]
         self.finished = self.finished[kept]
         if len(kept):
-            decoder.keep(used)
+            decoder.retain(used)
         return chosen[kept], len(used)
 
     def _report(self, ended: Tensor, done: Done) -> None:

@@ -1,7 +1,7 @@
-"""One token per row through a Llama-like trunk, with less around the arithmetic than in transformers.
+"""One token per row through a Llama-like backbone, with less around the arithmetic than in transformers.
 
 Where a model is small, decoding is bound by the number of calls, not by their arithmetic. The step of
-the trunks that `reftune.llama` knows is written down here, with the model's own parameters.
+the backbones that `reftune.llama` knows is written down here, with the model's own parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def step_of(model: PreTrainedModel, positions: int) -> Step:
     """Return the fastest step that is known for a model which calls `attention.attend`.
 
     Args:
-        model: a trunk or a language model.
+        model: a backbone or a language model.
         positions: how many there may be.
     """
     return LlamaStep(model, positions) if is_known(model) else _step_by_transformers(model)
@@ -36,7 +36,7 @@ class LlamaStep:
     """Take a step as the model itself would, up to rounding.
 
     Args:
-        model: a known trunk; its parameters are read, never copied.
+        model: a known backbone; its parameters are read, never copied.
         positions: how many there may be.
     """
 

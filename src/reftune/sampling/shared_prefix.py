@@ -1,7 +1,7 @@
 """Decode rows that share prompts: a prompt's keys and values are kept once for all its responses.
 
 Responses are one row until they differ. New prompts may enter while others run. The model must call
-`attention.attend` (`Reader.packs`).
+`attention.attend` (`PackedForward.supports_packing`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from reftune.sampling.decoders import Tokens, parents_of, prefill
+from reftune.sampling.decoders import Tokens, prefill, repeat_index
 from reftune.sampling.llama_step import step_of
 
 # Of all prompts that are read at once: more are no faster, and what a layer needs for them may be large.
@@ -36,13 +36,13 @@ class SharedPrefixDecoder:
     Responses lie in a ring: what is decoded in one step stands in one column, whenever a row entered.
 
     Args:
-        model: a trunk or language model that calls `attention.attend`.
+        model: a backbone or language model that calls `attention.attend`.
         longest: tokens of the longest prompt.
         max_new_tokens: how long a response may become.
         rows: how many there may be at once.
     """
 
-    joins = True
+    continuous = True
 
     def __init__(self, model: PreTrainedModel, longest: int, max_new_tokens: int, rows: int) -> None:
         self.model, self.rows = model, rows
@@ -53,11 +53,11 @@ class SharedPrefixDecoder:
         device = model.device
         self.lengths = torch.zeros(0, dtype=torch.long, device=device)  # (prompts,)
         self.parents = torch.zeros(0, dtype=torch.long, device=device)  # (rows,)
-        self.entered = torch.zeros(0, dtype=torch.long, device=device)  # (rows,), by the clock
+        self.admitted = torch.zeros(0, dtype=torch.long, device=device)  # (rows,), by the clock
         self.joined = False  # whether rows entered at different times
 
-    def enter(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See `Decoder.enter`."""
+    def admit(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See `Decoder.admit`."""
         self._rewind()
         self.joined = self.clock > 0
         size = max(1, PREFILL_TOKENS // max(map(len, prompts)))
@@ -68,14 +68,14 @@ class SharedPrefixDecoder:
         self.lengths = torch.cat((self.lengths, *(lengths for _, _, lengths in read)))
         new = torch.arange(known, len(self.lengths), device=self.model.device)
         self.parents = torch.cat((self.parents, new))
-        self.entered = torch.cat((self.entered, torch.full_like(new, self.clock)))
+        self.admitted = torch.cat((self.admitted, torch.full_like(new, self.clock)))
         self._find_padding()
         self._arrange()
-        return torch.cat([output for output, _, _ in read]), parents_of(repeats, self.model.device)
+        return torch.cat([output for output, _, _ in read]), repeat_index(repeats, self.model.device)
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Decoder.step`."""
-        drawn = self.clock - self.entered  # tokens of each response before this one
+        drawn = self.clock - self.admitted  # tokens of each response before this one
         self.column = self.clock % self.capacity
         self.columns = min(self.clock + 1, self.capacity)
         self.hidden = self._unwritten(drawn) if self.joined else None
@@ -85,15 +85,15 @@ class SharedPrefixDecoder:
         self.clock += 1
         return states
 
-    def fork(self, rows: Tensor) -> None:
-        """See `Decoder.fork`."""
+    def branch(self, rows: Tensor) -> None:
+        """See `Decoder.branch`."""
         self._copy(rows, len(self.parents))
         self.parents = torch.cat((self.parents, self.parents[rows]))
-        self.entered = torch.cat((self.entered, self.entered[rows]))
+        self.admitted = torch.cat((self.admitted, self.admitted[rows]))
         self._arrange()
 
-    def keep(self, rows: Tensor) -> None:
-        """See `Decoder.keep`."""
+    def retain(self, rows: Tensor) -> None:
+        """See `Decoder.retain`."""
         self._copy(rows, 0)
         used, self.parents = self.parents[rows].unique(return_inverse=True)
         if len(used) < len(self.lengths):
@@ -101,7 +101,7 @@ class SharedPrefixDecoder:
                 layer.prompts = [states[used] for states in layer.prompts]
             self.lengths = self.lengths[used]
             self._find_padding()
-        self.entered = self.entered[rows]
+        self.admitted = self.admitted[rows]
         self._arrange()
 
     def attend(
@@ -144,12 +144,12 @@ class SharedPrefixDecoder:
         """Set the clock back to the age of the oldest row, so that no column is older than that."""
         if len(self.parents) == 0:
             return
-        start, rows = int(self.entered.min()), len(self.parents)
-        columns = torch.arange(start, self.clock, device=self.entered.device) % self.capacity
+        start, rows = int(self.admitted.min()), len(self.parents)
+        columns = torch.arange(start, self.clock, device=self.admitted.device) % self.capacity
         for layer in self.layers:
             for states in layer.responses:
                 states[:rows, :, : len(columns)] = states[:rows].index_select(2, columns)
-        self.clock, self.entered = self.clock - start, self.entered - start
+        self.clock, self.admitted = self.clock - start, self.admitted - start
 
     def _arrange(self) -> None:
         """Find for every prompt its rows (`members`) and for every row its place among them."""

@@ -1,4 +1,4 @@
-"""Stage 2: on-line PPO whose reward is the checked answer.
+"""Stage 2: online PPO whose reward is the checked answer.
 
 Read `run_ppo` from top to bottom: problems -> samples -> verdicts -> rewards -> advantages -> loss ->
 update -> evaluation. What problems are made of, and how answers are checked, this module does not know.
@@ -32,8 +32,8 @@ from reftune.training.advantages import (
 from reftune.training.learner import Learner, LossFn, make_optimizer
 from reftune.training.losses import policy_loss, ratio_statistics, value_loss
 from reftune.training.microbatches import minibatches, shuffled
-from reftune.training.rollouts import accuracy, attempt_rows, collect
-from reftune.training.types import Attempt, Rollouts, Targets
+from reftune.training.rollouts import accuracy, collect, graded_rows
+from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
 
 def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -> dict[str, Any]:
@@ -47,26 +47,26 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -
     optimizer = make_optimizer(policy, ppo.learning_rate, ppo.weight_decay, ppo.value_head_learning_rate)
     learner = stage.learner(policy, optimizer, ppo.max_grad_norm)
     learner.model.eval()  # no dropout: the ratio compares the same network at two times
-    actor = stage.actor(policy)
+    generator = stage.generator(policy)
 
-    def take_step(step: int) -> tuple[dict[str, Any], Sequence[Attempt]]:
+    def take_step(step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
         started = time.perf_counter()
         questions = stage.questions(step, ppo.questions_per_step)
         rollouts = collect(
-            actor, policy, reference, questions, ppo.samples_per_question, ppo.temperature,
+            generator, policy, reference, questions, ppo.samples_per_question, ppo.temperature,
             config.compute.tokens_per_microbatch, config.seed, stage.name, step,
         )  # fmt: skip
         sampled = time.perf_counter()
-        targets = compute_targets(rollouts, ppo)
+        targets = compute_advantages(rollouts, ppo)
         learner.set_learning_rates(float(step > ppo.critic_warmup_steps), 1.0)
         losses = update(learner, rollouts, targets, config, step)
         row = describe(rollouts, targets, ppo) | losses | _timings(rollouts, started, sampled)
-        return row, rollouts.attempts
+        return row, rollouts.samples
 
-    return stage.run_steps(ppo, policy, actor, take_step)
+    return stage.run_steps(ppo, policy, generator, take_step)
 
 
-def compute_targets(rollouts: Rollouts, ppo: Ppo) -> Targets:
+def compute_advantages(rollouts: Rollouts, ppo: Ppo) -> AdvantagesAndReturns:
     """Turn scores into token rewards, advantages and returns (PAPER sections 3 and 4).
 
     Returns are raw advantage + value; only the policy's advantages are whitened, and weighed where the
@@ -80,15 +80,15 @@ def compute_targets(rollouts: Rollouts, ppo: Ppo) -> Targets:
     returns = (advantages + rollouts.values) * rollouts.mask
     if ppo.whiten and estimator.critic:  # a group baseline has centred them already, per question
         advantages = whiten(advantages, rollouts.mask)
-    if ppo.sampler_correction:
+    if ppo.importance_sampling_cap:
         advantages = advantages * importance_weights(
-            rollouts.logprobs, rollouts.sampler_logprobs, rollouts.mask, ppo.sampler_correction
+            rollouts.logprobs, rollouts.sampler_logprobs, rollouts.mask, ppo.importance_sampling_cap
         )
-    return Targets(rewards, advantages, returns)
+    return AdvantagesAndReturns(rewards, advantages, returns)
 
 
 def update(
-    learner: Learner, rollouts: Rollouts, targets: Targets, config: Config, step: int
+    learner: Learner, rollouts: Rollouts, targets: AdvantagesAndReturns, config: Config, step: int
 ) -> dict[str, float]:
     """Pass over the batch `updates_per_batch` times in minibatches; return the mean statistics.
 
@@ -96,10 +96,10 @@ def update(
     that of the first minibatch: its weights are those that sampled.
     """
     ppo = config.ppo
-    lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.attempts]
+    lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples]
     groups, judged = rollouts.groups.tolist(), rollouts.mask.any(dim=1).tolist()
     history = []
-    for epoch in range(ppo.updates_per_batch):
+    for epoch in range(ppo.ppo_epochs):
         # Questions are shuffled, not samples: those of one question share their prompt in a minibatch.
         place = shuffled(max(groups) + 1, config.seed, "update", step, epoch)
         order = sorted((i for i in range(len(groups)) if judged[i]), key=lambda i: place[groups[i]])
@@ -116,14 +116,18 @@ def update(
 
 
 def _make_loss(
-    rollouts: Rollouts, targets: Targets, rows: Sequence[int], ppo: Ppo, device: torch.device
+    rollouts: Rollouts,
+    targets: AdvantagesAndReturns,
+    rows: Sequence[int],
+    ppo: Ppo,
+    device: torch.device,
 ) -> LossFn:
     """Return the loss of some rows of the minibatch `rows`, for `Learner.step`."""
     tokens = float(rollouts.mask[list(rows)].sum())
     value_coef = ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0
 
     def loss_fn(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        samples = [rollouts.attempts[i].sample for i in mine]
+        samples = [rollouts.samples[i].sample for i in mine]
         batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
         scores = model(batch.to(device), ppo.temperature)
         time = scores.logprobs.shape[1]
@@ -148,30 +152,30 @@ def _make_loss(
     return loss_fn
 
 
-def describe(rollouts: Rollouts, targets: Targets, ppo: Ppo) -> dict[str, Any]:
+def describe(rollouts: Rollouts, targets: AdvantagesAndReturns, ppo: Ppo) -> dict[str, Any]:
     """Return the statistics of one batch under the field's names, before the update.
 
     `kl` is the mean over samples of the summed log-ratio to the reference; `sampler_weight` the mean of
     the weights that correct for the sampler, `sampler_truncated` the share of tokens at their cap.
     """
-    mask, attempts = rollouts.mask, rollouts.attempts
-    cap = ppo.sampler_correction or math.inf
+    mask, graded = rollouts.mask, rollouts.samples
+    cap = ppo.importance_sampling_cap or math.inf
     weights = importance_weights(rollouts.logprobs, rollouts.sampler_logprobs, mask, cap)[mask.bool()]
     return {
         "reward": float(rollouts.scores.mean()),
-        "accuracy": accuracy(attempts),
+        "accuracy": accuracy(graded),
         "kl": float(((rollouts.logprobs - rollouts.ref_logprobs) * mask).sum(1).mean()),
-        "response_length": sum(len(a.sample.tokens) for a in attempts) / len(attempts),
-        "truncated": sum(not a.sample.finished for a in attempts) / len(attempts),
+        "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),
+        "truncated": sum(not a.sample.finished for a in graded) / len(graded),
         "explained_variance": explained_variance(rollouts.values, targets.returns, mask),
         "sampler_weight": float(weights.mean().nan_to_num(1.0)),
         "sampler_truncated": float((weights == cap).float().mean().nan_to_num(0.0)),
-        "outcomes": dict(Counter(a.verdict.outcome for a in attempts)),
+        "statuses": dict(Counter(a.verdict.status for a in graded)),
     }
 
 
 def _timings(rollouts: Rollouts, started: float, sampled: float) -> dict[str, float]:
-    tokens = sum(len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.attempts)
+    tokens = sum(len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples)
     now = time.perf_counter()
     return {
         "seconds_rollouts": sampled - started,
@@ -185,7 +189,7 @@ def _stop_on_non_finite(
 ) -> None:
     path = config.run_dir / "ppo" / f"non_finite_step_{step}.json"
     if accelerator.is_main_process:
-        write_json(path, attempt_rows([rollouts.attempts[i] for i in rows]))
+        write_json(path, graded_rows([rollouts.samples[i] for i in rows]))
     raise UserError(
         f"ppo: the loss is not finite at step {step}; its samples are in {path}. Lower ppo.learning_rate"
         " or raise ppo.kl_coef under a new --name (the weights before this step are in ppo/checkpoints)"

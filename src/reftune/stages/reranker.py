@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 from reftune.evaluation.statistics import area_under_curve
 from reftune.files import atomic_directory
 from reftune.model.batch import Sequences, collate
-from reftune.model.forward import Reader, trunk_of
+from reftune.model.forward import PackedForward, backbone_of
 from reftune.model.prompts import Prompter
 from reftune.problem import Problem, Row, UserError
 from reftune.stages.stage import Stage, State
 from reftune.stages.supervised import Example, stop_on_non_finite, train_epochs
-from reftune.training.cpu_threads import make_lanes
+from reftune.training.cpu_threads import make_cpu_threads
 from reftune.training.learner import Learner, make_optimizer
 from reftune.training.sharded_map import fill
 
@@ -34,18 +34,18 @@ WEIGHTS_FILE = "reranker.safetensors"
 
 
 class Reranker(nn.Module):
-    """The trunk of a language model with a two-class head (wrong, right).
+    """The backbone of a language model with a two-class head (wrong, right).
 
     The head reads the state before the response's last token, which has seen all but its EOS.
 
     Args:
-        model: the language model; its trunk is trained with the head.
+        model: the language model; its backbone is trained with the head.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.reader = Reader(model)
-        self.trunk = trunk_of(model)
+        self.packed_forward = PackedForward(model)
+        self.backbone = backbone_of(model)
         width = model.get_output_embeddings().weight.shape[1]
         self.class_head = nn.Linear(width, 2, device=model.device, dtype=torch.float32)
         nn.init.zeros_(self.class_head.weight)  # an untrained head calls it even
@@ -53,8 +53,10 @@ class Reranker(nn.Module):
 
     def forward(self, sequences: Sequences) -> Float[Tensor, "batch classes"]:
         """Return the log-probabilities of wrong and right for every response."""
-        states = self.reader(self.trunk, sequences)
-        last_tokens = sequences.places.gather(1, sequences.response_lengths.unsqueeze(1) - 1).squeeze(1)
+        states = self.packed_forward(self.backbone, sequences)
+        last_tokens = sequences.node_index.gather(
+            1, sequences.response_lengths.unsqueeze(1) - 1
+        ).squeeze(1)
         last = states[last_tokens]
         with torch.autocast(states.device.type, enabled=False):
             return torch.log_softmax(self.class_head(last.float()), dim=-1)
@@ -126,7 +128,7 @@ def labelled(
         (prompter.encode_example(problem, row["completion"]), bool(row["correct"]))
         for problem in problems
         for row in samples.get(problem.id, ())
-        if row["outcome"] != "truncated"
+        if row["status"] != "truncated"
     ]
     return [pair for pair in pairs if len(pair[0][0]) + len(pair[0][1]) <= max_tokens]
 
@@ -141,8 +143,8 @@ def score(
     def read(rows: list[int]) -> None:
         found[rows] = reranker(_collate([examples[i] for i in rows], found.device))[:, 1].exp()
 
-    lanes = make_lanes(reranker, accelerator)
-    whole: list[float] = fill(found, read, lengths, token_budget, accelerator, lanes).tolist()
+    cpu_threads = make_cpu_threads(reranker, accelerator)
+    whole: list[float] = fill(found, read, lengths, token_budget, accelerator, cpu_threads).tolist()
     return whole
 
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from reftune.config import Config
 from reftune.data.problems import Splits, load_splits
 from reftune.grading.judge import Judge
-from reftune.methods import MODELS
+from reftune.methods import directory_of
 from reftune.model.loading import load_model, load_tokenizer
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
@@ -34,7 +34,7 @@ class Run:
     def splits(self) -> Splits:
         """Load the problems once."""
         config = self.config
-        splits = load_splits(config.data, config.seed, check_answers=config.ppo.reward is None)
+        splits = load_splits(config.data, config.seed, check_answers=config.reward.function is None)
         if self.accelerator.is_main_process:
             write_splits(config.run_dir / "data", splits)
         return splits
@@ -56,7 +56,7 @@ class Run:
 
     def directory(self, model: str) -> Path:
         """Return where this run has written one of its models."""
-        return self.config.run_dir / MODELS[model] / "model"
+        return self.config.run_dir / directory_of(model) / "model"
 
     def prompter(self, directory: Path) -> Prompter:
         """Return the prompter of a model directory that this run wrote."""

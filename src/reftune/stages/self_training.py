@@ -1,6 +1,6 @@
 """Self-training: supervised learning on the model's own right chains (ReFT paper, section 4.2).
 
-Off-line they are drawn once from the warm-up model, on-line in every step from the current policy.
+Offline they are drawn once from the warm-up model, online in every step from the current policy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reftune.stages.stage import RESULT_KEYS, Stage
 from reftune.stages.supervised import Example, fit, stop_on_non_finite, train_on
 from reftune.training.learner import make_optimizer
 from reftune.training.rollouts import accuracy
-from reftune.training.types import Attempt
+from reftune.training.types import GradedSample
 
 
 def run_offline_st(
@@ -67,46 +67,44 @@ def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
     learner = stage.learner(policy, optimizer, settings.max_grad_norm)
     learner.model.eval()  # no dropout, as in PPO
-    actor = stage.actor(policy)
+    generator = stage.generator(policy)
 
-    def take_step(step: int) -> tuple[dict[str, Any], Sequence[Attempt]]:
+    def take_step(step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
         questions = stage.questions(step, settings.questions_per_step)
-        attempts = actor.attempt(
+        graded = generator.generate(
             questions, settings.samples_per_question, settings.temperature,
             config.seed, stage.name, step,
         )  # fmt: skip
-        batch, weights = half_and_half(stage.prompter, questions, attempts)
-        for _ in range(settings.updates_per_batch if batch else 0):
+        batch, weights = half_and_half(stage.prompter, questions, graded)
+        for _ in range(settings.update_epochs if batch else 0):
             sums = train_on(learner, batch, weights)
             stop_on_non_finite(stage, sums, settings.learning_rate)
-        return describe(attempts) | (sums if batch else {}), attempts
+        return describe(graded) | (sums if batch else {}), graded
 
-    return stage.run_steps(settings, policy, actor, take_step)
+    return stage.run_steps(settings, policy, generator, take_step)
 
 
 def half_and_half(
-    prompter: Prompter, questions: Sequence[Problem], attempts: Sequence[Attempt]
+    prompter: Prompter, questions: Sequence[Problem], graded: Sequence[GradedSample]
 ) -> tuple[list[Example], list[float]]:
     """Return right samples and annotated chains, and the weight of each one's tokens.
 
     Either half has the weight 1/2, however many tokens the other has; without any right sample the
     annotated half stands alone, still with 1/2.
     """
-    own = [
-        (attempt.sample.prompt, attempt.sample.tokens) for attempt in attempts if attempt.verdict.correct
-    ]
+    own = [(graded.sample.prompt, graded.sample.tokens) for graded in graded if graded.verdict.correct]
     gold = [prompter.encode_example(problem) for problem in questions if problem.chain]
     halves = [half for half in (own, gold) if half]
     weights = [[0.5 / sum(len(response) for _, response in half)] * len(half) for half in halves]
     return own + gold, [weight for half in weights for weight in half]
 
 
-def describe(attempts: Sequence[Attempt]) -> dict[str, Any]:
+def describe(graded: Sequence[GradedSample]) -> dict[str, Any]:
     """Return the statistics of one batch of samples under the names that PPO uses."""
-    samples = [attempt.sample for attempt in attempts]
+    samples = [graded.sample for graded in graded]
     return {
-        "accuracy": accuracy(attempts),
+        "accuracy": accuracy(graded),
         "response_length": sum(len(sample.tokens) for sample in samples) / len(samples),
         "truncated": sum(not sample.finished for sample in samples) / len(samples),
-        "outcomes": dict(Counter(attempt.verdict.outcome for attempt in attempts)),
+        "statuses": dict(Counter(graded.verdict.status for graded in graded)),
     }

@@ -21,11 +21,11 @@ from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_c
 from reftune.runs.run_log import RunLog
 from reftune.training.learner import Learner, save_model
 from reftune.training.microbatches import shuffled
-from reftune.training.rollouts import Actor, accuracy, attempt_rows, make_actor
-from reftune.training.types import Attempt
+from reftune.training.rollouts import Generator, accuracy, graded_rows, make_generator
+from reftune.training.types import GradedSample
 
 State = dict[str, Any]  # where a stage is; part of its checkpoints
-TakeStep = Callable[[int], tuple[dict[str, Any], Sequence[Attempt]]]  # step -> metrics, its samples
+TakeStep = Callable[[int], tuple[dict[str, Any], Sequence[GradedSample]]]  # step -> metrics, its samples
 RESULT_KEYS = ("best_validation_accuracy", "seconds")
 
 
@@ -57,14 +57,14 @@ class Stage:
         budget = self.config.compute.tokens_per_microbatch
         return Learner(model, optimizer, self.accelerator, budget, max_grad_norm)
 
-    def actor(self, policy: PolicyWithValue) -> Actor:
-        """Return an actor that always samples from the current weights of `policy`."""
+    def generator(self, policy: PolicyWithValue) -> Generator:
+        """Return an generator that always samples from the current weights of `policy`."""
         rows = self.config.compute.sampler_rows
-        return make_actor(policy, self.prompter, self.judge, self.accelerator, rows)
+        return make_generator(policy, self.prompter, self.judge, self.accelerator, rows)
 
-    def validate(self, actor: Actor) -> float:
+    def validate(self, generator: Generator) -> float:
         """Return the greedy accuracy on the validation questions."""
-        return accuracy(actor.attempt(self.validation, 1, 0.0, self.config.seed, "validation"))
+        return accuracy(generator.generate(self.validation, 1, 0.0, self.config.seed, "validation"))
 
     def questions(self, step: int, count: int) -> list[Problem]:
         """Return the questions of step `step` (from 1): endless shuffled passes, cut into batches."""
@@ -74,9 +74,9 @@ class Stage:
         return [train[orders[p // len(train)][p % len(train)]] for p in positions]
 
     def run_steps(
-        self, settings: Steps, policy: PolicyWithValue, actor: Actor, take_step: TakeStep
+        self, settings: Steps, policy: PolicyWithValue, generator: Generator, take_step: TakeStep
     ) -> dict[str, Any]:
-        """Take the steps of an on-line method; return what is also written to `result.json`.
+        """Take the steps of an online method; return what is also written to `result.json`.
 
         Logs, validates, keeps the best model, and goes on from the newest checkpoint if there is one.
         """
@@ -86,13 +86,13 @@ class Stage:
         with self.log(settings.steps, state["step"]) as log:
             for step in range(state["step"] + 1, settings.steps + 1):
                 started = time.perf_counter()
-                row, attempts = take_step(step)
+                row, graded = take_step(step)
                 if step % settings.validate_every_steps == 0 or step == settings.steps:
-                    row["validation_accuracy"] = self.validate(actor)
+                    row["validation_accuracy"] = self.validate(generator)
                     self.keep_best(policy, state, "step", step, row["validation_accuracy"])
                 state["seconds"] += time.perf_counter() - started
-                one_each = attempts[:: settings.samples_per_question]
-                log.samples(step, attempt_rows(one_each[: settings.samples_logged_per_step]))
+                one_each = graded[:: settings.samples_per_question]
+                log.samples(step, graded_rows(one_each[: settings.samples_logged_per_step]))
                 log.metrics(step, {**row, "seconds": state["seconds"]})
                 if step % settings.checkpoint_every_steps == 0 and step < settings.steps:
                     save_checkpoint(self.accelerator, self.directory, step, state)

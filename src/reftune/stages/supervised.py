@@ -1,4 +1,4 @@
-"""Learn from given chains, epoch by epoch: what SFT, off-line self-training and rerankers share."""
+"""Learn from given chains, epoch by epoch: what SFT, offline self-training and rerankers share."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fit(
     examples = short_enough(stage, examples, settings.max_tokens)
     optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
     learner = stage.learner(policy, optimizer, settings.max_grad_norm)
-    actor = stage.actor(policy)
+    generator = stage.generator(policy)
 
     def take_step(rows: list[int]) -> dict[str, float]:
         batch = [examples[i] for i in rows]
@@ -59,7 +59,7 @@ def fit(
         due = epoch in (warmup_epochs, settings.epochs) or epoch % settings.validate_every_epochs == 0
         if not due:
             return {}
-        solved = stage.validate(actor)
+        solved = stage.validate(generator)
         if epoch == warmup_epochs:
             state["warmup_validation_accuracy"] = solved
             target = stage.config.run_dir / "warmup" / "model"

@@ -1,6 +1,6 @@
 """Draw samples from the warm-up model once, for all that learn from them.
 
-Off-line self-training takes the right ones, rerankers learn to tell them from the wrong ones.
+Offline self-training takes the right ones, rerankers learn to tell them from the wrong ones.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from reftune.problem import Row
 from reftune.runs.run_log import steps_done
 from reftune.stages.stage import Stage
 from reftune.training.microbatches import minibatches
-from reftune.training.rollouts import accuracy, attempt_rows
-from reftune.training.types import Attempt
+from reftune.training.rollouts import accuracy, graded_rows
+from reftune.training.types import GradedSample
 
 QUESTIONS_PER_STEP = 64
 FILE = "samples.jsonl"
@@ -32,18 +32,18 @@ def run_warmup_samples(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     """
     settings, problems = stage.config.warmup_samples, [*stage.train, *stage.validation]
     steps = list(minibatches(range(len(problems)), QUESTIONS_PER_STEP))
-    actor = stage.actor(policy)
+    generator = stage.generator(policy)
     done = steps_done(stage.directory)
     with stage.log(len(steps), done) as log:
         for step, chunk in enumerate(steps[done:], start=done + 1):
             started = time.perf_counter()
-            attempts = actor.attempt(
+            graded = generator.generate(
                 [problems[i] for i in chunk], settings.per_question, settings.temperature,
                 stage.config.seed, stage.name, step,
             )  # fmt: skip
-            log.samples(step, _distinct(attempts))
+            log.samples(step, _distinct(graded))
             seconds = time.perf_counter() - started
-            log.metrics(step, {"accuracy": accuracy(attempts), "seconds": seconds})
+            log.metrics(step, {"accuracy": accuracy(graded), "seconds": seconds})
     stage.accelerator.wait_for_everyone()  # the main process has written the file
     return stage.finish(_summary(read_warmup_samples(stage.config.run_dir)))
 
@@ -69,15 +69,15 @@ def _summary(samples: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     }
 
 
-def _distinct(attempts: Sequence[Attempt]) -> list[Row]:
+def _distinct(graded: Sequence[GradedSample]) -> list[Row]:
     """Return one row per question and different completion, in the order in which they came.
 
     What our own sandbox failed to judge is left out.
     """
-    judged = [a for a in attempts if a.verdict.outcome != "sandbox_error"]
+    judged = [a for a in graded if a.verdict.status != "sandbox_error"]
     counts = Counter((a.problem.id, a.completion) for a in judged)
-    first: dict[tuple[str, str], Attempt] = {}
-    for attempt in judged:
-        first.setdefault((attempt.problem.id, attempt.completion), attempt)
-    rows = attempt_rows(list(first.values()))
+    first: dict[tuple[str, str], GradedSample] = {}
+    for sample in judged:
+        first.setdefault((sample.problem.id, sample.completion), sample)
+    rows = graded_rows(list(first.values()))
     return [{**row, "count": counts[row["id"], row["completion"]]} for row in rows]

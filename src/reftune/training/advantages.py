@@ -84,14 +84,14 @@ def group(
 ) -> Float[Tensor, "batch time"]:
     """Estimate advantages without a critic: a sample's total reward minus the mean of its question's.
 
-    Every token of a sample gets the same number. With `ppo.group_scale` it is divided by the
+    Every token of a sample gets the same number. With `ppo.scale_rewards` it is divided by the
     question's standard deviation, as in GRPO (Shao et al. 2024, section 4.1.2). Rows without real
     tokens count in no mean.
     """
     real = mask.any(dim=1).to(rewards.dtype)
     totals = (rewards * mask).sum(dim=1)
     centred = totals - _group_mean(totals, real, groups)
-    if ppo.group_scale:
+    if ppo.scale_rewards:
         centred = centred / (_group_mean(centred.square(), real, groups).sqrt() + 1e-4)
     return centred.unsqueeze(1) * mask
 

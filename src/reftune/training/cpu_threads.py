@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-PARAMETERS_IN_LANES = 2**27  # of all copies together: 512 MiB of gradients
+PARAMETERS_IN_REPLICAS = 2**27  # of all copies together: 512 MiB of gradients
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
-class Lanes:
+class CpuThreads:
     """Run pieces of work side by side.
 
     Args:
@@ -50,8 +50,8 @@ class Lanes:
             raise
 
 
-def make_lanes(model: nn.Module, accelerator: Accelerator) -> Lanes:
-    """Return as many lanes as this process has CPU threads, fewer for a large model.
+def make_cpu_threads(model: nn.Module, accelerator: Accelerator) -> CpuThreads:
+    """Return as many cpu_threads as this process has CPU threads, fewer for a large model.
 
     There is one lane on any other device, beside other processes, and where accelerate has wrapped the
     model's forward pass (mixed precision).
@@ -59,18 +59,18 @@ def make_lanes(model: nn.Module, accelerator: Accelerator) -> Lanes:
     threads = torch.get_num_threads()
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
     if not alone or accelerator.mixed_precision != "no":
-        return Lanes()
+        return CpuThreads()
     parameters = sum(p.numel() for p in model.parameters())
-    count = max(1, min(threads, PARAMETERS_IN_LANES // max(1, parameters)))
-    return Lanes(count, threads // count)
+    count = max(1, min(threads, PARAMETERS_IN_REPLICAS // max(1, parameters)))
+    return CpuThreads(count, threads // count)
 
 
-def copies(model: nn.Module, count: int) -> list[nn.Module]:
+def replicas(model: nn.Module, count: int) -> list[nn.Module]:
     """Return the model and `count - 1` copies that share its weights but have gradients of their own."""
-    return [model, *(_copy(model) for _ in range(count - 1))]
+    return [model, *(_replica(model) for _ in range(count - 1))]
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _replica(model: nn.Module) -> nn.Module:
     shared: dict[int, Tensor] = {
         id(p): nn.Parameter(p.data, p.requires_grad) for p in model.parameters()
     }

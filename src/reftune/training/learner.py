@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from reftune.files import atomic_directory
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
-from reftune.training.cpu_threads import copies, make_lanes
-from reftune.training.microbatches import cut, deal
+from reftune.training.cpu_threads import make_cpu_threads, replicas
+from reftune.training.microbatches import make_microbatches, shard
 
 # model, rows of one micro-batch and their weights -> (loss summed over the rows, sums of statistics)
 LossFn = Callable[[nn.Module, list[int], Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -72,8 +72,8 @@ class Learner:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.token_budget = token_budget
         self.max_grad_norm = max_grad_norm
-        self._lanes = make_lanes(model, accelerator)
-        self._models = copies(self.model, self._lanes.count)
+        self._cpu_threads = make_cpu_threads(model, accelerator)
+        self._models = replicas(self.model, self._cpu_threads.count)
         self._dropout = _has_dropout(model)
 
     def set_learning_rates(self, policy: float, critic: float) -> None:
@@ -95,7 +95,7 @@ class Learner:
             lengths: tokens per row, prompt included.
             loss_fn: gives the loss of some rows, already divided by what the whole minibatch is divided
                 by; it runs in several threads at once.
-            groups: which rows share their prompt (see `cut`).
+            groups: which rows share their prompt (see `make_microbatches`).
 
         Returns:
             Sums of the loss and the statistics over all rows and processes, and `grad_norm` before
@@ -107,8 +107,8 @@ class Learner:
             model.train(self.model.training)
             model.zero_grad()
         workers = self.accelerator.num_processes * len(models)
-        pieces = cut(rows, lengths, self.token_budget, workers, groups)
-        totals = self._lanes.map(
+        pieces = make_microbatches(rows, lengths, self.token_budget, workers, groups)
+        totals = self._cpu_threads.map(
             lambda lane: self._accumulate(models[lane], pieces, lane, workers, loss_fn),
             range(len(models)),
         )
@@ -127,7 +127,7 @@ class Learner:
         rank, processes = accelerator.process_index + lane, accelerator.num_processes
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         for i, piece in enumerate(pieces):
-            mine, weights = deal(piece, rank, workers)
+            mine, weights = shard(piece, rank, workers)
             with nullcontext() if i == len(pieces) - 1 else accelerator.no_sync(model):
                 loss, statistics = loss_fn(model, mine, torch.tensor(weights, device=accelerator.device))
                 accelerator.backward(loss * processes)  # undo the average over processes
@@ -155,7 +155,7 @@ def _add_gradients(models: Sequence[nn.Module]) -> None:
 
 
 def _has_dropout(model: nn.Module) -> bool:
-    """Tell whether a model has dropout: lanes would draw from torch's one generator in any order."""
+    """Tell whether a model has dropout: threads would draw from torch's one generator in any order."""
     rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     settings = [item for config in configs for item in config.to_dict().items()]

@@ -35,7 +35,7 @@ def length_sorted(order: Sequence[int], lengths: Sequence[int], size: int) -> li
     return sorted(batches, key=lambda batch: min(place[row] for row in batch))
 
 
-def cut(
+def make_microbatches(
     rows: Sequence[int],
     lengths: Sequence[int],
     token_budget: int,
@@ -69,7 +69,7 @@ def cut(
     return pieces
 
 
-def deal(rows: Sequence[int], rank: int, processes: int) -> tuple[list[int], list[float]]:
+def shard(rows: Sequence[int], rank: int, processes: int) -> tuple[list[int], list[float]]:
     """Return this process's rows of a micro-batch, and their weights.
 
     A process that gets no row is dealt the first one with weight 0: collective operations need every

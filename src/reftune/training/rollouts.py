@@ -19,20 +19,20 @@ from accelerate.utils import gather_object
 
 from reftune.grading.judge import Judge
 from reftune.model.batch import collate, length_mask, pad
-from reftune.model.policy import PolicyWithValue, TokenScores
+from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
 from reftune.problem import Problem, UserError
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.sampler import Sample, Sampler
-from reftune.training.cpu_threads import Lanes, make_lanes
+from reftune.training.cpu_threads import CpuThreads, make_cpu_threads
 from reftune.training.sharded_map import fill
-from reftune.training.types import Attempt, Rollouts
+from reftune.training.types import GradedSample, Rollouts
 
 JUDGED_AT_ONCE = 256  # each bunch wakes the sandbox's workers, which takes cores from a decoder on CPUs
 
 
 @dataclass(frozen=True)
-class Actor:
+class Generator:
     """All that turns problems into judged samples.
 
     `exact` says that the sampler's log-probabilities and values are those that the trainer would find.
@@ -42,12 +42,12 @@ class Actor:
     judge: Judge
     prompter: Prompter
     accelerator: Accelerator
-    lanes: Lanes
+    cpu_threads: CpuThreads
     exact: bool = False
 
-    def attempt(
+    def generate(
         self, problems: Sequence[Problem], samples: int, temperature: float, *key: object
-    ) -> list[Attempt]:
+    ) -> list[GradedSample]:
         """Sample each problem `samples` times and judge the results, in the order of the problems.
 
         Args:
@@ -64,18 +64,18 @@ class Actor:
         with judging:
             self.sampler.sample(
                 [prompts[i] for i, _ in rows],
-                [stream_seed(*key, i, k) for i, k in rows],
+                [sequence_seed(*key, i, k) for i, k in rows],
                 max_new_tokens=self.prompter.settings.max_new_tokens,
                 temperature=temperature,
                 done=judging.put,
             )
-        mine = [(row, judging.attempts[number]) for number, row in enumerate(rows)]
-        if mine and all(attempt.verdict.outcome == "sandbox_error" for _, attempt in mine):
+        mine = [(row, judging.samples[number]) for number, row in enumerate(rows)]
+        if mine and all(graded.verdict.status == "sandbox_error" for _, graded in mine):
             raise UserError(
                 "the sandbox could run none of the programs; is pydantic-monty installed whole?"
             )
         gathered = gather_object(mine) if accelerator.num_processes > 1 else mine
-        return [attempt for _, attempt in sorted(gathered, key=lambda pair: pair[0])]
+        return [graded for _, graded in sorted(gathered, key=lambda pair: pair[0])]
 
 
 class Judging:
@@ -85,11 +85,11 @@ class Judging:
         judge: gets the samples in bunches.
         problems: which problem each sample number answers.
 
-    As a context it waits for the last verdict; then `attempts` has every sample that was put in.
+    As a context it waits for the last verdict; then `graded` has every sample that was put in.
     """
 
     def __init__(self, judge: Judge, prompter: Prompter, problems: Sequence[Problem]) -> None:
-        self.attempts: dict[int, Attempt] = {}
+        self.samples: dict[int, GradedSample] = {}
         self._judge, self._prompter, self._problems = judge, prompter, problems
         self._queue: SimpleQueue[tuple[int, Sample] | None] = SimpleQueue()
         self._thread = ThreadPoolExecutor(1, "judge")
@@ -125,25 +125,26 @@ class Judging:
         ]
         verdicts = self._judge(asked, texts, [sample.finished for _, sample in items])
         for (number, sample), problem, text, verdict in zip(items, asked, texts, verdicts, strict=True):
-            self.attempts[number] = Attempt(problem, sample, text, verdict)
+            self.samples[number] = GradedSample(problem, sample, text, verdict)
 
 
-def make_actor(
+def make_generator(
     policy: PolicyWithValue, prompter: Prompter, judge: Judge, accelerator: Accelerator, max_rows: int
-) -> Actor:
-    """Return an actor whose built-in sampler always reads the current weights of `policy`."""
+) -> Generator:
+    """Return an generator whose built-in sampler always reads the current weights of `policy`."""
     ends = policy.policy.generation_config.eos_token_id if policy.policy.generation_config else None
     eos = {prompter.eos, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
     sampler = BuiltinSampler(
-        policy.policy, sorted(eos), max_rows, reader=policy.reader, context=accelerator.autocast,
-        value_head=policy.value_head if policy.value_trunk is None else None,
+        policy.policy, sorted(eos), max_rows,
+        packed_forward=policy.packed_forward, context=accelerator.autocast,
+        value_head=policy.value_head if policy.value_backbone is None else None,
     )  # fmt: skip
     exact = accelerator.mixed_precision == "no" and policy.policy.dtype == torch.float32
-    return Actor(sampler, judge, prompter, accelerator, make_lanes(policy, accelerator), exact)
+    return Generator(sampler, judge, prompter, accelerator, make_cpu_threads(policy, accelerator), exact)
 
 
 def collect(
-    actor: Actor,
+    generator: Generator,
     policy: PolicyWithValue,
     reference: PolicyWithValue,
     problems: Sequence[Problem],
@@ -157,23 +158,23 @@ def collect(
     The policy reads the samples once more only where the sampler's numbers are not the trainer's.
     Rows that our own infrastructure failed to judge keep an empty mask: they teach nothing.
     """
-    attempts = actor.attempt(problems, samples, temperature, *key)
-    kept = [0 if a.verdict.outcome == "sandbox_error" else len(a.sample.tokens) for a in attempts]
-    mask = length_mask(kept, width=max(len(a.sample.tokens) for a in attempts))
-    scoring = (attempts, temperature, token_budget, actor.accelerator, actor.lanes)
-    sampler_logprobs = pad([a.sample.logprobs for a in attempts])
-    known = actor.exact and all(
-        policy.value_head is None or a.sample.values is not None for a in attempts
+    graded = generator.generate(problems, samples, temperature, *key)
+    kept = [0 if a.verdict.status == "sandbox_error" else len(a.sample.tokens) for a in graded]
+    mask = length_mask(kept, width=max(len(a.sample.tokens) for a in graded))
+    scoring = (graded, temperature, token_budget, generator.accelerator, generator.cpu_threads)
+    sampler_logprobs = pad([a.sample.logprobs for a in graded])
+    known = generator.exact and all(
+        policy.value_head is None or a.sample.values is not None for a in graded
     )
     if known:
         logprobs = sampler_logprobs
-        values = pad([a.sample.values or [0.0] * len(a.sample.tokens) for a in attempts])
+        values = pad([a.sample.values or [0.0] * len(a.sample.tokens) for a in graded])
     else:
         logprobs, _, values = score(policy, *scoring)
     return Rollouts(
-        attempts=attempts,
-        groups=torch.tensor(question_groups(attempts)),
-        scores=torch.tensor([a.verdict.score for a in attempts]),
+        samples=graded,
+        groups=torch.tensor(question_groups(graded)),
+        scores=torch.tensor([a.verdict.score for a in graded]),
         mask=mask,
         sampler_logprobs=sampler_logprobs,
         logprobs=logprobs,
@@ -184,14 +185,14 @@ def collect(
 
 def score(
     model: PolicyWithValue,
-    attempts: Sequence[Attempt],
+    graded: Sequence[GradedSample],
     temperature: float,
     token_budget: int,
     accelerator: Accelerator,
-    lanes: Lanes | None = None,
-) -> TokenScores:
+    cpu_threads: CpuThreads | None = None,
+) -> TokenStats:
     """Score every response with `model`, each process a share; the result is whole on all of them."""
-    samples = [a.sample for a in attempts]
+    samples = [a.sample for a in graded]
     lengths = [len(s.prompt) + len(s.tokens) for s in samples]
     time = max(len(s.tokens) for s in samples)
     totals = torch.zeros(3, len(samples), time, device=accelerator.device)
@@ -201,36 +202,36 @@ def score(
         scores = model(batch.to(accelerator.device), temperature)
         totals[:, rows, : scores.logprobs.shape[1]] = torch.stack(tuple(scores))
 
-    groups = question_groups(attempts)
-    whole = fill(totals, read, lengths, token_budget, accelerator, lanes or Lanes(), groups)
-    return TokenScores(*whole.cpu())
+    groups = question_groups(graded)
+    whole = fill(totals, read, lengths, token_budget, accelerator, cpu_threads or CpuThreads(), groups)
+    return TokenStats(*whole.cpu())
 
 
-def question_groups(attempts: Sequence[Attempt]) -> list[int]:
-    """Number the attempts by question: equal numbers answer the same one."""
+def question_groups(graded: Sequence[GradedSample]) -> list[int]:
+    """Number the graded by question: equal numbers answer the same one."""
     numbers: dict[str, int] = {}
-    return [numbers.setdefault(a.problem.id, len(numbers)) for a in attempts]
+    return [numbers.setdefault(a.problem.id, len(numbers)) for a in graded]
 
 
-def accuracy(attempts: Sequence[Attempt]) -> float:
-    """Return the share of correct attempts among those that our infrastructure could judge."""
-    judged = [a.verdict.correct for a in attempts if a.verdict.outcome != "sandbox_error"]
+def accuracy(graded: Sequence[GradedSample]) -> float:
+    """Return the share of correct graded among those that our infrastructure could judge."""
+    judged = [a.verdict.correct for a in graded if a.verdict.status != "sandbox_error"]
     return sum(judged) / max(1, len(judged))
 
 
-def attempt_rows(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
-    """Return attempts as rows of a JSONL file."""
+def graded_rows(graded: Sequence[GradedSample]) -> list[dict[str, Any]]:
+    """Return graded as rows of a JSONL file."""
     return [
         {
             "id": a.problem.id, "question": a.problem.question, "answer": a.problem.answer,
-            "completion": a.completion, "outcome": a.verdict.outcome, "value": a.verdict.answer,
+            "completion": a.completion, "status": a.verdict.status, "value": a.verdict.answer,
             "correct": a.verdict.correct, "score": a.verdict.score,
         }
-        for a in attempts
+        for a in graded
     ]  # fmt: skip
 
 
-def stream_seed(*key: object) -> int:
+def sequence_seed(*key: object) -> int:
     """Return a signed 64-bit number that depends on `key` alone."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from reftune.training.cpu_threads import Lanes
-from reftune.training.microbatches import cut, deal
+from reftune.training.cpu_threads import CpuThreads
+from reftune.training.microbatches import make_microbatches, shard
 
 
 def fill(
@@ -18,7 +18,7 @@ def fill(
     lengths: Sequence[int],
     token_budget: int,
     accelerator: Accelerator,
-    lanes: Lanes,
+    cpu_threads: CpuThreads,
     groups: Sequence[int] | None = None,
 ) -> Tensor:
     """Return `empty` as filled by all processes, whole on each of them.
@@ -27,18 +27,20 @@ def fill(
         empty: zeros, with a place for every row.
         read: writes what the model finds for some rows into `empty`; gradients are off.
         lengths: tokens of every row, prompt included.
-        token_budget, groups: as for `batches.cut`.
+        token_budget, groups: as for `make_microbatches`.
     """
     processes = accelerator.num_processes
 
     @torch.no_grad()  # threads have grad modes of their own
     def read_share(rows: list[int]) -> None:
-        mine, weights = deal(rows, accelerator.process_index, processes)
+        mine, weights = shard(rows, accelerator.process_index, processes)
         if any(weights):
             with accelerator.autocast():
                 read(mine)
 
-    lanes.map(read_share, cut(range(len(lengths)), lengths, token_budget, processes, groups))
+    cpu_threads.map(
+        read_share, make_microbatches(range(len(lengths)), lengths, token_budget, processes, groups)
+    )
     filled = accelerator.reduce(empty, reduction="sum") if processes > 1 else empty
     assert isinstance(filled, Tensor)
     return filled

@@ -16,7 +16,7 @@ from reftune.sampling.sampler import Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class GradedSample:
     """One judged sample: the problem, the sampled tokens, the completion they spell, its verdict."""
 
     problem: Problem
@@ -29,7 +29,7 @@ class Attempt:
 class Rollouts:
     """One global batch of judged and scored samples; rows of one question share a number in `groups`."""
 
-    attempts: list[Attempt]
+    samples: list[GradedSample]
     groups: Int[Tensor, " batch"]
     scores: Float[Tensor, " batch"]
     mask: Float[Tensor, "batch time"]
@@ -40,7 +40,7 @@ class Rollouts:
 
 
 @dataclass(frozen=True, slots=True)
-class Targets:
+class AdvantagesAndReturns:
     """What the update aims at: token rewards, whitened advantages, returns for the critic."""
 
     rewards: Float[Tensor, "batch time"]

@@ -33,7 +33,7 @@ from reftune.data.formats import (
 )
 from reftune.data.problems import write_problems
 from reftune.data.sources import Row, read_rows
-from reftune.files import asked_for, atomic_file
+from reftune.files import atomic_file, writing_to
 from reftune.grading.answers import check_answer, parse_number
 from reftune.problem import Cot, Problem, UserError, Verdict
 
@@ -240,11 +240,11 @@ def _reason(problem: Problem, verdict: Verdict, cot: Cot) -> str:
     subject = "its program" if cot == "program" else "its chain"
     if verdict.answer is not None:
         return f"{subject} gives another answer"
-    if problem.choices is not None and verdict.outcome == "no_result":
+    if problem.choices is not None and verdict.status == "no_result":
         return f"{subject} names none of the options"
-    return f"{subject} gives no answer ({verdict.outcome})"
+    return f"{subject} gives no answer ({verdict.status})"
 
 
 def _write(out: Path, problems: Sequence[Problem]) -> None:
-    with asked_for(out), atomic_file(out) as partial:
+    with writing_to(out), atomic_file(out) as partial:
         write_problems(partial, problems)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reftune.evaluation.aggregation import STRATEGIES
+from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.evaluation.statistics import (
     Array,
     bootstrap_difference,
@@ -18,20 +18,20 @@ from reftune.evaluation.statistics import (
     sign_flip,
     wilson_interval,
 )
-from reftune.methods import METHODS, MODELS
+from reftune.methods import METHODS, OPTIONAL
 from reftune.reporting.comparison.finished_runs import FinishedRun, read_finished_runs
 from reftune.reporting.comparison.paper_numbers import Reported, reported
 from reftune.reporting.comparison.run_groups import RunGroup, group_runs
 
 BASELINE, MAIN = "sft", "reft"  # every method is compared with the one, and the other with every method
-STRATEGY_ORDER = ("greedy", *STRATEGIES)
+AGGREGATION_ORDER = ("greedy", *AGGREGATIONS)
 
 Side = tuple[Sequence[FinishedRun], str]  # runs, and the model of them that is meant
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The accuracy of one method, by one strategy, over the seeds of a group.
+    """The accuracy of one method, by one aggregation, over the seeds of a group.
 
     `interval` is Wilson's for one seed, and a bootstrap over seeds and questions for several.
     `lowest` and `highest` are over the seeds.
@@ -40,7 +40,7 @@ class Cell:
     group: str
     chains: str  # "natural" or "program"
     method: str
-    strategy: str
+    aggregation: str
     samples: int  # per question
     questions: int
     seeds: int
@@ -63,7 +63,7 @@ class Difference:
     method: str
     base_group: str
     base_method: str
-    strategy: str
+    aggregation: str
     samples: int
     questions: int
     seeds: int
@@ -86,7 +86,7 @@ class GroupFacts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All numbers of a comparison. `curves` are accuracies by group, strategy, method and samples."""
+    """All numbers of a comparison. `curves` are accuracies by group, aggregation, method and samples."""
 
     groups: list[GroupFacts]
     cells: list[Cell]
@@ -96,7 +96,7 @@ class Comparison:
     samples: int  # per question, used
     drawn: list[int]  # per question, by the runs
     methods: list[str]
-    strategies: list[str]
+    aggregations: list[str]
 
 
 def compare_runs(directories: Sequence[Path], k: int | None = None) -> Comparison:
@@ -127,31 +127,34 @@ def compare_runs(directories: Sequence[Path], k: int | None = None) -> Compariso
         questions=cells[0].questions,
         samples=samples,
         drawn=sorted({run.config.evaluation.samples for run in runs}),
-        methods=[model for model in MODELS if any(cell.method == model for cell in cells)],
-        strategies=[name for name in STRATEGY_ORDER if any(cell.strategy == name for cell in cells)],
+        methods=[model for model in METHODS if any(cell.method == model for cell in cells)],
+        aggregations=[
+            name for name in AGGREGATION_ORDER if any(cell.aggregation == name for cell in cells)
+        ],
     )
 
 
 def _cells(group: RunGroup, samples: int) -> Iterator[Cell]:
     config = group.runs[0].config
-    for method in MODELS:
+    for method in METHODS:
         runs = _runs_of(group, method)
-        for strategy in _shared_strategies((runs, method)):
-            right = _right(runs, method, strategy)
+        for aggregation in _shared_aggregations((runs, method)):
+            right = _right(runs, method, aggregation)
             by_seed = right.mean(axis=1)
-            k = _samples_of(strategy, samples)
+            k = _samples_of(aggregation, samples)
             yield Cell(
-                group=group.label, chains=config.data.cot, method=method, strategy=strategy, samples=k,
+                group=group.label, chains=config.data.cot, method=method,
+                aggregation=aggregation, samples=k,
                 questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
                 interval=_accuracy_interval(right, group), lowest=float(by_seed.min()),
-                highest=float(by_seed.max()), reported=reported(config, method, strategy, k),
+                highest=float(by_seed.max()), reported=reported(config, method, aggregation, k),
             )  # fmt: skip
 
 
 def _within(group: RunGroup, samples: int) -> Iterator[Difference]:
     """Compare every method with SFT, and ReFT with every other method, on the seeds that have both."""
-    pairs = [(BASELINE, method) for method in METHODS]
-    pairs += [(method, MAIN) for method in METHODS if method != MAIN]
+    pairs = [(BASELINE, method) for method in OPTIONAL]
+    pairs += [(method, MAIN) for method in OPTIONAL if method != MAIN]
     for base, method in pairs:
         runs = [run for run in _runs_of(group, method) if base in run.answers]
         yield from _differences(group, (runs, base), group, (runs, method), samples)
@@ -168,13 +171,13 @@ def _between(first: RunGroup, group: RunGroup, samples: int) -> Iterator[Differe
 def _differences(
     base_group: RunGroup, base: Side, group: RunGroup, side: Side, samples: int
 ) -> Iterator[Difference]:
-    for strategy in _shared_strategies(base, side):
-        a, b = _right(*base, strategy), _right(*side, strategy)
+    for aggregation in _shared_aggregations(base, side):
+        a, b = _right(*base, aggregation), _right(*side, aggregation)
         paired = _seeds(base[0]) == _seeds(side[0])
         sums = len(a) * b.sum(axis=0) - len(b) * a.sum(axis=0)  # the mean differences, as whole numbers
         yield Difference(
             group=group.label, method=side[1], base_group=base_group.label, base_method=base[1],
-            strategy=strategy, samples=_samples_of(strategy, samples), questions=a.shape[1],
+            aggregation=aggregation, samples=_samples_of(aggregation, samples), questions=a.shape[1],
             seeds=len(b), base_seeds=len(a), difference=float(b.mean() - a.mean()),
             interval=_difference_interval(a, b, paired, group), p=sign_flip(sums.tolist()),
         )  # fmt: skip
@@ -203,17 +206,17 @@ def _runs_of(group: RunGroup, model: str) -> list[FinishedRun]:
     return [run for run in group.runs if model in run.answers]
 
 
-def _shared_strategies(*sides: Side) -> list[str]:
-    """Return the strategies that all models of all runs have; none where a side has no runs."""
+def _shared_aggregations(*sides: Side) -> list[str]:
+    """Return the aggregations that all models of all runs have; none where a side has no runs."""
     found = [run.answers[model].right for runs, model in sides for run in runs]
     if not all(runs for runs, _ in sides):
         return []
-    return [name for name in STRATEGY_ORDER if all(name in right for right in found)]
+    return [name for name in AGGREGATION_ORDER if all(name in right for right in found)]
 
 
-def _right(runs: Sequence[FinishedRun], model: str, strategy: str) -> Array:
+def _right(runs: Sequence[FinishedRun], model: str, aggregation: str) -> Array:
     """Return what was right, shape (seeds, questions)."""
-    return np.array([run.answers[model].right[strategy] for run in runs])
+    return np.array([run.answers[model].right[aggregation] for run in runs])
 
 
 def _seeds(runs: Sequence[FinishedRun]) -> list[int]:
@@ -226,15 +229,15 @@ def _same_models(a: Sequence[FinishedRun], b: Sequence[FinishedRun], model: str)
     return prints[0] == prints[1]
 
 
-def _samples_of(strategy: str, samples: int) -> int:
-    return 1 if strategy == "greedy" else samples
+def _samples_of(aggregation: str, samples: int) -> int:
+    return 1 if aggregation == "greedy" else samples
 
 
 def _curves(group: RunGroup) -> dict[str, dict[str, dict[int, float]]]:
     """Average each model's curves over the seeds."""
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for name in (*STRATEGIES, "pass"):
-        for model in MODELS:
+    for name in (*AGGREGATIONS, "pass"):
+        for model in METHODS:
             curves = [run.answers[model].curves for run in _runs_of(group, model)]
             if curves and all(name in curve for curve in curves):
                 points = {j: float(np.mean([c[name][j] for c in curves])) for j in curves[0][name]}

@@ -11,11 +11,11 @@ from pathlib import Path
 from reftune.config import Config
 from reftune.config_files import load_config
 from reftune.evaluation.aggregation import available, curve, pass_curve
-from reftune.methods import MODELS
+from reftune.methods import METHODS
 from reftune.problem import Row, UserError
 
 Questions = dict[str, tuple[str, str]]  # id -> question, right answer
-Curves = dict[str, dict[int, float]]  # by strategy, and "pass" for pass@k; by number of samples
+Curves = dict[str, dict[int, float]]  # by aggregation, and "pass" for pass@k; by number of samples
 KEPT = ("id", "question", "answer", "completion", "correct", "samples")  # of a row
 
 
@@ -23,7 +23,7 @@ KEPT = ("id", "question", "answer", "completion", "correct", "samples")  # of a 
 class Answers:
     """What one model of a run made of the test questions."""
 
-    right: dict[str, list[bool]]  # by strategy, in the order of the questions
+    right: dict[str, list[bool]]  # by aggregation, in the order of the questions
     curves: Curves
     fingerprint: str  # two models with the same one have written the same answers
 
@@ -92,7 +92,7 @@ def _models(directory: Path) -> dict[str, Row]:
     path = directory / "evaluation/result.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["models"]
-        return {model: found[model] for model in MODELS if model in found}
+        return {model: found[model] for model in METHODS if model in found}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and run the stage again") from None
 
@@ -137,10 +137,10 @@ def _known_curves(summary: Row) -> Curves:
 def _answers(rows: Sequence[Row], samples: int, known_curves: Curves) -> Answers:
     right = {"greedy": [bool(row["correct"]) for row in rows]}
     curves = dict(known_curves)
-    for name, strategy in available(rows).items() if samples else ():
-        right[name] = [strategy.is_right(row["samples"]) for row in rows]
+    for name, aggregation in available(rows).items() if samples else ():
+        right[name] = [aggregation.is_right(row["samples"]) for row in rows]
         if name not in curves:
-            curves[name] = curve(rows, strategy, samples)
+            curves[name] = curve(rows, aggregation, samples)
     if samples and "pass" not in curves:
         curves["pass"] = pass_curve(rows, samples)
     written = json.dumps([[row["completion"] for row in rows], right])

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from reftune.files import asked_for
+from reftune.files import writing_to
 from reftune.reporting.accuracy_plots import bar_plot, curve_plots
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
 from reftune.reporting.comparison.tables import (
@@ -43,7 +43,7 @@ def default_directory(directories: Sequence[Path]) -> Path:
 
 def write_comparison(comparison: Comparison, directory: Path) -> Path:
     """Write comparison.html, .csv and .md (its pictures in comparison_files/); return the page."""
-    with asked_for(directory):
+    with writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with (directory / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)
@@ -85,8 +85,8 @@ def _context(comparison: Comparison) -> dict[str, Any]:
 
 
 def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
-    """Draw bars per strategy, and curves over the number of samples per group, by section title."""
-    shown = zip(comparison.strategies, columns(comparison), strict=True)
+    """Draw bars per aggregation, and curves over the number of samples per group, by section title."""
+    shown = zip(comparison.aggregations, columns(comparison), strict=True)
     plots = {
         "Methods side by side": [
             bar_plot(f"bars_{name.replace(' ', '_')}", title[0].upper() + title[1:], BAR_CAPTION, found)
@@ -122,7 +122,7 @@ def _accuracy_text(cell: Cell | None) -> str:
 
 def _difference_table(comparison: Comparison, section: Section) -> Table:
     table = _table(section.title, "difference")
-    table.add_column("strategy", no_wrap=True)
+    table.add_column("aggregation", no_wrap=True)
     for column in ("points", "95% interval", "p (Holm)"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in section.rows:

@@ -93,23 +93,23 @@ class Reported:
         return f"{'~' if self.second_hand else ''}{100 * self.accuracy:g}%"
 
 
-def reported(config: Config, model: str, strategy: str, samples: int) -> Reported | None:
+def reported(config: Config, model: str, aggregation: str, samples: int) -> Reported | None:
     """Return what the paper reports for a model of a run of this configuration, None if nothing.
 
     Args:
         model: "sft", "offline_st", ...
-        strategy: "greedy", "vote", ...
-        samples: per question, behind the strategy.
+        aggregation: "greedy", "vote", ...
+        samples: per question, behind the aggregation.
     """
     name = MODELS.get((config.model.name or "").rstrip("/").rpartition("/")[2].lower(), "")
     setting = (_data_set(config.data), config.data.cot)
     changed = _changed(config) if model == "reft" else []
     if changed:
-        known = len(changed) == 1 and strategy == "greedy" and (name, *setting) == ABLATED
+        known = len(changed) == 1 and aggregation == "greedy" and (name, *setting) == ABLATED
         return _share(ABLATIONS.get(changed[0])) if known else None
-    if strategy != "greedy":
+    if aggregation != "greedy":
         known = samples == SAMPLES and setting == ("gsm8k", "program")
-        return _share(SAMPLED.get((name, model), {}).get(strategy)) if known else None
+        return _share(SAMPLED.get((name, model), {}).get(aggregation)) if known else None
     for columns, rows in TABLES:
         if setting in columns and (name, model) in rows:
             second_hand = rows is LARGE and model in SECOND_HAND
@@ -129,11 +129,11 @@ def _changed(config: Config) -> list[str]:
     """Return in which of the points that the paper ablates, or never varies, this run differs."""
     ppo = config.ppo
     changed = {
-        "partial_reward": ppo.partial_reward == 0,
+        "partial_reward": config.reward.partial_reward == 0,
         "value_model": config.model.value_model != "shared",
         "kl_coef": ppo.kl_coef == 0,  # collapses
         "advantage": ppo.advantage != "gae",
-        "reward": ppo.reward is not None,
+        "reward": config.reward.function is not None,
     }
     return [name for name, differs in changed.items() if differs]
 

@@ -13,7 +13,7 @@ from reftune.reporting.pages import interval, p_value, percent, signed
 from reftune.reporting.run.run_files import model_label
 
 CSV_COLUMNS = (
-    "quantity", "group", "chains", "method", "base_group", "base_method", "strategy", "samples",
+    "quantity", "group", "chains", "method", "base_group", "base_method", "aggregation", "samples",
     "questions", "seeds", "base_seeds", "value", "low", "high", "lowest_seed", "highest_seed", "p",
     "p_holm", "as_reported", "second_hand",
 )  # fmt: skip
@@ -51,19 +51,19 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def columns(comparison: Comparison) -> list[str]:
-    """Name the strategies with their number of samples."""
+    """Name the aggregations with their number of samples."""
     k = comparison.samples
-    return [name if name == "greedy" else f"{name} of {k}" for name in comparison.strategies]
+    return [name if name == "greedy" else f"{name} of {k}" for name in comparison.aggregations]
 
 
 def reported_columns(comparison: Comparison) -> list[bool]:
-    """Tell for which strategies the paper has numbers."""
-    with_number = {cell.strategy for cell in comparison.cells if cell.reported}
-    return [name in with_number for name in comparison.strategies]
+    """Tell for which aggregations the paper has numbers."""
+    with_number = {cell.aggregation for cell in comparison.cells if cell.reported}
+    return [name in with_number for name in comparison.aggregations]
 
 
 def accuracy_sections(comparison: Comparison) -> list[Section]:
-    """Lay the accuracies out: a section per group, a row per method, a column per strategy."""
+    """Lay the accuracies out: a section per group, a row per method, a column per aggregation."""
     sections = []
     for group in comparison.groups:
         seeds = len(group.runs)
@@ -74,13 +74,13 @@ def accuracy_sections(comparison: Comparison) -> list[Section]:
             if mine:
                 fewer = f" ({mine[0].seeds} of {seeds} seeds)" if mine[0].seeds < seeds else ""
                 label = model_label(method) + fewer
-                rows.append(TableRow(label, method, _by_strategy(comparison, mine)))
+                rows.append(TableRow(label, method, _by_aggregation(comparison, mine)))
         sections.append(Section(title, rows))
     return sections
 
 
 def difference_sections(comparison: Comparison) -> list[Section]:
-    """Lay the differences out: within each group, then between groups; a column per strategy."""
+    """Lay the differences out: within each group, then between groups; a column per aggregation."""
     found: dict[tuple[str, str], dict[tuple[str, str], list[Difference]]] = {}
     for row in comparison.differences:
         section = found.setdefault((row.base_group, row.group), {})
@@ -91,7 +91,7 @@ def difference_sections(comparison: Comparison) -> list[Section]:
         rows = [
             TableRow(
                 _pair(cells[0]) if within else model_label(method), method,
-                _by_strategy(comparison, cells),
+                _by_aggregation(comparison, cells),
             )
             for (_, method), cells in pairs.items()
         ]  # fmt: skip
@@ -99,12 +99,12 @@ def difference_sections(comparison: Comparison) -> list[Section]:
     return sections
 
 
-def bars(comparison: Comparison, strategy: str) -> list[Bar]:
-    """Return the accuracies of one strategy as bars."""
+def bars(comparison: Comparison, aggregation: str) -> list[Bar]:
+    """Return the accuracies of one aggregation as bars."""
     return [
         Bar(c.group, c.method, c.accuracy, c.interval, c.reported.accuracy if c.reported else None)
         for c in comparison.cells
-        if c.strategy == strategy
+        if c.aggregation == aggregation
     ]
 
 
@@ -155,7 +155,7 @@ def csv_rows(comparison: Comparison) -> Iterator[Row]:
 
 
 def _csv_row(found: Cell | Difference, chains: dict[str, str], **values: Any) -> Row:
-    keys = ("group", "method", "strategy", "samples", "questions", "seeds")
+    keys = ("group", "method", "aggregation", "samples", "questions", "seeds")
     shared = {key: getattr(found, key) for key in keys}
     low, high = found.interval
     row = dict.fromkeys(CSV_COLUMNS) | shared | values
@@ -178,7 +178,7 @@ def _main(comparison: Comparison) -> list[Difference]:
     found: dict[str, Difference] = {}
     for row in comparison.differences:
         against_sft = row.group == row.base_group and row.base_method == BASELINE
-        if row.strategy == "greedy" and against_sft:
+        if row.aggregation == "greedy" and against_sft:
             found[row.group] = row  # ReFT comes last
     return list(found.values())
 
@@ -187,7 +187,7 @@ def _accuracy(comparison: Comparison, group: str, method: str) -> float:
     return next(
         cell.accuracy
         for cell in comparison.cells
-        if (cell.group, cell.method, cell.strategy) == (group, method, "greedy")
+        if (cell.group, cell.method, cell.aggregation) == (group, method, "greedy")
     )
 
 
@@ -195,6 +195,6 @@ def _pair(row: Difference) -> str:
     return f"{model_label(row.method)} against {model_label(row.base_method)}"
 
 
-def _by_strategy(comparison: Comparison, found: Sequence[Any]) -> list[Any]:
-    by_name = {item.strategy: item for item in found}
-    return [by_name.get(name) for name in comparison.strategies]
+def _by_aggregation(comparison: Comparison, found: Sequence[Any]) -> list[Any]:
+    by_name = {item.aggregation: item for item in found}
+    return [by_name.get(name) for name in comparison.aggregations]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from reftune.methods import MODELS
+from reftune.methods import METHODS
 from reftune.reporting.run.run_files import Run, model_label, setting
 
 # Where each fact lies: config keys, or a file of the run directory before the colon.
@@ -38,7 +38,7 @@ FACTS = {
         "different and right": "warmup_samples:different_correct",
         "questions solved once": "warmup_samples:solved_questions",
     },
-    "Off-line self-training": {
+    "Offline self-training": {
         "epochs": "offline_st.epochs",
         "annotated chains": "offline_st:annotated_examples",
         "sampled chains": "offline_st:sampled_examples",
@@ -47,11 +47,11 @@ FACTS = {
         "learning rate": "offline_st.learning_rate",
         "seconds": "offline_st:seconds",
     },
-    "On-line self-training": {
+    "Online self-training": {
         "steps": "online_st.steps",
         "questions per step": "online_st.questions_per_step",
         "samples per question": "online_st.samples_per_question",
-        "updates per batch": "online_st.updates_per_batch",
+        "update epochs": "online_st.update_epochs",
         "learning rate": "online_st.learning_rate",
         "seconds": "online_st:seconds",
     },
@@ -59,7 +59,7 @@ FACTS = {
         "steps": "ppo.steps",
         "questions per step": "ppo.questions_per_step",
         "samples per question": "ppo.samples_per_question",
-        "updates per batch": "ppo.updates_per_batch",
+        "PPO epochs": "ppo.ppo_epochs",
         "advantage": "ppo.advantage",
         "GAE lambda": "ppo.gae_lambda",
         "KL coefficient": "ppo.kl_coef",
@@ -72,7 +72,7 @@ FACTS = {
         "learning rate": "reranker.learning_rate",
         "examples": "reranker/sft:examples",
         "right ones": "reranker/sft:right_examples",
-        **{f"AUC, {model_label(model)}": f"reranker/{model}:best_validation_auc" for model in MODELS},
+        **{f"AUC, {model_label(model)}": f"reranker/{model}:best_validation_auc" for model in METHODS},
     },
     "Run": {
         "seed": "info:seed",
@@ -84,8 +84,8 @@ FACTS = {
 # Groups that only a run with this stage has.
 OF_STAGE = {
     "Warm-up samples": "warmup_samples",
-    "Off-line self-training": "offline_st",
-    "On-line self-training": "online_st",
+    "Offline self-training": "offline_st",
+    "Online self-training": "online_st",
     "PPO": "ppo",
     "Rerankers": "reranker/sft",
 }

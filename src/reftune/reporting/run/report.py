@@ -36,7 +36,7 @@ from reftune.reporting.run.summary import (
 )
 
 EXAMPLES_IN_MARKDOWN = 3
-ONE_LINE_STRATEGIES = 2  # with more of them, each interval stands below its accuracy
+ONE_LINE_AGGREGATIONS = 2  # with more of them, each interval stands below its accuracy
 
 
 def write_report(run_dir: Path) -> Path:
@@ -65,7 +65,7 @@ def final_table(run_dir: Path) -> Group:
     if not run.evaluation:
         raise UserError(f"{run_dir}: not evaluated yet; finish the run with `reftune run` first")
     found = accuracies(run.evaluation)
-    between = " " if len(found["columns"]) <= ONE_LINE_STRATEGIES else "\n"
+    between = " " if len(found["columns"]) <= ONE_LINE_AGGREGATIONS else "\n"
     table = Table()
     table.add_column("model")
     for column in found["columns"]:
@@ -85,8 +85,8 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
     metrics, results = run.metrics, run.results
     rerankers = {key.removeprefix("reranker/"): rows for key, rows in metrics.items() if "/" in key}
     stages = {
-        "offline_st": ("Off-line self-training", offline_st_plots),
-        "online_st": ("On-line self-training", online_st_plots),
+        "offline_st": ("Offline self-training", offline_st_plots),
+        "online_st": ("Online self-training", online_st_plots),
         "ppo": ("Reinforced fine-tuning (PPO)", ppo_plots),
     }
     groups = {"Supervised fine-tuning": sft_plots(metrics["sft"], results["sft"])}

@@ -10,19 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reftune.methods import METHODS, planned_models, planned_stages
+from reftune.methods import METHODS, OPTIONAL, planned_models, planned_stages
 from reftune.problem import Row, UserError
 
-MODEL_LABELS = {  # in the order of the page
-    "warmup": "Warm-up",
-    "sft": "SFT",
-    "offline_st": "Offline-ST",
-    "online_st": "Online-ST",
-    "reft": "ReFT",
-}
-STAGES = planned_stages(METHODS, rerank=True)[:-1]  # all there can be, the evaluation aside
-ONLINE_STAGES = ("online_st", "ppo")  # those that log some of their samples
-SAMPLE = {"question", "answer", "completion", "outcome", "correct"}  # what every sample's row has
+STAGES = planned_stages(OPTIONAL, rerank=True)[:-1]  # all there can be, the evaluation aside
+ONLINE_STAGES = tuple(m.stage for m in METHODS.values() if m.unit == "step")  # they log some samples
+SAMPLE = {"question", "answer", "completion", "status", "correct"}  # what every sample's row has
 
 
 @dataclass
@@ -54,7 +47,7 @@ class Run:
 
 def model_label(key: str) -> str:
     """Return the name under which a model is shown."""
-    return MODEL_LABELS.get(key, key)
+    return METHODS[key].label if key in METHODS else key
 
 
 def read_run(directory: Path) -> Run:
@@ -71,7 +64,7 @@ def read_run(directory: Path) -> Run:
         run.metrics[stage] = _by_step(_read_rows(run, f"{stage}/metrics.jsonl", {"step"}))
     for stage in ONLINE_STAGES:
         run.samples[stage] = _read_rows(run, f"{stage}/samples.jsonl", SAMPLE | {"step"})
-    for model in dict.fromkeys([*MODEL_LABELS, *run.evaluation.get("models", {})]):
+    for model in dict.fromkeys([*METHODS, *run.evaluation.get("models", {})]):
         if rows := _read_rows(run, f"evaluation/{model}.jsonl", SAMPLE | {"id"}):
             run.answers[model] = rows
     return run

@@ -50,7 +50,7 @@ def _varied(questions: list[Row]) -> list[Row]:
     """Take from every kind of result in turn: in a plain sample the rare kinds would be missing."""
     kinds: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, question in enumerate(questions):
-        kinds[tuple((c["correct"], c["outcome"]) for c in question["chains"].values())].append(index)
+        kinds[tuple((c["correct"], c["status"]) for c in question["chains"].values())].append(index)
     turns = itertools.chain.from_iterable(itertools.zip_longest(*kinds.values()))
     chosen = itertools.islice((index for index in turns if index is not None), MAX_QUESTIONS)
     return [questions[index] for index in sorted(chosen)]
@@ -62,7 +62,7 @@ def _chain(row: Mapping[str, Any]) -> Row:
         value = int(value)
     return {
         "text": _text(row["completion"]),
-        "outcome": str(row["outcome"]),
+        "status": str(row["status"]),
         "value": "" if value is None else _text(value),
         "correct": bool(row["correct"]),
     }

@@ -78,7 +78,7 @@ def sft_plots(rows: Sequence[Row], result: Row) -> list[Plot]:
 
 @styled
 def offline_st_plots(rows: Sequence[Row], sft_result: Row, result: Row) -> list[Plot]:
-    """Draw off-line self-training from its metrics and both stages' results."""
+    """Draw offline self-training from its metrics and both stages' results."""
     return _drawn(
         [_single(OFFLINE_ST, rows, *LOSS), _validation(OFFLINE_ST, rows, sft_result, result, "epoch")]
     )
@@ -86,7 +86,7 @@ def offline_st_plots(rows: Sequence[Row], sft_result: Row, result: Row) -> list[
 
 @styled
 def online_st_plots(rows: Sequence[Row], sft_result: Row, result: Row) -> list[Plot]:
-    """Draw on-line self-training from its metrics and both stages' results."""
+    """Draw online self-training from its metrics and both stages' results."""
     sampled = ("accuracy", "Accuracy of the samples", "Share of the sampled training chains with the"
                " right answer.")  # fmt: skip
     plots = [_single(ONLINE_ST, rows, *sampled), _validation(ONLINE_ST, rows, sft_result, result)]
@@ -122,13 +122,13 @@ def outcome_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
     """
     totals: Counter[str] = Counter()
     for row in rows:
-        totals.update(row["outcomes"])
+        totals.update(row["statuses"])
     judged = ("ok", "ok_text")
     failures = [name for name, _ in totals.most_common() if name not in judged and totals[name]]
     named, rest = failures[:4], failures[4:]
     columns = []
     for row in rows:
-        counts: Counter[str] = Counter(row["outcomes"])
+        counts: Counter[str] = Counter(row["statuses"])
         right = (row.get("accuracy") or 0.0) * counts.total()
         wrong = max(0.0, sum(counts[name] for name in judged) - right)
         column = [right, wrong, *(counts[name] for name in named)]
@@ -197,7 +197,7 @@ def _together(
 
 
 def _outcomes(look: _Look, rows: Sequence[Row]) -> Plot | None:
-    rows = [row for row in rows if row.get("outcomes")]
+    rows = [row for row in rows if row.get("statuses")]
     if not rows:
         return None
     caption = "What became of the sampled chains, as shares of each step."

@@ -47,18 +47,20 @@ def verdict(run: Run) -> str:
 
 
 def accuracies(evaluation: Row) -> dict[str, Any]:
-    """Lay the strategies out as columns; a model without one has None there."""
+    """Lay the aggregations out as columns; a model without one has None there."""
     models = evaluation.get("models", {})
-    strategies = list(dict.fromkeys(name for model in models.values() for name in _strategies(model)))
+    aggregations = list(
+        dict.fromkeys(name for model in models.values() for name in _aggregations(model))
+    )
     ks = sorted({k for model in models.values() for k in model.get("pass", {})}, key=int)
     if len(ks) > MANY_PASSES:
         ks = [ks[0], ks[-1]]
     rows = [
-        {"key": key, "label": model_label(key), "cells": [model.get(name) for name in strategies]}
+        {"key": key, "label": model_label(key), "cells": [model.get(name) for name in aggregations]}
         | {"passes": [model.get("pass", {}).get(k) for k in ks]}
         for key, model in models.items()
     ]
-    columns = [_strategy_label(name, models) for name in strategies]
+    columns = [_aggregation_label(name, models) for name in aggregations]
     return {"columns": columns, "ks": ks, "models": rows}
 
 
@@ -74,7 +76,7 @@ def wrong_chains(evaluation: Row) -> list[Row]:
 def reranker_orders(evaluation: Row) -> list[tuple[str, float]]:
     """Return how often each model's reranker puts a right sample before a wrong one of a question."""
     found = {key: m.get("rerank", {}) for key, m in evaluation.get("models", {}).items()}
-    orders = {key: rerank.get("ordered_pairs") for key, rerank in found.items()}
+    orders = {key: rerank.get("within_question_auc") for key, rerank in found.items()}
     return [(model_label(key), share) for key, share in orders.items() if share is not None]
 
 
@@ -87,35 +89,37 @@ def comparisons(evaluation: Row) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {"shown": [], "folded": []}
     for row in evaluation.get("comparisons", []):
         pair = (row["a"], row["b"])
-        main = pair == MAIN_PAIR or (row["strategy"] == "greedy" and not {*pair}.isdisjoint(MAIN_PAIR))
+        main = pair == MAIN_PAIR or (
+            row["aggregation"] == "greedy" and not {*pair}.isdisjoint(MAIN_PAIR)
+        )
         label = f"{model_label(row['b'])} against {model_label(row['a'])}"
-        named = {"label": label, "strategy": _strategy_label(row["strategy"], models)}
+        named = {"label": label, "aggregation": _aggregation_label(row["aggregation"], models)}
         found["shown" if main or len(models) <= FEW_MODELS else "folded"].append(row | named)
     if found["folded"]:
-        found["shown"].sort(key=lambda row: row["strategy"] != "greedy")  # greedy first
+        found["shown"].sort(key=lambda row: row["aggregation"] != "greedy")  # greedy first
     return found
 
 
 def curves(evaluation: Row) -> Curves:
-    """Return accuracies by strategy ("pass" for pass@k), model and number of samples."""
+    """Return accuracies by aggregation ("pass" for pass@k), model and number of samples."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for key, model in evaluation.get("models", {}).items():
-        for strategy, points in (model.get("curves", {}) | {"pass": model.get("pass", {})}).items():
-            found.setdefault(strategy, {})[key] = {int(k): value for k, value in points.items()}
+        for aggregation, points in (model.get("curves", {}) | {"pass": model.get("pass", {})}).items():
+            found.setdefault(aggregation, {})[key] = {int(k): value for k, value in points.items()}
     return dict(sorted(found.items(), key=lambda item: item[0] == "pass"))  # the bound comes last
 
 
 def _main_comparison(run: Run) -> Row | None:
-    rows = [row for row in run.evaluation.get("comparisons", []) if row["strategy"] == "greedy"]
+    rows = [row for row in run.evaluation.get("comparisons", []) if row["aggregation"] == "greedy"]
     main = [row for row in rows if (row["a"], row["b"]) == MAIN_PAIR]
     return next(iter(main + rows), None)
 
 
-def _strategies(model: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a model's summary that are strategies: those with an accuracy."""
+def _aggregations(model: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a model's summary that are aggregations: those with an accuracy."""
     return [key for key, value in model.items() if isinstance(value, dict) and "accuracy" in value]
 
 
-def _strategy_label(name: str, models: Mapping[str, Any]) -> str:
+def _aggregation_label(name: str, models: Mapping[str, Any]) -> str:
     k = next((model[name]["k"] for model in models.values() if "k" in model.get(name, {})), None)
     return name if k is None else f"{name} of {k}"

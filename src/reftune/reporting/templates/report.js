@@ -12,8 +12,8 @@ function element(tag, className, ...children) {
 
 function judgement(chain) {
   const mark = element("span", chain.correct ? "right" : "wrong-answer", chain.correct ? "✓ right" : "✗ wrong");
-  const failed = !chain.outcome.startsWith("ok");
-  return [mark, element("span", "soft", failed ? chain.outcome.replaceAll("_", " ") : `answer ${chain.value}`)];
+  const failed = !chain.status.startsWith("ok");
+  return [mark, element("span", "soft", failed ? chain.status.replaceAll("_", " ") : `answer ${chain.value}`)];
 }
 
 function goldLine(answer, id) {
@@ -40,8 +40,8 @@ function browseQuestions(form) {
   const list = document.getElementById("question-list");
   const more = document.getElementById("more");
   const chainsOf = question => Object.values(question.chains);
-  const outcomes = new Set(data.questions.flatMap(question => chainsOf(question).map(chain => chain.outcome)));
-  for (const outcome of [...outcomes].sort()) form.outcome.append(new Option(outcome.replaceAll("_", " "), outcome));
+  const statuses = new Set(data.questions.flatMap(question => chainsOf(question).map(chain => chain.status)));
+  for (const status of [...statuses].sort()) form.status.append(new Option(status.replaceAll("_", " "), status));
   let found = [];
 
   function showMore() {
@@ -51,11 +51,11 @@ function browseQuestions(form) {
   }
 
   function update() {
-    const kind = form.kind.value, outcome = form.outcome.value, words = form.words.value.toLowerCase();
+    const kind = form.kind.value, status = form.status.value, words = form.words.value.toLowerCase();
     found = data.questions.filter(question => {
       const texts = [question.id, question.question, question.answer, ...chainsOf(question).map(chain => chain.text)];
       return (kind === "all" || question[kind])
-        && (!outcome || chainsOf(question).some(chain => chain.outcome === outcome))
+        && (!status || chainsOf(question).some(chain => chain.status === status))
         && texts.join("\n").toLowerCase().includes(words);
     });
     document.getElementById("found").textContent = found.length === 1 ? "1 question" : `${found.length} questions`;

@@ -6,27 +6,27 @@ import torch
 from torch import Tensor
 
 
-def choose(
-    logits: Tensor, streams: Tensor, t: Tensor | int, temperature: float, rows: Tensor | None = None
+def sample_tokens(
+    logits: Tensor, seeds: Tensor, t: Tensor | int, temperature: float, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Choose tokens by inverting the cumulative distribution at each stream's t-th random number.
 
     Args:
         logits: (rows, vocab), float32.
-        streams: (streams,), the seeds.
-        t: position of the token in its response; one for all streams, or (streams,).
+        seeds: (seeds,), the seeds.
+        t: position of the token in its response; one for all seeds, or (seeds,).
         temperature: 0 takes the most likely token.
-        rows: (streams,), the row of `logits` that each stream chooses from; default: one for each.
+        rows: (seeds,), the row of `logits` that each stream chooses from; default: one for each.
 
     Returns:
-        Token ids, and their log-probabilities under the distribution they come from, (streams,) each.
+        Token ids, and their log-probabilities under the distribution they come from, (seeds,) each.
     """
     scaled = logits if temperature in (0, 1) else logits / temperature
     probabilities = torch.softmax(scaled, dim=-1)
     if temperature:
         cumulative = _of(probabilities.cumsum(-1), rows)
         total = cumulative[:, -1:]
-        threshold = uniform(streams, t).to(probabilities.dtype).unsqueeze(1) * total
+        threshold = uniform(seeds, t).to(probabilities.dtype).unsqueeze(1) * total
         # Rounded to `total` it would choose the last token, however unlikely: stay below.
         threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))
         chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
@@ -40,12 +40,12 @@ def _of(table: Tensor, rows: Tensor | None) -> Tensor:
     return table if rows is None else table.index_select(0, rows)
 
 
-def uniform(streams: Tensor, t: Tensor | int) -> Tensor:
+def uniform(seeds: Tensor, t: Tensor | int) -> Tensor:
     """Return the t-th number of each stream, uniform in [0, 1), as float64.
 
     This is SplitMix64 (Steele et al. 2014), whose output can be computed for any t at once.
     """
-    z = streams + (torch.as_tensor(t, device=streams.device) + 1) * _signed(0x9E3779B97F4A7C15)
+    z = seeds + (torch.as_tensor(t, device=seeds.device) + 1) * _signed(0x9E3779B97F4A7C15)
     z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
     return _shift(z ^ _shift(z, 31), 11).double() * 2.0**-53
