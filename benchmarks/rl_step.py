@@ -80,12 +80,13 @@ def reftune(turns: Turns, options: Options) -> None:
     while True:
         turn, begin = turns.wait(), time.perf_counter()
         rollouts = collect(
-            generator, policy, reference, workload.problems, options.samples, config.ppo.temperature,
-            config.compute.tokens_per_microbatch, config.seed, "benchmark", turn,
+            generator, policy, reference, workload.problems,
+            samples=options.samples, temperature=config.ppo.temperature,
+            token_budget=config.compute.tokens_per_microbatch, key=(config.seed, "benchmark", turn),
         )  # fmt: skip
         middle = time.perf_counter()
-        targets = compute_advantages(rollouts, config.ppo)
-        update(learner, rollouts, targets, config, turn)
+        estimates = compute_advantages(rollouts, config.ppo)
+        update(learner, rollouts, estimates, config, turn)
         turns.done(1, sampling_and_scoring=middle - begin, updates=time.perf_counter() - middle)
 
 

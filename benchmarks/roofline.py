@@ -26,7 +26,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.contest import Options, gather_nodes, parse_options
+from benchmarks.contest import Options, parse_options, spread
 from benchmarks.update import make_experience, reftune_update
 from benchmarks.workload import open_workload, repeated, sample, set_threads
 from reftune.model.batch import collate
@@ -108,7 +108,7 @@ def report(seconds: dict[str, list[float]], works: dict[str, Work], options: Opt
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, work in works.items():
-        taken, low, high = gather_nodes([each / work.repeats for each in seconds[name]])
+        taken, low, high = spread([each / work.repeats for each in seconds[name]])
         compute, memory = work.flops / matrix_rate, work.bytes / copy_rate
         lines.append(
             f"| {name} | {taken * 1e3:,.1f} | {low * 1e3:,.1f}-{high * 1e3:,.1f}"

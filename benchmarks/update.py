@@ -187,7 +187,7 @@ def _rollouts(experience: Experience) -> Rollouts:
         for group, sample in zip(experience.groups, experience.samples, strict=True)
     ]
     return Rollouts(
-        samples=graded, groups=torch.tensor(experience.groups), scores=torch.ones(len(graded)),
+        samples=graded, groups=torch.tensor(experience.groups), rewards=torch.ones(len(graded)),
         mask=experience.mask, sampler_logprobs=experience.logprobs, logprobs=experience.logprobs,
         ref_logprobs=experience.logprobs, values=experience.values,
     )  # fmt: skip

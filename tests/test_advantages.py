@@ -83,27 +83,27 @@ def test_the_score_goes_to_the_last_real_token() -> None:
 )
 def test_gae_by_hand(gamma: float, lam: float, expected: tuple[float, ...]) -> None:
     ppo = Ppo(gamma=gamma, gae_lambda=lam)
-    advantages = gae(row(0, 0, 1), row(0.5, 0.25, 0.5), row(1, 1, 1), torch.tensor([0]), ppo)
+    advantages = gae(row(0, 0, 1), row(0.5, 0.25, 0.5), row(1, 1, 1), ppo.gamma, ppo.gae_lambda)
     torch.testing.assert_close(advantages, row(*expected))
 
 
 def test_the_defaults_are_the_papers() -> None:
-    advantages = gae(row(0, 0, 1), row(0.5, 0.25, 0.5), row(1, 1, 1), torch.tensor([0]), Ppo())
+    advantages = gae(row(0, 0, 1), row(0.5, 0.25, 0.5), row(1, 1, 1), 1.0, 0.95)
     torch.testing.assert_close(advantages, row(0.43875, 0.725, 0.5))
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.99, 0.0), (0.8, 1.0)])
 def test_gae_is_the_average_of_k_step_estimators(gamma: float, lam: float) -> None:
-    rewards, values, mask, groups = ragged()
-    advantages = gae(rewards, values, mask, groups, Ppo(gamma=gamma, gae_lambda=lam))
+    rewards, values, mask, _groups = ragged()
+    advantages = gae(rewards, values, mask, gamma, lam)
     for i, n in enumerate(LENGTHS):
         reference = averaged_returns(rewards[i, :n].tolist(), values[i, :n].tolist(), gamma, lam)
         assert advantages[i].tolist() == pytest.approx([*reference, *[0.0] * (6 - n)], abs=1e-12)
 
 
 def test_gae_with_lambda_one_is_return_minus_value() -> None:
-    rewards, values, mask, groups = ragged()
-    advantages = gae(rewards, values, mask, groups, Ppo(gamma=1.0, gae_lambda=1.0))
+    rewards, values, mask, _groups = ragged()
+    advantages = gae(rewards, values, mask, 1.0, 1.0)
     for i, n in enumerate(LENGTHS):
         for t in range(n):
             to_go = math.fsum(rewards[i, t:n].tolist())
@@ -115,24 +115,29 @@ def test_gae_with_lambda_one_is_return_minus_value() -> None:
 def test_padding_and_row_order_change_nothing(name: str, scale: bool) -> None:
     rewards, values, mask, _ = ragged()
     groups = torch.tensor([0, 1, 0, 1, 0])
-    ppo, function = Ppo(scale_rewards=scale), ADVANTAGES[name].function
-    whole = function(rewards, values, mask, groups, ppo)
+
+    def function(rewards: Tensor, values: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+        if name == "gae":
+            return gae(rewards, values, mask, 1.0, 0.95)
+        return group(rewards, mask, groups, scale)
+
+    whole = function(rewards, values, mask, groups)
 
     wider = pad(values, (0, 3), value=9.0)
     zeros = torch.zeros(5, 3, dtype=torch.float64)
-    padded = function(torch.cat([rewards, zeros], 1), wider, torch.cat([mask, zeros], 1), groups, ppo)
+    padded = function(torch.cat([rewards, zeros], 1), wider, torch.cat([mask, zeros], 1), groups)
     torch.testing.assert_close(padded, torch.cat([whole, zeros], 1))
 
     order = torch.tensor([3, 0, 4, 2, 1])
-    permuted = function(rewards[order], values[order], mask[order], groups[order], ppo)
+    permuted = function(rewards[order], values[order], mask[order], groups[order])
     torch.testing.assert_close(permuted, whole[order])
 
 
 def test_gae_of_a_row_does_not_depend_on_the_other_rows() -> None:
-    rewards, values, mask, groups = ragged()
-    whole = gae(rewards, values, mask, groups, Ppo())
+    rewards, values, mask, _groups = ragged()
+    whole = gae(rewards, values, mask, 1.0, 0.95)
     for i in range(5):
-        alone = gae(rewards[i : i + 1], values[i : i + 1], mask[i : i + 1], groups[:1], Ppo())
+        alone = gae(rewards[i : i + 1], values[i : i + 1], mask[i : i + 1], 1.0, 0.95)
         torch.testing.assert_close(alone, whole[i : i + 1])
 
 
@@ -161,14 +166,11 @@ def test_group_by_hand() -> None:
             [0.0, 0.0, 0.0],
         ]
     )
-    values = torch.full((6, 3), 3.0)  # there is no critic: whatever it says is not looked at
-    torch.testing.assert_close(group(GROUP_REWARDS, values, GROUP_MASK, GROUPS, Ppo()), expected)
+    torch.testing.assert_close(group(GROUP_REWARDS, GROUP_MASK, GROUPS), expected)
 
 
 def test_group_scale_by_hand() -> None:
-    advantages = group(
-        GROUP_REWARDS, torch.zeros(6, 3), GROUP_MASK, GROUPS, Ppo(advantage="group", scale_rewards=True)
-    )
+    advantages = group(GROUP_REWARDS, GROUP_MASK, GROUPS, scale_rewards=True)
     # Question 7: deviations 0.5, -0.5, 0, so the standard deviation is sqrt(0.5 / 3) = 0.40825, and
     # 0.5 / 0.40825 = 1.22474. Question 2: deviations +-0.5, standard deviation 0.5.
     expected = torch.tensor([1.22474, 1.0, -1.22474, 0.0, -1.0, 0.0])
@@ -179,7 +181,7 @@ def test_a_question_whose_samples_all_score_the_same_teaches_nothing() -> None:
     rewards = torch.full((5, 1), 0.1)
     groups = torch.tensor([0, 0, 0, 0, 3])  # question 3 has one sample only
     for scale in (False, True):
-        advantages = group(rewards, rewards, torch.ones(5, 1), groups, Ppo(scale_rewards=scale))
+        advantages = group(rewards, torch.ones(5, 1), groups, scale)
         torch.testing.assert_close(advantages, torch.zeros(5, 1), atol=1e-3, rtol=0)
 
 
@@ -244,7 +246,7 @@ def test_explained_variance_of_equal_scores_is_zero_in_spite_of_rounding() -> No
     values = torch.linspace(-1, 1, 64 * 30).reshape(64, 30)
     rewards, mask = torch.zeros(64, 30), torch.ones(64, 30)
     rewards[:, -1] = 0.1  # every answer is wrong
-    returns = values + gae(rewards, values, mask, torch.arange(64), Ppo(gae_lambda=1.0))
+    returns = values + gae(rewards, values, mask, 1.0, 1.0)
     assert returns.unique().numel() > 1
     assert explained_variance(values, returns, mask) == 0.0
 
@@ -254,4 +256,3 @@ def test_only_gae_needs_a_critic() -> None:
         "gae": True,
         "group": False,
     }
-    assert (ADVANTAGES["gae"].function, ADVANTAGES["group"].function) == (gae, group)

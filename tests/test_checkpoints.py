@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from reftune.files import atomic_directory, atomic_file, read_json, write_json
+from reftune.model.loading import save_policy
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
@@ -196,7 +197,7 @@ def test_a_disk_too_full_for_a_model_is_named_and_keeps_the_old_one(small_disk: 
 
     def save() -> None:
         with atomic_directory(target) as directory:
-            policy.save(directory)
+            save_policy(policy, directory)
 
     save()
     before = {path.name: path.read_bytes() for path in target.iterdir()}

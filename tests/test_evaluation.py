@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from reftune.model.prompts import Prompter
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import Answer, Problem
 from reftune.sampling.sampler import Sample
-from reftune.training.cpu_threads import CpuThreads
 from reftune.training.rollouts import Generator
 
 Row = dict[str, Any]
@@ -236,6 +235,11 @@ def test_answers_survive_the_file(tmp_path: Path) -> None:
 class Script:
     """A sampler that says what was written down, and remembers what it was asked."""
 
+    exact = True
+
+    def update_weights(self, weights: object) -> None:
+        """Nothing that was written down depends on them."""
+
     def __init__(self, prompter: Prompter, *replies: list[str]) -> None:
         self.prompter, self.replies = prompter, list(replies)
         self.calls: list[tuple[float, list[int]]] = []
@@ -246,18 +250,14 @@ class Script:
         seeds: Sequence[int],
         *,
         temperature: float,
-        done: Callable[[int, Sample], None],
         **settings: int,
     ) -> list[Sample]:
         self.calls.append((temperature, list(seeds)))
         said = [self.prompter.tokenizer(text).input_ids for text in self.replies.pop(0)]
-        samples = [
+        return [
             Sample(list(prompt), [*ids, self.prompter.eos], [0.0] * (len(ids) + 1), True)
             for prompt, ids in zip(prompts, said, strict=True)
         ]
-        for i, sample in enumerate(samples):
-            done(i, sample)
-        return samples
 
 
 TRIGGER = Prompt().trigger
@@ -268,7 +268,7 @@ def scripted(*replies: list[str]) -> tuple[Generator, Script]:
     prompter = Prompter(train_tokenizer(["One and one? Two."], 300), Prompt(), "natural")
     script = Script(prompter, *replies)
     judge = make_judge("natural", trigger=TRIGGER, partial_reward=0.1)
-    return Generator(script, judge, prompter, Accelerator(cpu=True), CpuThreads()), script
+    return Generator(script, judge, prompter, Accelerator(cpu=True)), script
 
 
 def test_answer_questions_gives_each_question_its_own_samples() -> None:

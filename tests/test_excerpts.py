@@ -83,6 +83,6 @@ def test_rollouts_keep_the_first_and_the_last_step() -> None:
     assert all(len(step["samples"]) == 2 for step in steps)
     gaps = [b["step"] - a["step"] for a, b in itertools.pairwise(steps)]
     assert set(gaps) <= {3, 4}  # 99 / 29 = 3.4
-    assert steps[0]["samples"][0]["score"] == "0.1"
+    assert steps[0]["samples"][0]["reward"] == "0.1"
     assert [step["step"] for step in rollouts_by_step([sample(step=4)])] == [4]
     assert rollouts_by_step([]) == []

@@ -43,10 +43,10 @@ def test_natural_file(tmp_path: Path) -> None:
     )
     summary = grade_file(path, "natural")
     assert read(tmp_path / "outputs.graded.jsonl") == [
-        {"id": "1", "status": "ok", "value": 1000.0, "correct": True, "score": 1.0},
-        {"id": "two", "status": "ok", "value": 5.0, "correct": False, "score": 0.1},
-        {"id": "3", "status": "ok_text", "value": "b", "correct": True, "score": 1.0},
-        {"id": "4", "status": "no_result", "value": None, "correct": False, "score": 0.0},
+        {"id": "1", "status": "ok", "value": 1000.0, "correct": True, "reward": 1.0},
+        {"id": "two", "status": "ok", "value": 5.0, "correct": False, "reward": 0.1},
+        {"id": "3", "status": "ok_text", "value": "b", "correct": True, "reward": 1.0},
+        {"id": "4", "status": "no_result", "value": None, "correct": False, "reward": 0.0},
     ]
     assert (summary.total, summary.judged, summary.correct, summary.accuracy) == (4, 4, 2, 0.5)
     assert list(summary.statuses.items()) == [("ok", 2), ("ok_text", 1), ("no_result", 1)]
@@ -72,7 +72,7 @@ def test_program_file(tmp_path: Path) -> None:
     )
     out = tmp_path / "new" / "verdicts.jsonl"
     summary = grade_file(path, "program", out, partial_reward=0.25, compute=ONE_WORKER)
-    rows = {row["id"]: (row["status"], row["value"], row["score"]) for row in read(out)}
+    rows = {row["id"]: (row["status"], row["value"], row["reward"]) for row in read(out)}
     assert rows["bare"] == rows["fenced"] == ("ok", 42.0, 1.0)
     assert rows["wrong"] == ("ok", 42.0, 0.25)
     assert rows["letter"] == ("ok_text", "b", 1.0)
@@ -94,7 +94,7 @@ def test_faults_of_our_own_are_not_charged(tmp_path: Path, monkeypatch: pytest.M
             "status": "sandbox_error",
             "value": None,
             "correct": False,
-            "score": 0.0,
+            "reward": 0.0,
         }
         assert (summary.total, summary.judged, summary.accuracy) == (1, 0, 0.0)
 
@@ -122,7 +122,7 @@ def test_own_reward_and_trigger(tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "in.jsonl", rows)
     summary = grade_file(path, "natural", reward=f"{own}:long", trigger="=> ")
-    assert [(row["value"], row["score"]) for row in read(summary.out)] == [("7", 1.0), (8.0, 0.0)]
+    assert [(row["value"], row["reward"]) for row in read(summary.out)] == [("7", 1.0), (8.0, 0.0)]
 
 
 @pytest.mark.parametrize(

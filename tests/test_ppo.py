@@ -128,7 +128,7 @@ def _rollouts(unjudged: bool = False) -> tuple[PolicyWithValue, Rollouts]:
     return policy, Rollouts(
         samples=graded,
         groups=torch.tensor([i // 2 for i in range(6)] + [3] * (rows - 6)),
-        scores=torch.tensor([a.verdict.score for a in graded]),
+        rewards=torch.tensor([a.verdict.reward for a in graded]),
         mask=mask,
         sampler_logprobs=logprobs * mask,
         logprobs=logprobs * mask,

@@ -109,7 +109,7 @@ def finish_run(directory: Path, text: str = "return 4") -> Path:
     judged = SAMPLE | {"question": f"How many? {text}", "completion": text}
     step = {"reward": 0.7, "accuracy": 0.6, "kl": 0.1, "statuses": {"ok": 3, "timeout": 1}}
     put(directory / "ppo/metrics.jsonl", [step | {"step": s} for s in (1, 2, 3)])
-    put(directory / "ppo/samples.jsonl", [judged | {"step": 2, "score": 1.0}])
+    put(directory / "ppo/samples.jsonl", [judged | {"step": 2, "reward": 1.0}])
     put(directory / "ppo/result.json", {"best_step": 3, "best_validation_accuracy": 0.845})
     put(directory / "evaluation/sft.jsonl", [judged | {"value": text, "status": text, "correct": False}])
     put(directory / "evaluation/reft.jsonl", [judged])

@@ -14,7 +14,7 @@ from reftune.grading.judge import make_judge
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import Problem, Row, UserError
-from reftune.stages.reranker import Reranker, labelled, rank, run_reranker, score
+from reftune.stages.reranker import Reranker, classify, labelled, rank, run_reranker
 from reftune.stages.stage import Stage
 from reftune.stages.supervised import Example
 from tiny_models import tiny_model
@@ -46,13 +46,13 @@ def test_the_head_reads_the_state_before_the_last_token(model: str) -> None:
             logits = reranker.class_head(state)
         expected.append(float(1 / (1 + math.exp(float(logits[0] - logits[1])))))
     for budget in (4, 1000):  # whatever is cut and padded together
-        assert score(reranker, examples, Accelerator(cpu=True), budget) == pytest.approx(
+        assert classify(reranker, examples, Accelerator(cpu=True), budget) == pytest.approx(
             expected, abs=1e-5
         )
 
 
 def test_an_untrained_head_calls_it_even() -> None:
-    assert score(Reranker(tiny_model()), [([3], [4, 1])], Accelerator(cpu=True), 9) == [0.5]
+    assert classify(Reranker(tiny_model()), [([3], [4, 1])], Accelerator(cpu=True), 9) == [0.5]
 
 
 def test_whole_samples_of_the_problems_are_labelled() -> None:

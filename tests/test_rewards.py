@@ -102,7 +102,7 @@ def test_verdicts_keep_the_order_of_their_problems(program: Judge) -> None:
 
 def test_partial_reward_is_a_setting() -> None:
     judge = make_judge("natural", trigger=TRIGGER, partial_reward=0.0)
-    assert judge([NUMERIC], [f"{TRIGGER}7"], [True])[0].score == 0.0
+    assert judge([NUMERIC], [f"{TRIGGER}7"], [True])[0].reward == 0.0
 
 
 def test_a_truth_that_cannot_be_graded_is_named(natural: Judge, program: Judge) -> None:
@@ -198,7 +198,7 @@ def test_own_reward_may_be_a_bool_and_skips_the_unfinished(rewards: str) -> None
     verdicts = judge_with(f"{rewards}:says_it")(
         [TEXT] * 3, ["Tuesday", "Monday", "Tuesday"], [True, True, False]
     )
-    assert [(v.status, v.correct, v.score) for v in verdicts] == [
+    assert [(v.status, v.correct, v.reward) for v in verdicts] == [
         ("no_result", True, 1.0),
         ("no_result", False, 0.0),
         ("truncated", False, 0.0),

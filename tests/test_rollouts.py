@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,13 +14,20 @@ from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import Problem, UserError, Verdict
-from reftune.sampling.sampler import Sample
-from reftune.training import rollouts as module
-from reftune.training.cpu_threads import CpuThreads
-from reftune.training.rollouts import Generator, collect, make_generator
+from reftune.training.rollouts import collect, make_generator
 from tiny_models import tiny_model
 
+SETTINGS: dict[str, Any] = {"samples": 3, "temperature": 1.0, "token_budget": 4096, "key": ("key",)}
 PROBLEMS = [Problem(str(i), f"what is {i}?", str(i)) for i in range(4)]
+
+
+class Inexact:
+    """A sampler whose numbers are not the trainer's."""
+
+    exact = False
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sample, self.update_weights = sampler.sample, sampler.update_weights
 
 
 def make_prompter() -> Prompter:
@@ -46,50 +52,15 @@ def test_the_samplers_numbers_are_taken_where_they_are_the_trainers(critic: str)
     generator = make_generator(policy, make_prompter(), judge, Accelerator(cpu=True), 512)
     reads: list[int] = []
     policy.register_forward_hook(lambda *_: reads.append(1))
-    taken = collect(generator, policy, reference, PROBLEMS, 3, 1.0, 4096, "key")
+    taken = collect(generator, policy, reference, PROBLEMS, **SETTINGS)
     assert bool(reads) == (critic == "separate")  # whose values the sampler cannot know
     reads.clear()
-    read = collect(replace(generator, exact=False), policy, reference, PROBLEMS, 3, 1.0, 4096, "key")
+    other = replace(generator, sampler=Inexact(generator.sampler))
+    read = collect(other, policy, reference, PROBLEMS, **SETTINGS)
     assert reads
     for name in ("mask", "sampler_logprobs", "logprobs", "ref_logprobs", "values"):
         torch.testing.assert_close(getattr(taken, name), getattr(read, name), atol=1e-4, rtol=0)
     assert bool(taken.values.any()) == (critic != "none")
-
-
-def test_samples_are_judged_while_others_are_still_being_decoded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "JUDGED_AT_ONCE", 2)
-    judged = threading.Event()
-
-    class Slow:
-        """A sampler whose last sample is not complete before the first ones are judged."""
-
-        def sample(
-            self,
-            prompts: Sequence[Sequence[int]],
-            seeds: Sequence[int],
-            *,
-            done: Callable[[int, Sample], None],
-            **settings: float,
-        ) -> list[Sample]:
-            samples = [Sample(list(p), [65], [0.0], True) for p in prompts]
-            for i in (3, 1):
-                done(i, samples[i])
-            assert judged.wait(timeout=20)
-            for i in (0, 2):
-                done(i, samples[i])
-            return samples
-
-    def notice(
-        problems: Sequence[Problem], texts: Sequence[str], finished: Sequence[bool]
-    ) -> list[Verdict]:
-        judged.set()
-        return [Verdict("ok", None, True, float(problem.answer)) for problem in problems]
-
-    generator = Generator(Slow(), notice, make_prompter(), Accelerator(cpu=True), CpuThreads())
-    graded = generator.generate(PROBLEMS, 1, 1.0, "key")
-    assert [a.verdict.score for a in graded] == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_what_the_judge_raises_reaches_the_caller() -> None:
@@ -99,4 +70,4 @@ def test_what_the_judge_raises_reaches_the_caller() -> None:
     policy, _ = make_policies("none")
     generator = make_generator(policy, make_prompter(), refuse, Accelerator(cpu=True), 512)
     with pytest.raises(UserError, match="no such reward"):
-        generator.generate(PROBLEMS, 2, 1.0, "key")
+        generator.generate(PROBLEMS, 2, 1.0, key=("key",))

@@ -18,7 +18,6 @@ from reftune.sampling import shared_prefix
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.rng import sample_tokens, uniform
 from reftune.sampling.sampler import Sample
-from reftune.training.rollouts import score
 from reftune.training.types import GradedSample
 from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
 
@@ -226,21 +225,6 @@ def test_a_model_with_another_head_gives_no_values() -> None:
     sampler = BuiltinSampler(policy.policy, ENDS, value_head=policy.value_head)
     [sample] = sampler.sample([[20, 21]], [0], max_new_tokens=3, temperature=1.0)
     assert sample.values is None
-
-
-def test_every_sample_is_reported_once() -> None:
-    model, prompts = tiny_model(), make_prompts() * 3
-    expected = BuiltinSampler(model, ENDS).sample(
-        prompts, range(len(prompts)), max_new_tokens=NEW, temperature=1.0
-    )
-    reported: list[tuple[int, Sample]] = []
-    samples = BuiltinSampler(model, ENDS, 9).sample(
-        prompts, range(len(prompts)), max_new_tokens=NEW, temperature=1.0,
-        done=lambda i, sample: reported.append((i, sample)),
-    )  # fmt: skip
-    assert [s.tokens for s in samples] == [s.tokens for s in expected]
-    assert sorted(i for i, _ in reported) == list(range(len(prompts)))
-    assert all(samples[i] is sample for i, sample in reported)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -56,13 +56,13 @@ def test_a_sample_is_learnt_from_as_it_would_have_been_annotated() -> None:
     assert own == PROMPTER.encode_example(PROBLEM)
 
 
-def generate(tokens: list[int], correct: bool) -> GradedSample:
+def graded_sample(tokens: list[int], correct: bool) -> GradedSample:
     sample = Sample([5, 6], tokens, [0.0] * len(tokens), True)
     return GradedSample(PROBLEM, sample, "", Verdict("ok", 4.0, correct, float(correct)))
 
 
 def test_both_halves_weigh_the_same_however_long_they_are() -> None:
-    graded = [graded([7, 8, 9], True), graded([7], False), graded([7, 1], True)]
+    graded = [graded_sample([7, 8, 9], True), graded_sample([7], False), graded_sample([7, 1], True)]
     batch, weights = half_and_half(PROMPTER, [PROBLEM], graded)
     gold = PROMPTER.encode_example(PROBLEM)
     assert batch == [([5, 6], [7, 8, 9]), ([5, 6], [7, 1]), gold]
@@ -71,9 +71,12 @@ def test_both_halves_weigh_the_same_however_long_they_are() -> None:
 
 def test_without_a_right_sample_the_annotated_half_stands_alone_with_its_half() -> None:
     gold = PROMPTER.encode_example(PROBLEM)
-    assert half_and_half(PROMPTER, [PROBLEM], [graded([7], False)]) == ([gold], [0.5 / len(gold[1])])
+    assert half_and_half(PROMPTER, [PROBLEM], [graded_sample([7], False)]) == (
+        [gold],
+        [0.5 / len(gold[1])],
+    )
     bare = Problem("p", "2 + 2?", "4")
-    assert half_and_half(PROMPTER, [bare], [graded([7], False)]) == ([], [])
+    assert half_and_half(PROMPTER, [bare], [graded_sample([7], False)]) == ([], [])
 
 
 def test_the_loss_is_half_of_each_mean_cross_entropy() -> None:

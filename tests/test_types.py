@@ -27,4 +27,4 @@ def test_token_ids_are_integers() -> None:
 
 
 def test_an_int_passes_for_a_float() -> None:
-    assert Verdict("ok", 3, True, 1).score == 1.0
+    assert Verdict("ok", 3, True, 1).reward == 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 Cot = Literal["natural", "program"]
 
@@ -65,9 +65,44 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement of one completion: status, extracted answer, correctness, score (the reward)."""
+    """The judgement of one completion: status, extracted answer, whether it is right, reward."""
 
     status: Status
     answer: Answer | None
     correct: bool
-    score: float
+    reward: float
+
+
+class GradedRow(TypedDict):
+    """A graded sample as a line of a JSONL file; `value` is the answer that was extracted."""
+
+    id: str
+    question: str
+    answer: str
+    completion: str
+    status: Status
+    value: Answer | None
+    correct: bool
+    reward: float
+
+
+class SampledAnswer(TypedDict):
+    """One of a question's samples; `rerank` is how probably a reranker finds it right."""
+
+    completion: str
+    status: Status
+    value: Answer | None
+    correct: bool
+    rerank: NotRequired[float | None]
+
+
+class AnsweredQuestion(GradedRow):
+    """A test question with its greedy answer and, where they were drawn, its samples."""
+
+    samples: NotRequired[list[SampledAnswer]]
+
+
+class CountedRow(GradedRow):
+    """A completion of a question and how often it was drawn."""
+
+    count: int

@@ -10,31 +10,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reftune.evaluation.statistics import area_under_curve, majority_vote, pass_at_k
-from reftune.problem import Row
+from reftune.problem import AnsweredQuestion, SampledAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
     """A way to choose: from samples to whether the chosen answer is right."""
 
-    is_right: Callable[[Sequence[Row]], bool]
+    is_right: Callable[[Sequence[SampledAnswer]], bool]
     ranks: bool  # whether it needs a reranker
 
 
-def vote(samples: Sequence[Row]) -> bool:
+def vote(samples: Sequence[SampledAnswer]) -> bool:
     """Tell whether the most frequent answer is right, as the first sample that gave it was judged."""
     return _as_judged(samples, [1.0] * len(samples))
 
 
-def weighted_vote(samples: Sequence[Row]) -> bool:
+def weighted_vote(samples: Sequence[SampledAnswer]) -> bool:
     """Tell whether the answer with the largest sum of the reranker's probabilities is right."""
     return _as_judged(samples, [sample["rerank"] or 0.0 for sample in samples])
 
 
-def rerank(samples: Sequence[Row]) -> bool:
+def rerank(samples: Sequence[SampledAnswer]) -> bool:
     """Tell whether the sample that the reranker finds most probable is right; of equals the first."""
     ranked = [sample for sample in samples if sample["value"] is not None]
-    best = max(ranked, key=lambda sample: sample["rerank"], default=None)
+    best = max(ranked, key=lambda sample: sample["rerank"] or 0.0, default=None)
     return best is not None and bool(best["correct"])
 
 
@@ -45,14 +45,14 @@ AGGREGATIONS = {
 }
 
 
-def available(rows: Sequence[Row]) -> dict[str, Aggregation]:
+def available(rows: Sequence[AnsweredQuestion]) -> dict[str, Aggregation]:
     """Return the aggregations for which these rows, one per question, have what is needed."""
     samples = [sample for row in rows for sample in row.get("samples", ())]
     ranked = bool(samples) and all("rerank" in sample for sample in samples)
     return {name: s for name, s in AGGREGATIONS.items() if samples and (ranked or not s.ranks)}
 
 
-def within_question_auc(rows: Sequence[Row]) -> float | None:
+def within_question_auc(rows: Sequence[AnsweredQuestion]) -> float | None:
     """Return how often the reranker puts a right sample before a wrong one of the same question.
 
     That is what reranking needs: to know the easy questions does not help it. It is the share of all
@@ -63,12 +63,12 @@ def within_question_auc(rows: Sequence[Row]) -> float | None:
         ranked = [sample for sample in row["samples"] if sample["value"] is not None]
         labels = [bool(sample["correct"]) for sample in ranked]
         mine = labels.count(True) * labels.count(False)
-        ordered += mine * area_under_curve([sample["rerank"] for sample in ranked], labels)
+        ordered += mine * area_under_curve([sample["rerank"] or 0.0 for sample in ranked], labels)
         pairs += mine
     return ordered / pairs if pairs else None
 
 
-def accuracy_of(rows: Sequence[Row], aggregation: Aggregation, k: int) -> float:
+def accuracy_of(rows: Sequence[AnsweredQuestion], aggregation: Aggregation, k: int) -> float:
     """Return the accuracy with k samples per question, averaged over disjoint bunches of the drawn ones.
 
     Raises ValueError if fewer than k were drawn.
@@ -83,12 +83,12 @@ def accuracy_of(rows: Sequence[Row], aggregation: Aggregation, k: int) -> float:
     return sum(shares) / len(shares)
 
 
-def curve(rows: Sequence[Row], aggregation: Aggregation, k: int) -> dict[int, float]:
+def curve(rows: Sequence[AnsweredQuestion], aggregation: Aggregation, k: int) -> dict[int, float]:
     """Return the accuracy with ever more of k samples per question."""
     return {j: accuracy_of(rows, aggregation, j) for j in ladder(k)}
 
 
-def pass_curve(rows: Sequence[Row], k: int) -> dict[int, float]:
+def pass_curve(rows: Sequence[AnsweredQuestion], k: int) -> dict[int, float]:
     """Return pass@j for ever more of k samples per question, as a mean over the questions."""
     right = [sum(sample["correct"] for sample in row["samples"]) for row in rows]
     return {j: sum(pass_at_k(k, c, j) for c in right) / len(rows) for j in ladder(k)}
@@ -99,7 +99,7 @@ def ladder(k: int) -> list[int]:
     return sorted({2**i for i in range(k.bit_length()) if 2**i <= k} | {k})
 
 
-def _as_judged(samples: Sequence[Row], weights: Sequence[float]) -> bool:
+def _as_judged(samples: Sequence[SampledAnswer], weights: Sequence[float]) -> bool:
     # A program cut off or failed has no vote; every other answer votes, right or wrong.
     winner = majority_vote([sample["value"] for sample in samples], weights)
     return next((bool(s["correct"]) for s in samples if s["value"] == winner), False)

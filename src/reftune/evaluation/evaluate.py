@@ -1,4 +1,4 @@
-"""Stage 3: answer the test questions with each model, and compare the models on the same questions."""
+"""Answer questions with a model, and compare models on the same questions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from reftune.config import Evaluation, Prompt
 from reftune.data.synthetic.chain_checks import chain_is_right
@@ -22,29 +22,38 @@ from reftune.evaluation.statistics import bootstrap_difference, mcnemar, wilson_
 from reftune.files import read_json, write_json
 from reftune.grading.answers import reasoning
 from reftune.model.prompts import PROGRAM_HEAD
-from reftune.problem import Problem, Row
+from reftune.problem import AnsweredQuestion, GradedRow, Problem, SampledAnswer
 from reftune.training.rollouts import Generator, graded_rows
+
+Answered = Sequence[AnsweredQuestion]
 
 
 def answer_questions(
     generator: Generator, problems: Sequence[Problem], settings: Evaluation, seed: int
-) -> list[Row]:
+) -> list[AnsweredQuestion]:
     """Answer every question once greedily and `settings.samples` times at the temperature.
 
     Returns one row per question: the greedy completion with its verdict and, under `samples`, the
     verdicts of the sampled ones.
     """
-    rows = graded_rows(generator.generate(problems, 1, 0.0, seed, "greedy"))
-    if settings.samples:
-        k = settings.samples
-        drawn = graded_rows(generator.generate(problems, k, settings.temperature, seed, "test"))
+    greedy = generator.generate(problems, 1, 0.0, key=(seed, "greedy"))
+    rows = [cast(AnsweredQuestion, row) for row in graded_rows(greedy)]
+    if k := settings.samples:
+        drawn = graded_rows(generator.generate(problems, k, settings.temperature, key=(seed, "test")))
         for i, row in enumerate(rows):
-            keys = ("completion", "status", "value", "correct")
-            row["samples"] = [{key: s[key] for key in keys} for s in drawn[i * k : (i + 1) * k]]
+            row["samples"] = [_sampled(sample) for sample in drawn[i * k : (i + 1) * k]]
     return rows
 
 
-def summarise(rows: Sequence[Row], trigger: str | None = None) -> dict[str, Any]:
+def _sampled(row: GradedRow) -> SampledAnswer:
+    """Return what is kept of one of several samples: the question stands above them."""
+    return {
+        "completion": row["completion"], "status": row["status"],
+        "value": row["value"], "correct": row["correct"],
+    }  # fmt: skip
+
+
+def summarise(rows: Answered, trigger: str | None = None) -> dict[str, Any]:
     """Return the accuracy of every aggregation for which there are samples, with intervals.
 
     `greedy` is always there; `vote`, `rerank` and `weighted vote` come with their `k` and, under
@@ -60,7 +69,9 @@ def summarise(rows: Sequence[Row], trigger: str | None = None) -> dict[str, Any]
     return summary
 
 
-def wrong_chain_share(rows: Sequence[Row], trigger: str | None = None) -> dict[str, Any] | None:
+def wrong_chain_share(
+    rows: Sequence[AnsweredQuestion], trigger: str | None = None
+) -> dict[str, Any] | None:
     """Return the share of wrong chains among the right greedy answers, with its Wilson interval.
 
     A wrong chain that ends in the right answer is what the ReFT paper calls reward hacking. Only
@@ -90,9 +101,13 @@ def wrong_chain_share(rows: Sequence[Row], trigger: str | None = None) -> dict[s
     }
 
 
-def compare(a: Sequence[Row], b: Sequence[Row], resamples: int, seed: int) -> list[dict[str, Any]]:
+def compare(
+    a: Sequence[AnsweredQuestion], b: Sequence[AnsweredQuestion], resamples: int, seed: int
+) -> list[dict[str, Any]]:
     """Compare two models question by question: difference, bootstrap interval, McNemar's p."""
-    aggregations: dict[str, Callable[[Row], bool]] = {"greedy": lambda row: bool(row["correct"])}
+    aggregations: dict[str, Callable[[AnsweredQuestion], bool]] = {
+        "greedy": lambda row: bool(row["correct"])
+    }
     shared = available(a).keys() & available(b).keys()
     for name in AGGREGATIONS:
         if name in shared:
@@ -113,7 +128,7 @@ def compare(a: Sequence[Row], b: Sequence[Row], resamples: int, seed: int) -> li
 
 def write_result(
     directory: Path,
-    answers: Mapping[str, list[Row]],
+    answers: Mapping[str, list[AnsweredQuestion]],
     resamples: int,
     seed: int,
     trigger: str | None = None,
@@ -138,7 +153,7 @@ def read_result(directory: Path) -> dict[str, Any]:
     return result
 
 
-def _with_samples(rows: Sequence[Row], k: int) -> dict[str, Any]:
+def _with_samples(rows: Sequence[AnsweredQuestion], k: int) -> dict[str, Any]:
     aggregations = available(rows)
     summary: dict[str, Any] = {
         name: {"k": k, **_accuracy([aggregation.is_right(row["samples"]) for row in rows])}
@@ -161,5 +176,5 @@ def _accuracy(right: Sequence[bool]) -> dict[str, Any]:
     return {"correct": correct, "accuracy": correct / len(right), "interval": interval}
 
 
-def _is_right(aggregation: Aggregation, row: Row) -> bool:
+def _is_right(aggregation: Aggregation, row: AnsweredQuestion) -> bool:
     return aggregation.is_right(row["samples"])

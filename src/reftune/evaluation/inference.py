@@ -9,10 +9,9 @@ from reftune.config import Config
 from reftune.config_files import parse_config
 from reftune.evaluation.evaluate import answer_questions
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
-from reftune.model.loading import load_model, load_tokenizer
-from reftune.model.policy import PolicyWithValue
+from reftune.model.loading import load_model, load_tokenizer, make_policy
 from reftune.model.prompts import Prompter, saved_settings
-from reftune.problem import Problem, Row, UserError
+from reftune.problem import AnsweredQuestion, Problem, UserError
 from reftune.runs.setup import check_prompts, judge_of, make_accelerator
 from reftune.training.rollouts import Generator, make_generator
 from reftune.training.types import GradedSample
@@ -36,7 +35,7 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
     return config
 
 
-def evaluate_model(config: Config, problems: Sequence[Problem]) -> list[Row]:
+def evaluate_model(config: Config, problems: Sequence[Problem]) -> list[AnsweredQuestion]:
     """Answer `problems` with the model of `config`; return rows as `answer_questions` does."""
     generator = _load_generator(config, problems, judge_of(config, problems))
     return answer_questions(generator, problems, config.evaluation, config.seed)
@@ -47,9 +46,8 @@ def ask(config: Config, question: str, temperature: float, seed: int) -> GradedS
     problem = Problem(id="question", question=question, answer="")
     sandbox = make_sandbox(config.data.cot, config.compute, text=True)
     judge = make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)
-    [graded] = _load_generator(config, [problem], judge).generate(
-        [problem], 1, temperature, seed, "sample"
-    )
+    generator = _load_generator(config, [problem], judge)
+    [graded] = generator.generate([problem], 1, temperature, key=(seed, "sample"))
     return graded
 
 
@@ -62,5 +60,5 @@ def _load_generator(config: Config, problems: Sequence[Problem], judge: Judge) -
     prompter = Prompter(load_tokenizer(name), config.prompt, config.data.cot)
     model = load_model(name)
     check_prompts(prompter, problems, model)
-    policy = PolicyWithValue(model.to(accelerator.device).eval())
+    policy = make_policy(model, device=accelerator.device)
     return make_generator(policy, prompter, judge, accelerator, config.compute.sampler_rows)

@@ -53,9 +53,9 @@ def grade_file(
     Args:
         path: lines of {"id", "completion", "answer"[, "choices"]}; other keys are ignored.
         cot: "program" executes the completions, "natural" reads their final answer.
-        out: takes lines of {"id", "status", "value", "correct", "score"}; default: beside `path`,
+        out: takes lines of {"id", "status", "value", "correct", "reward"}; default: beside `path`,
             with the suffix `.graded.jsonl`.
-        partial_reward: score of a wrong number.
+        partial_reward: reward of a wrong number.
         reward: your own `path.py:function` instead, see `reftune.grading.judge.load_reward`.
         trigger: the words before the answer; default: the paper's.
         compute: workers and limits of the sandbox.
@@ -155,7 +155,7 @@ def _text(where: str, key: str, value: object) -> str:
 
 def _write(out: Path, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
     rows = (
-        {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "score": v.score}
+        {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "reward": v.reward}
         for p, v in zip(problems, verdicts, strict=True)
     )
     with writing_to(out):

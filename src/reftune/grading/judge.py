@@ -25,7 +25,7 @@ from reftune.problem import Answer, Cot, Execution, Problem, Status, UserError, 
 # finished before the token limit; returns one verdict per completion.
 Judge = Callable[[Sequence[Problem], Sequence[str], Sequence[bool]], list[Verdict]]
 
-# A user's own reward: (problem, completion) -> score.
+# A user's own reward: (problem, completion) -> reward.
 Reward = Callable[[Problem, str], float]
 
 
@@ -39,15 +39,15 @@ def make_judge(
 ) -> Judge:
     """Return the judge of one kind of chain.
 
-    The score is 1 for the right answer, `partial_reward` for a wrong number where a number is asked
-    (never for multiple choice), else 0 (ReFT paper, section 3.2). Unfinished completions are not
+    The reward is 1 for the right answer, `partial_reward` for a wrong number where a number is asked
+    (never for multiple choice), else 0 (Luong et al. 2024, section 3.2). Unfinished completions are not
     looked at. A verdict keeps the answer only if it has the right type, so every answer may vote.
     The judge raises UserError for a problem whose ground truth cannot be graded.
 
     Args:
         trigger: the words before the answer of a natural-language chain.
         sandbox: runs programs; multiple choice needs one made with `text=True`.
-        reward: the user's own `path.py:function`, see `load_reward`. Its value replaces the score, and
+        reward: the user's own `path.py:function`, see `load_reward`. Its value replaces the reward, and
             1 or more counts as correct; status and answer stay those of the built-in extraction.
     """
     read = _make_reader(cot, trigger, sandbox)
@@ -63,8 +63,8 @@ def make_judge(
         for problem, text, result in zip(problems, completions, results, strict=True):
             verdict = _verdict(problem, result, cot, partial_reward)
             if own_reward is not None and result.status not in ("truncated", "sandbox_error"):
-                score = own_reward(problem, text)
-                verdict = replace(verdict, score=score, correct=score >= 1)
+                value = own_reward(problem, text)
+                verdict = replace(verdict, reward=value, correct=value >= 1)
             verdicts.append(verdict)
         return verdicts
 
@@ -74,7 +74,7 @@ def make_judge(
 def make_extractor(cot: Cot, *, trigger: str, sandbox: Sandbox | None = None) -> Judge:
     """Return a judge for questions whose answer nobody knows: its verdicts have what was answered.
 
-    Any type will do: a number ("ok"), a letter or text ("ok_text"). Nothing is correct, scores are 0;
+    Any type will do: a number ("ok"), a letter or text ("ok_text"). Nothing is correct, rewards are 0;
     for the arguments see `make_judge`.
     """
     read = _make_reader(cot, trigger, sandbox)
@@ -125,17 +125,17 @@ def load_reward(spec: str) -> Reward:
 
     def reward(problem: Problem, completion: str) -> float:
         try:
-            score = function(problem.question, completion, problem.answer)
+            value = function(problem.question, completion, problem.answer)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(
                 f"reward {spec} failed on problem {problem.id} ({reason}); mend it"
             ) from error
-        if not isinstance(score, Real) or not math.isfinite(score):
+        if not isinstance(value, Real) or not math.isfinite(value):
             raise UserError(
-                f"reward {spec} returned {score!r} on problem {problem.id}; return a finite number"
+                f"reward {spec} returned {value!r} on problem {problem.id}; return a finite number"
             )
-        return float(score)
+        return float(value)
 
     return reward
 

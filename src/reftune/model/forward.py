@@ -1,26 +1,24 @@
 """Run a model over prompts and given responses, and return its states at the response positions.
 
-Where responses share prompts and the model lets us (see `attention.take_over`), all tokens stand end
+Where responses share prompts and the model lets us (see `packing.take_over`), all tokens stand end
 to end in one row without padding. A question's prompt is read once per batch, however many responses
 it has, and so is what responses begin with alike: in the demo, with eight samples per question, less
 than a quarter of the tokens is left. Otherwise rows are padded, which costs little because
-micro-batches are sorted by length, and the last layer of a Llama-like model is computed for the
-responses alone: beside long prompts they are few.
+micro-batches are sorted by length.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reftune.model.batch import Sequences, collate, gather_rows
-from reftune.model.llama import is_known, states_at
 from reftune.model.packing import pack, take_over, window
 
 
 class PackedForward:
-    """Reads with a causal language model.
+    """Run a causal language model over prompts and given responses, packed where it allows that.
 
     Args:
         model: the language model; its attention function may be replaced by an equal one.
@@ -32,6 +30,14 @@ class PackedForward:
     def __init__(self, model: PreTrainedModel) -> None:
         self.lm_head_is_linear = _lm_head_is_linear(model)
         self.supports_packing = take_over(model) and _packs_right(model)
+
+    def body(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return what is run of a language model: its backbone where the head is linear, else all."""
+        return backbone_of(model) if self.lm_head_is_linear else model
+
+    def head(self, model: PreTrainedModel) -> nn.Module:
+        """Return what turns the states of `body` into logits."""
+        return model.get_output_embeddings() if self.lm_head_is_linear else nn.Identity()
 
     def __call__(self, model: PreTrainedModel, sequences: Sequences) -> Tensor:
         """Return what the model says at the positions that predict each distinct response token.
@@ -46,10 +52,9 @@ class PackedForward:
         """
         longest = sequences.prompts.shape[1] + sequences.responses.shape[1]
         shared = len(sequences.prompts) < len(sequences.responses)
-        fits = self.supports_packing and longest <= window(model.config)
-        if fits and shared:
+        if shared and self.supports_packing and longest <= window(model.config):
             return _read_packed(model, sequences)
-        return _read_rows(model, sequences, narrow=fits and is_known(model))
+        return _read_rows(model, sequences)
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -74,11 +79,10 @@ def _read_packed(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     return gather_rows(states[0], packed.logit_index)
 
 
-def _read_rows(model: PreTrainedModel, sequences: Sequences, *, narrow: bool = False) -> Tensor:
+def _read_rows(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """Read prompt and response as one right-padded row each.
 
-    Attention is causal, so no real token ever sees the padding, and no mask is needed. `narrow` says
-    that the last layer may be left out where its states are not read.
+    Attention is causal, so no real token ever sees the padding, and no mask is needed.
     """
     width, time = sequences.prompts.shape[1], sequences.responses.shape[1]
     joined = torch.cat((sequences.prompts[sequences.prompt_index], sequences.responses), dim=1)
@@ -87,10 +91,6 @@ def _read_rows(model: PreTrainedModel, sequences: Sequences, *, narrow: bool = F
     ids = joined.gather(1, (columns + width - lengths).clamp(max=width + time - 1))
     longest = int((lengths.squeeze(1) + sequences.response_lengths).max())
     index = (lengths - 1 + columns[:time]).clamp(max=longest - 1)
-    if narrow:
-        return gather_rows(
-            states_at(model, ids[:, :longest], index).flatten(0, 1), sequences.first_occurrence
-        )
     positions = columns[:longest].expand(len(ids), -1)
     states = _states(model(input_ids=ids[:, :longest], position_ids=positions, use_cache=False))
     where = torch.arange(len(ids), device=ids.device).unsqueeze(1) * longest + index

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import logging
 
 from reftune.config import Model
+from reftune.model.policy import PolicyWithValue
 from reftune.model.scratch import new_model
 from reftune.problem import UserError
 
@@ -69,6 +70,53 @@ def build_model(
     if settings.name is not None:
         return load_model(settings.name), load_tokenizer(settings.name)
     return new_model(settings, texts, seed)
+
+
+def load_policy(
+    name: str | Path,
+    *,
+    critic: str = "none",
+    trainable: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> PolicyWithValue:
+    """Load a language model as a policy.
+
+    Args:
+        name: Hugging Face name or directory.
+        critic, trainable, device: as for `make_policy`.
+        dtype: of the weights.
+
+    Raises UserError as `load_model` does.
+    """
+    return make_policy(load_model(name, dtype), critic=critic, trainable=trainable, device=device)
+
+
+def make_policy(
+    model: PreTrainedModel,
+    *,
+    critic: str = "none",
+    trainable: bool = False,
+    device: torch.device | None = None,
+) -> PolicyWithValue:
+    """Return a language model as a policy; every policy of a run is built here.
+
+    Args:
+        model: the language model, which is used and not copied.
+        critic: "none", "shared" or "separate", see `PolicyWithValue`.
+        trainable: whether its weights get gradients.
+        device: where it goes; default: where it is.
+    """
+    model.eval().requires_grad_(trainable)
+    return PolicyWithValue(model if device is None else model.to(device), critic)  # type: ignore[arg-type]
+
+
+def save_policy(policy: PolicyWithValue, directory: Path) -> None:
+    """Write the language model of a policy as a Hugging Face model directory.
+
+    The critic is left out: nobody reads it, and inference engines refuse weights that they do not know.
+    """
+    policy.policy.save_pretrained(directory)
 
 
 def _reason(name: str | Path, error: Exception) -> str:

@@ -1,14 +1,12 @@
-"""The policy: a causal language model that scores given responses, with its value head."""
+"""The policy: a causal language model that reads given responses, with its value head."""
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -17,7 +15,6 @@ from reftune.model.batch import Sequences, gather_nodes
 from reftune.model.forward import PackedForward, backbone_of
 
 LOGITS_PER_CHUNK = 2**24  # 64 MiB of float32
-VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 class TokenStats(NamedTuple):
@@ -50,31 +47,25 @@ class PolicyWithValue(nn.Module):
             nn.init.zeros_(self.value_head.bias)
 
     def forward(self, sequences: Sequences, temperature: float = 1.0) -> TokenStats:
-        """Score the given responses: log-probability, entropy and value at every response token.
+        """Compute log-probability, entropy and value of every response token.
 
         The value of token t is read at the position that predicts it, before it is emitted.
         """
         offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
         mask = offsets < sequences.response_lengths.unsqueeze(1)
-        states = self.packed_forward(
-            backbone_of(self.policy) if self.packed_forward.lm_head_is_linear else self.policy, sequences
-        )
+        states = self.packed_forward(self.packed_forward.body(self.policy), sequences)
         targets = sequences.responses.flatten()[sequences.first_occurrence]
-        scores = (*self._score(states, targets, temperature), self._values(states, sequences))
-        return TokenStats(*(torch.where(mask, gather_nodes(sequences, x), 0.0) for x in scores))
+        stats = (*self._stats(states, targets, temperature), self._values(states, sequences))
+        return TokenStats(*(torch.where(mask, gather_nodes(sequences, x), 0.0) for x in stats))
 
-    def _score(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        head = (
-            self.policy.get_output_embeddings()
-            if self.packed_forward.lm_head_is_linear
-            else nn.Identity()
-        )
+    def _stats(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        head = self.packed_forward.head(self.policy)
         rows = max(1, LOGITS_PER_CHUNK // self.policy.get_output_embeddings().weight.shape[0])
         if len(states) <= rows:
-            return _score_chunk(head, states, targets, temperature)
+            return _stats_of_chunk(head, states, targets, temperature)
         # Logits of one chunk at a time, recomputed in backward: never (distinct, vocab).
         chunks = [
-            checkpoint(_score_chunk, head, x, y, temperature, use_reentrant=False)
+            checkpoint(_stats_of_chunk, head, x, y, temperature, use_reentrant=False)
             for x, y in zip(states.split(rows), targets.split(rows), strict=True)
         ]
         return torch.cat(chunks, dim=1)
@@ -85,23 +76,15 @@ class PolicyWithValue(nn.Module):
         if self.value_backbone is not None or not self.packed_forward.lm_head_is_linear:
             states = self.packed_forward(self.value_backbone or backbone_of(self.policy), sequences)
         with torch.autocast(states.device.type, enabled=False):
-            return torch.as_tensor(self.value_head(states.float())).squeeze(-1)
-
-    def save(self, directory: Path) -> None:
-        """Write a Hugging Face model directory, the critic beside it in a file of its own."""
-        self.policy.save_pretrained(directory)
-        critic = {k: v.contiguous() for k, v in self.state_dict().items() if k.startswith("value_")}
-        if critic:
-            save_file(critic, directory / VALUE_HEAD_FILE)
-
-    def load_critic(self, directory: Path) -> None:
-        """Read the critic back from a directory that `save` wrote."""
-        self.load_state_dict(load_file(directory / VALUE_HEAD_FILE), strict=False)
+            states = states.to(self.value_head.weight.dtype)
+            return torch.as_tensor(self.value_head(states)).squeeze(-1)
 
 
-def _score_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def _stats_of_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Return log-probabilities of the targets and (without gradient) entropies, stacked: (2, rows)."""
-    logprobs = torch.log_softmax(head(states).float() / temperature, dim=-1)
+    logits = head(states)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logprobs = torch.log_softmax(logits / temperature, dim=-1)
     with torch.no_grad():
         entropies = -(logprobs.exp() * logprobs).sum(-1)
     return torch.stack((logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropies))

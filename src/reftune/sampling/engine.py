@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reftune.model.forward import PackedForward, backbone_of
+from reftune.model.forward import PackedForward
 from reftune.model.packing import window
 from reftune.problem import UserError
 from reftune.sampling.decoders import Decoder, PaddedDecoder
@@ -31,7 +31,7 @@ RETAIN_UNTIL = 0.9
 ADMIT_BELOW = 0.75
 ANY_TOKEN = 2**32  # more than any vocabulary has
 
-Done = Callable[[int, Sample], None]
+Finish = Callable[[int, Sample], None]
 Group = tuple[tuple[int, ...], list[int]]  # a prompt, and which samples are drawn from it
 
 
@@ -45,7 +45,7 @@ class BuiltinSampler:
         value_head: a critic on the last hidden state; its values are then part of the samples, where
             the model's head is plain.
         packed_forward: that of the model, if there is one already.
-        context: entered around the model's forward passes, for mixed precision.
+        context: entered around the model's forward passes, for mixed precision; default: none.
 
     Raises UserError for a model that keeps no key-value cache.
     """
@@ -56,7 +56,7 @@ class BuiltinSampler:
         eos: Sequence[int],
         max_rows: int = 512,
         *,
-        value_head: nn.Module | None = None,
+        value_head: nn.Linear | None = None,
         packed_forward: PackedForward | None = None,
         context: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -77,37 +77,41 @@ class BuiltinSampler:
         *,
         max_new_tokens: int,
         temperature: float,
-        done: Done | None = None,
     ) -> list[Sample]:
         """Sample one response per prompt (see `Sampler.sample`)."""
         samples: dict[int, Sample] = {}
 
-        def finish(index: int, sample: Sample) -> None:
-            samples[index] = sample
-            if done is not None:
-                done(index, sample)
-
         batch = _Batch(self, self._group(prompts), seeds, max_new_tokens, temperature)
         with torch.no_grad(), self.context():
-            batch.run(finish)
+            batch.run(samples.__setitem__)
         return [samples[i] for i in range(len(prompts))]
+
+    @property
+    def exact(self) -> bool:
+        """Tell whether samples carry the very numbers that the trainer would compute."""
+        return self.context is nullcontext and self.model.dtype == torch.float32
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Do nothing: this engine reads the trainer's own weights (see `Sampler.update_weights`)."""
 
     def make_decoder(self, longest: int, max_new_tokens: int, rows: int) -> Decoder:
         """Return an empty batch for prompts of at most `longest` tokens and at most so many rows."""
-        model = backbone_of(self.model) if self.packed_forward.lm_head_is_linear else self.model
+        model = self.packed_forward.body(self.model)
         if self.packed_forward.supports_packing and longest + max_new_tokens <= window(model.config):
-            return SharedPrefixDecoder(model, longest, max_new_tokens, rows)
+            return SharedPrefixDecoder(model, max_new_tokens, rows)
         return PaddedDecoder(model, max_new_tokens)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return the logits that follow from what a decoder gave, in float32."""
-        head = (
-            self.model.get_output_embeddings()
-            if self.packed_forward.lm_head_is_linear
-            else nn.Identity()
-        )
-        logits: Tensor = head(states)
-        return logits.float()
+        """Return the logits that follow from what a decoder gave, in float32 at least."""
+        logits: Tensor = self.packed_forward.head(self.model)(states)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def state_values(self, states: Tensor) -> Tensor:
+        """Return what the critic says of the states that a decoder gave, in its own precision."""
+        assert self.value_head is not None
+        with torch.autocast(states.device.type, enabled=False):
+            values: Tensor = self.value_head(states.to(self.value_head.weight.dtype))
+        return values.squeeze(-1)
 
     def _group(self, prompts: Sequence[Sequence[int]]) -> list[Group]:
         """Put samples of equal prompts together, as many as may be decoded at once; shortest first."""
@@ -141,7 +145,8 @@ class _Batch:
         self.seeds = torch.tensor([seeds[i] for i in self.indices], dtype=torch.long, device=device)
         # The last column takes what samples write after their end.
         self.tokens = torch.zeros(count, max_new_tokens + 1, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(count, max_new_tokens + 1, device=device)
+        dtype = torch.promote_types(sampler.model.dtype, torch.float32)
+        self.logprobs = torch.zeros(count, max_new_tokens + 1, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.logprobs)
         # Of each sample in the decoder: number, tokens so far, whether EOS has ended it, and its row.
         self.numbers = torch.zeros(0, dtype=torch.long, device=device)
@@ -156,8 +161,8 @@ class _Batch:
         """Return which samples draw no more."""
         return self.finished | (self.lengths == self.max_new_tokens)
 
-    def run(self, done: Done) -> None:
-        """Decode everything; call `done` for samples soon after they end."""
+    def run(self, finish: Finish) -> None:
+        """Decode everything; hand over samples soon after they end."""
         longest = max((len(prompt) for prompt, _ in self.waiting), default=0)
         most = min(self.sampler.max_rows, len(self.indices))
         while self.waiting:
@@ -169,7 +174,7 @@ class _Batch:
                 left = running <= share * len(self.numbers)
                 count = len(states)
                 if left:
-                    chosen, count = self._leave(decoder, chosen, done)
+                    chosen, count = self._leave(decoder, chosen, finish)
                 if running:
                     states = decoder.step(self._branch(decoder, chosen, count))
                     if left and decoder.continuous and self._next_fits():
@@ -210,7 +215,7 @@ class _Batch:
         self.tokens[numbers, column] = chosen
         self.logprobs[numbers, column] = logprobs
         if sampler.value_head is not None:
-            self.values[numbers, column] = sampler.value_head(states.float()).squeeze(-1)[self.rows]
+            self.values[numbers, column] = sampler.state_values(states)[self.rows]
         self.lengths += running
         self.finished |= running & torch.isin(chosen, sampler.eos)
         return chosen, len(numbers) - int(self.ended.sum())
@@ -239,10 +244,10 @@ class _Batch:
         following[places] = tokens  # and some token in rows that nobody reads any more
         return following
 
-    def _leave(self, decoder: Decoder, chosen: Tensor, done: Done) -> tuple[Tensor, int]:
+    def _leave(self, decoder: Decoder, chosen: Tensor, finish: Finish) -> tuple[Tensor, int]:
         """Drop and report samples that have ended; return what others chose, and how many rows stay."""
         ended = self.ended
-        self._report(ended, done)
+        self._report(ended, finish)
         kept = (~ended).nonzero().squeeze(1)
         kept = kept[self.rows[kept].argsort(stable=True)]
         used, self.rows = self.rows[kept].unique(return_inverse=True)
@@ -253,11 +258,11 @@ class _Batch:
             decoder.retain(used)
         return chosen[kept], len(used)
 
-    def _report(self, ended: Tensor, done: Done) -> None:
+    def _report(self, ended: Tensor, finish: Finish) -> None:
         numbers = self.numbers[ended]
         parts = [numbers, self.tokens[numbers], self.logprobs[numbers], self.values[numbers]]
         columns = [part.tolist() for part in (*parts, self.lengths[ended], self.finished[ended])]
         for number, tokens, logprobs, values, n, finished in zip(*columns, strict=True):
             known = None if self.sampler.value_head is None else values[:n]
             prompt = list(self.prompts[number])
-            done(self.indices[number], Sample(prompt, tokens[:n], logprobs[:n], finished, known))
+            finish(self.indices[number], Sample(prompt, tokens[:n], logprobs[:n], finished, known))

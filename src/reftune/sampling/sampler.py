@@ -1,10 +1,12 @@
-"""Engines that turn prompts into samples, behind one small protocol."""
+"""What every engine that turns prompts into samples offers, behind one small protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,25 @@ class Sample:
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What every engine offers."""
+    """An engine that samples from the policy."""
+
+    @property
+    def exact(self) -> bool:
+        """Tell whether samples carry the very numbers that the trainer would compute.
+
+        Then nothing is read a second time. Else the trainer computes log-probabilities and values
+        itself, and importance sampling makes up for the difference.
+        """
+        ...
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over the policy's weights; called after every update and after a resume.
+
+        Args:
+            weights: names and tensors of the whole language model, as its `named_parameters` has them.
+                An engine that reads the trainer's own model need not look at them.
+        """
+        ...
 
     def sample(
         self,
@@ -33,7 +53,6 @@ class Sampler(Protocol):
         *,
         max_new_tokens: int,
         temperature: float,
-        done: Callable[[int, Sample], None] | None = None,
     ) -> list[Sample]:
         """Sample one response per prompt, in order; repeat a prompt to get several.
 
@@ -42,7 +61,5 @@ class Sampler(Protocol):
             seeds: one signed 64-bit number per prompt, the source of that row's randomness.
             max_new_tokens: limit of a response; one that reaches it without EOS is not `finished`.
             temperature: 0 decodes greedily.
-            done: called with the number and the sample when one is complete, in any order and from any
-                thread, while others may still be decoded.
         """
         ...

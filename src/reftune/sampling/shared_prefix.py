@@ -1,7 +1,7 @@
 """Decode rows that share prompts: a prompt's keys and values are kept once for all its responses.
 
 Responses are one row until they differ. New prompts may enter while others run. The model must call
-`attention.attend` (`PackedForward.supports_packing`).
+`packing.attend` (`PackedForward.supports_packing`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from reftune.sampling.decoders import Tokens, prefill, repeat_index
-from reftune.sampling.llama_step import step_of
+from reftune.sampling.decoders import Tokens, last, prefill, repeat_index
 
 # Of all prompts that are read at once: more are no faster, and what a layer needs for them may be large.
 PREFILL_TOKENS = 8192
@@ -36,23 +35,21 @@ class SharedPrefixDecoder:
     Responses lie in a ring: what is decoded in one step stands in one column, whenever a row entered.
 
     Args:
-        model: a backbone or language model that calls `attention.attend`.
-        longest: tokens of the longest prompt.
+        model: a backbone or language model that calls `packing.attend`.
         max_new_tokens: how long a response may become.
         rows: how many there may be at once.
     """
 
     continuous = True
 
-    def __init__(self, model: PreTrainedModel, longest: int, max_new_tokens: int, rows: int) -> None:
+    def __init__(self, model: PreTrainedModel, max_new_tokens: int, rows: int) -> None:
         self.model, self.rows = model, rows
-        self.read = step_of(model, longest + max_new_tokens)
         self.capacity = max(1, max_new_tokens - 1)
         self.layers: list[_Layer] = []
         self.clock = 0  # steps that the oldest row has made
         device = model.device
         self.lengths = torch.zeros(0, dtype=torch.long, device=device)  # (prompts,)
-        self.parents = torch.zeros(0, dtype=torch.long, device=device)  # (rows,)
+        self.prompt_index = torch.zeros(0, dtype=torch.long, device=device)  # (rows,)
         self.admitted = torch.zeros(0, dtype=torch.long, device=device)  # (rows,), by the clock
         self.joined = False  # whether rows entered at different times
 
@@ -67,7 +64,7 @@ class SharedPrefixDecoder:
         known = len(self.lengths)
         self.lengths = torch.cat((self.lengths, *(lengths for _, _, lengths in read)))
         new = torch.arange(known, len(self.lengths), device=self.model.device)
-        self.parents = torch.cat((self.parents, new))
+        self.prompt_index = torch.cat((self.prompt_index, new))
         self.admitted = torch.cat((self.admitted, torch.full_like(new, self.clock)))
         self._find_padding()
         self._arrange()
@@ -80,22 +77,30 @@ class SharedPrefixDecoder:
         self.columns = min(self.clock + 1, self.capacity)
         self.hidden = self._unwritten(drawn) if self.joined else None
         # Rows that have ended may stay for a while: their positions must not run out of the model's.
-        positions = self.lengths[self.parents] + drawn.clamp(max=self.capacity - 1)
-        states = self.read(tokens, positions, self)
+        positions = self.lengths[self.prompt_index] + drawn.clamp(max=self.capacity - 1)
+        states = last(
+            self.model(
+                input_ids=tokens.unsqueeze(1),
+                attention_mask=tokens.new_ones(1, 1, 1, 1),  # `attend` needs none
+                position_ids=positions.unsqueeze(1),
+                use_cache=False,
+                within=self,
+            )
+        )
         self.clock += 1
         return states
 
     def branch(self, rows: Tensor) -> None:
         """See `Decoder.branch`."""
-        self._copy(rows, len(self.parents))
-        self.parents = torch.cat((self.parents, self.parents[rows]))
+        self._copy(rows, len(self.prompt_index))
+        self.prompt_index = torch.cat((self.prompt_index, self.prompt_index[rows]))
         self.admitted = torch.cat((self.admitted, self.admitted[rows]))
         self._arrange()
 
     def retain(self, rows: Tensor) -> None:
         """See `Decoder.retain`."""
         self._copy(rows, 0)
-        used, self.parents = self.parents[rows].unique(return_inverse=True)
+        used, self.prompt_index = self.prompt_index[rows].unique(return_inverse=True)
         if len(used) < len(self.lengths):
             for layer in self.layers:
                 layer.prompts = [states[used] for states in layer.prompts]
@@ -107,7 +112,7 @@ class SharedPrefixDecoder:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
     ) -> Tensor:
-        """Let each row's token see its prompt and its response (see `attention.Structure`)."""
+        """Let each row's token see its prompt and its response (see `packing.Structure`)."""
         prompt_keys, prompt_values = self.layers[layer].prompts
         keys, values = (states[: len(query)] for states in self.layers[layer].responses)
         keys[:, :, self.column] = key[:, :, 0]
@@ -142,9 +147,9 @@ class SharedPrefixDecoder:
 
     def _rewind(self) -> None:
         """Set the clock back to the age of the oldest row, so that no column is older than that."""
-        if len(self.parents) == 0:
+        if len(self.prompt_index) == 0:
             return
-        start, rows = int(self.admitted.min()), len(self.parents)
+        start, rows = int(self.admitted.min()), len(self.prompt_index)
         columns = torch.arange(start, self.clock, device=self.admitted.device) % self.capacity
         for layer in self.layers:
             for states in layer.responses:
@@ -153,15 +158,15 @@ class SharedPrefixDecoder:
 
     def _arrange(self) -> None:
         """Find for every prompt its rows (`members`) and for every row its place among them."""
-        count = torch.bincount(self.parents, minlength=len(self.lengths))
-        order = self.parents.argsort(stable=True)
+        count = torch.bincount(self.prompt_index, minlength=len(self.lengths))
+        order = self.prompt_index.argsort(stable=True)
         numbers = torch.arange(len(order), device=order.device)
         self.most = int(count.max())
-        self.places = torch.empty_like(order)
-        first = (count.cumsum(0) - count)[self.parents[order]]
-        self.places[order] = self.parents[order] * self.most + numbers - first
+        self.slots = torch.empty_like(order)
+        first = (count.cumsum(0) - count)[self.prompt_index[order]]
+        self.slots[order] = self.prompt_index[order] * self.most + numbers - first
         self.members = torch.zeros(len(count) * self.most, dtype=torch.long, device=order.device)
-        self.members[self.places] = numbers
+        self.members[self.slots] = numbers
         # Rows side by side, equally many of each question: nothing has to be moved.
         self.in_place = torch.equal(self.members, numbers)
 
@@ -185,7 +190,7 @@ class SharedPrefixDecoder:
     def _per_row(self, grouped: Tensor) -> Tensor:
         """Take (prompts, heads, most * group, x) apart again."""
         rows: Tensor = grouped.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)
-        return rows if self.in_place else rows.index_select(0, self.places)
+        return rows if self.in_place else rows.index_select(0, self.slots)
 
     def _store(self, caches: Sequence[DynamicCache]) -> None:
         """Add prompts from caches; the first time, make room for responses."""

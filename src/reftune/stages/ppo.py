@@ -1,4 +1,4 @@
-"""Stage 2: online PPO whose reward is the checked answer.
+"""ReFT's stage: online PPO whose reward is the checked answer.
 
 Read `run_ppo` from top to bottom: problems -> samples -> verdicts -> rewards -> advantages -> loss ->
 update -> evaluation. What problems are made of, and how answers are checked, this module does not know.
@@ -21,6 +21,7 @@ from reftune.files import write_json
 from reftune.model.batch import collate
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
+from reftune.stages.run import Run
 from reftune.stages.stage import Stage
 from reftune.training.advantages import (
     ADVANTAGES,
@@ -34,6 +35,13 @@ from reftune.training.losses import policy_loss, ratio_statistics, value_loss
 from reftune.training.microbatches import minibatches, shuffled
 from reftune.training.rollouts import accuracy, collect, graded_rows
 from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
+
+
+def start(run: Run) -> None:
+    """Run the stage from the warm-up model, with a frozen copy of it as the reference."""
+    critic = run.config.model.value_model if ADVANTAGES[run.config.ppo.advantage].critic else "none"
+    policy = run.load_policy("warmup", critic=critic, trainable=True)
+    run_ppo(run.stage("ppo", run.prompter("warmup")), policy, run.load_policy("warmup"))
 
 
 def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -> dict[str, Any]:
@@ -53,30 +61,31 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -
         started = time.perf_counter()
         questions = stage.questions(step, ppo.questions_per_step)
         rollouts = collect(
-            generator, policy, reference, questions, ppo.samples_per_question, ppo.temperature,
-            config.compute.tokens_per_microbatch, config.seed, stage.name, step,
+            generator, policy, reference, questions,
+            samples=ppo.samples_per_question, temperature=ppo.temperature,
+            token_budget=config.compute.tokens_per_microbatch, key=(config.seed, stage.name, step),
         )  # fmt: skip
         sampled = time.perf_counter()
-        targets = compute_advantages(rollouts, ppo)
+        estimates = compute_advantages(rollouts, ppo)
         learner.set_learning_rates(float(step > ppo.critic_warmup_steps), 1.0)
-        losses = update(learner, rollouts, targets, config, step)
-        row = describe(rollouts, targets, ppo) | losses | _timings(rollouts, started, sampled)
-        return row, rollouts.samples
+        losses = update(learner, rollouts, estimates, config, step)
+        metrics = describe(rollouts, estimates, ppo) | losses | _timings(rollouts, started, sampled)
+        return metrics, rollouts.samples
 
-    return stage.run_steps(ppo, policy, generator, take_step)
+    return stage.run_online(ppo, policy, generator, take_step)
 
 
 def compute_advantages(rollouts: Rollouts, ppo: Ppo) -> AdvantagesAndReturns:
-    """Turn scores into token rewards, advantages and returns (PAPER sections 3 and 4).
+    """Turn rewards into token rewards, advantages and returns (Luong et al. 2024, section 3.2).
 
     Returns are raw advantage + value; only the policy's advantages are whitened, and weighed where the
     sampler's probabilities are not the trainer's.
     """
-    rewards = token_rewards(
-        rollouts.scores, rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask, ppo.kl_coef
+    per_token = token_rewards(
+        rollouts.rewards, rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask, ppo.kl_coef
     )
     estimator = ADVANTAGES[ppo.advantage]
-    advantages = estimator.function(rewards, rollouts.values, rollouts.mask, rollouts.groups, ppo)
+    advantages = estimator.estimate(per_token, rollouts, ppo)
     returns = (advantages + rollouts.values) * rollouts.mask
     if ppo.whiten and estimator.critic:  # a group baseline has centred them already, per question
         advantages = whiten(advantages, rollouts.mask)
@@ -84,13 +93,13 @@ def compute_advantages(rollouts: Rollouts, ppo: Ppo) -> AdvantagesAndReturns:
         advantages = advantages * importance_weights(
             rollouts.logprobs, rollouts.sampler_logprobs, rollouts.mask, ppo.importance_sampling_cap
         )
-    return AdvantagesAndReturns(rewards, advantages, returns)
+    return AdvantagesAndReturns(per_token, advantages, returns)
 
 
 def update(
-    learner: Learner, rollouts: Rollouts, targets: AdvantagesAndReturns, config: Config, step: int
+    learner: Learner, rollouts: Rollouts, estimates: AdvantagesAndReturns, config: Config, step: int
 ) -> dict[str, float]:
-    """Pass over the batch `updates_per_batch` times in minibatches; return the mean statistics.
+    """Pass over the batch `ppo_epochs` times in minibatches; return the mean statistics.
 
     But `logprob_gap`, the mean difference between the sampler's and the trainer's log-probabilities, is
     that of the first minibatch: its weights are those that sampled.
@@ -104,7 +113,7 @@ def update(
         place = shuffled(max(groups) + 1, config.seed, "update", step, epoch)
         order = sorted((i for i in range(len(groups)) if judged[i]), key=lambda i: place[groups[i]])
         for rows in minibatches(order, ppo.minibatch_size or max(1, len(order))):
-            loss_fn = _make_loss(rollouts, targets, rows, ppo, learner.accelerator.device)
+            loss_fn = _make_loss(rollouts, estimates, rows, ppo, learner.accelerator.device)
             sums = learner.step(rows, lengths, loss_fn, groups)
             if not math.isfinite(sums["loss"] + sums["grad_norm"]):
                 _stop_on_non_finite(config, rollouts, rows, step, learner.accelerator)
@@ -117,7 +126,7 @@ def update(
 
 def _make_loss(
     rollouts: Rollouts,
-    targets: AdvantagesAndReturns,
+    estimates: AdvantagesAndReturns,
     rows: Sequence[int],
     ppo: Ppo,
     device: torch.device,
@@ -129,22 +138,22 @@ def _make_loss(
     def loss_fn(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         samples = [rollouts.samples[i].sample for i in mine]
         batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
-        scores = model(batch.to(device), ppo.temperature)
-        time = scores.logprobs.shape[1]
+        stats = model(batch.to(device), ppo.temperature)
+        time = stats.logprobs.shape[1]
 
         def pick(tensor: Tensor) -> Tensor:
             return tensor[mine, :time].to(device)
 
         mask, old_logprobs = pick(rollouts.mask) * weights.unsqueeze(1), pick(rollouts.logprobs)
         policy = policy_loss(
-            scores.logprobs, old_logprobs, pick(targets.advantages), mask, ppo.clip_range
+            stats.logprobs, old_logprobs, pick(estimates.advantages), mask, ppo.clip_range
         ).sum() / len(rows)
         value = value_loss(
-            scores.values, pick(rollouts.values), pick(targets.returns), mask, ppo.value_clip_range
+            stats.values, pick(rollouts.values), pick(estimates.returns), mask, ppo.value_clip_range
         ).sum() / len(rows)
-        statistics = ratio_statistics(scores.logprobs, old_logprobs, mask, ppo.clip_range)
-        statistics["entropy"] = (scores.entropies * mask).sum()
-        gap = scores.logprobs.detach() - pick(rollouts.sampler_logprobs)
+        statistics = ratio_statistics(stats.logprobs, old_logprobs, mask, ppo.clip_range)
+        statistics["entropy"] = (stats.entropies * mask).sum()
+        gap = stats.logprobs.detach() - pick(rollouts.sampler_logprobs)
         statistics["logprob_gap"] = (gap.abs() * mask).sum()
         statistics = {name: total / tokens for name, total in statistics.items()}
         return policy + value_coef * value, {"policy_loss": policy, "value_loss": value, **statistics}
@@ -152,8 +161,8 @@ def _make_loss(
     return loss_fn
 
 
-def describe(rollouts: Rollouts, targets: AdvantagesAndReturns, ppo: Ppo) -> dict[str, Any]:
-    """Return the statistics of one batch under the field's names, before the update.
+def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> dict[str, Any]:
+    """Return the metrics of one batch under the field's names, before the update.
 
     `kl` is the mean over samples of the summed log-ratio to the reference; `sampler_weight` the mean of
     the weights that correct for the sampler, `sampler_truncated` the share of tokens at their cap.
@@ -162,12 +171,12 @@ def describe(rollouts: Rollouts, targets: AdvantagesAndReturns, ppo: Ppo) -> dic
     cap = ppo.importance_sampling_cap or math.inf
     weights = importance_weights(rollouts.logprobs, rollouts.sampler_logprobs, mask, cap)[mask.bool()]
     return {
-        "reward": float(rollouts.scores.mean()),
+        "reward": float(rollouts.rewards.mean()),
         "accuracy": accuracy(graded),
         "kl": float(((rollouts.logprobs - rollouts.ref_logprobs) * mask).sum(1).mean()),
         "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),
-        "explained_variance": explained_variance(rollouts.values, targets.returns, mask),
+        "explained_variance": explained_variance(rollouts.values, estimates.returns, mask),
         "sampler_weight": float(weights.mean().nan_to_num(1.0)),
         "sampler_truncated": float((weights == cap).float().mean().nan_to_num(0.0)),
         "statuses": dict(Counter(a.verdict.status for a in graded)),

@@ -1,6 +1,7 @@
-"""A classifier of right and wrong chains, to choose among a model's samples (ReFT paper, section 4.4).
+"""A classifier of right and wrong chains, to choose among a model's samples.
 
-It is a finished model with a two-class head, trained on samples of the warm-up model.
+It is a finished model with a two-class head, trained on samples of the warm-up model (Luong et al.
+2024, section 4.4).
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from reftune.evaluation.statistics import area_under_curve
 from reftune.files import atomic_directory
 from reftune.model.batch import Sequences, collate
 from reftune.model.forward import PackedForward, backbone_of
+from reftune.model.loading import load_model
 from reftune.model.prompts import Prompter
-from reftune.problem import Problem, Row, UserError
+from reftune.problem import AnsweredQuestion, CountedRow, Problem, SampledAnswer, UserError
+from reftune.stages.run import Run
 from reftune.stages.stage import Stage, State
 from reftune.stages.supervised import Example, stop_on_non_finite, train_epochs
-from reftune.training.cpu_threads import make_cpu_threads
+from reftune.stages.warmup_samples import read_warmup_samples
 from reftune.training.learner import Learner, make_optimizer
-from reftune.training.sharded_map import fill
+from reftune.training.sharded_map import sharded_map
 
 WEIGHTS_FILE = "reranker.safetensors"
 
@@ -72,8 +75,22 @@ class Reranker(nn.Module):
         self.load_state_dict(load_file(directory / WEIGHTS_FILE))
 
 
+def start(run: Run, model: str) -> None:
+    """Run the stage on one of the run's models."""
+    stage = run.stage(f"reranker/{model}", run.prompter(model))
+    reranker = Reranker(load_model(run.directory(model)))
+    run_reranker(stage, reranker, read_warmup_samples(run.config.run_dir))
+
+
+def load_reranker(run: Run, model: str) -> Reranker:
+    """Load the finished reranker of one of the run's models, to the device."""
+    reranker = Reranker(load_model(run.directory(model)))
+    reranker.load(run.config.run_dir / "reranker" / model / "model")
+    return reranker.to(run.accelerator.device).eval()
+
+
 def run_reranker(
-    stage: Stage, reranker: Reranker, samples: Mapping[str, Sequence[Row]]
+    stage: Stage, reranker: Reranker, samples: Mapping[str, Sequence[CountedRow]]
 ) -> dict[str, Any]:
     """Train on the different samples of the training questions; keep the epoch that ranks best.
 
@@ -99,8 +116,8 @@ def run_reranker(
         return sums
 
     def end_epoch(epoch: int, state: State) -> dict[str, float]:
-        scores = score(reranker, [example for example, _ in validation], accelerator, budget)
-        found = _measure(scores, [label for _, label in validation])
+        probabilities = classify(reranker, [example for example, _ in validation], accelerator, budget)
+        found = _measure(probabilities, [label for _, label in validation])
         # It will rank rather than classify: the loss only decides between equals.
         if _merit(found, "") > _merit(state, "best_"):
             state |= {"best_epoch": epoch} | {f"best_{key}": x for key, x in found.items()}
@@ -120,7 +137,7 @@ def run_reranker(
 def labelled(
     prompter: Prompter,
     problems: Sequence[Problem],
-    samples: Mapping[str, Sequence[Row]],
+    samples: Mapping[str, Sequence[CountedRow]],
     max_tokens: int,
 ) -> list[tuple[Example, bool]]:
     """Return the whole samples of `problems` that are short enough, each with whether it is right."""
@@ -133,18 +150,17 @@ def labelled(
     return [pair for pair in pairs if len(pair[0][0]) + len(pair[0][1]) <= max_tokens]
 
 
-def score(
+def classify(
     reranker: Reranker, examples: Sequence[Example], accelerator: Accelerator, token_budget: int
 ) -> list[float]:
-    """Return the probability that each response is right, each process scoring a share."""
+    """Return the probability that each response is right, each process reading a share."""
     lengths = [len(prompt) + len(response) for prompt, response in examples]
     found = torch.zeros(len(examples), device=accelerator.device)
 
     def read(rows: list[int]) -> None:
         found[rows] = reranker(_collate([examples[i] for i in rows], found.device))[:, 1].exp()
 
-    cpu_threads = make_cpu_threads(reranker, accelerator)
-    whole: list[float] = fill(found, read, lengths, token_budget, accelerator, cpu_threads).tolist()
+    whole: list[float] = sharded_map(found, read, lengths, token_budget, accelerator).tolist()
     return whole
 
 
@@ -152,7 +168,7 @@ def rank(
     reranker: Reranker,
     prompter: Prompter,
     problems: Sequence[Problem],
-    rows: Sequence[Row],
+    rows: Sequence[AnsweredQuestion],
     accelerator: Accelerator,
     token_budget: int,
 ) -> None:
@@ -160,15 +176,15 @@ def rank(
 
     A sample without an answer is not a choice: it gets None.
     """
-    places: dict[tuple[int, str], list[Row]] = {}
+    places: dict[tuple[int, str], list[SampledAnswer]] = {}
     for i, row in enumerate(rows):
         for sample in row.get("samples", ()):
             sample["rerank"] = None
             if sample["value"] is not None:
                 places.setdefault((i, sample["completion"]), []).append(sample)
     examples = [prompter.encode_example(problems[i], completion) for i, completion in places]
-    scores = score(reranker, examples, accelerator, token_budget)
-    for found, p in zip(places.values(), scores, strict=True):
+    probabilities = classify(reranker, examples, accelerator, token_budget)
+    for found, p in zip(places.values(), probabilities, strict=True):
         for sample in found:
             sample["rerank"] = round(p, 6)
 
@@ -191,11 +207,11 @@ def _collate(examples: Sequence[Example], device: torch.device) -> Sequences:
     return collate([prompt for prompt, _ in examples], [ids for _, ids in examples]).to(device)
 
 
-def _measure(scores: Sequence[float], labels: Sequence[bool]) -> dict[str, float]:
+def _measure(probabilities: Sequence[float], labels: Sequence[bool]) -> dict[str, float]:
     """Return the loss on the labels and the share of pairs, a right and a wrong one, in right order."""
-    chances = [p if label else 1 - p for p, label in zip(scores, labels, strict=True)]
+    chances = [p if label else 1 - p for p, label in zip(probabilities, labels, strict=True)]
     loss = -sum(math.log(max(p, 1e-12)) for p in chances) / len(chances)
-    return {"validation_loss": loss, "validation_auc": area_under_curve(scores, labels)}
+    return {"validation_loss": loss, "validation_auc": area_under_curve(probabilities, labels)}
 
 
 def _merit(found: Mapping[str, float], prefix: str) -> tuple[float, float]:

@@ -14,18 +14,18 @@ from reftune.config import Config
 from reftune.data.problems import Splits, load_splits
 from reftune.grading.judge import Judge
 from reftune.methods import directory_of
-from reftune.model.loading import load_model, load_tokenizer
+from reftune.model.loading import build_model, load_policy, load_tokenizer, make_policy
 from reftune.model.policy import PolicyWithValue
-from reftune.model.prompts import Prompter
-from reftune.problem import Problem
+from reftune.model.prompts import Prompter, Wording
+from reftune.problem import Problem, UserError
 from reftune.runs.run_dir import write_splits
-from reftune.runs.setup import judge_of
+from reftune.runs.setup import check_prompts, judge_of
 from reftune.stages.stage import Stage
 
 
 @dataclass
 class Run:
-    """A configuration with all that its stages share: data, judge, processes."""
+    """A configuration with all that its stages share: data, judge, processes, models."""
 
     config: Config
     accelerator: Accelerator
@@ -58,9 +58,10 @@ class Run:
         """Return where this run has written one of its models."""
         return self.config.run_dir / directory_of(model) / "model"
 
-    def prompter(self, directory: Path) -> Prompter:
-        """Return the prompter of a model directory that this run wrote."""
-        return Prompter(load_tokenizer(directory), self.config.prompt, self.config.data.cot)
+    def prompter(self, model: str) -> Prompter:
+        """Return the prompter of a model that this run wrote."""
+        tokenizer = load_tokenizer(self.directory(model))
+        return Prompter(tokenizer, self.config.prompt, self.config.data.cot)
 
     def stage(self, name: str, prompter: Prompter, train: Sequence[Problem] | None = None) -> Stage:
         """Return a stage of this run; it trains on all training problems, or on `train`."""
@@ -69,8 +70,28 @@ class Run:
             name, self.config, prompter, self.judge, problems, splits.validation, self.accelerator
         )
 
-    def frozen(self, directory: Path) -> PolicyWithValue:
-        """Load a model that is only read, to the device."""
+    def load_policy(
+        self, model: str, *, critic: str = "none", trainable: bool = False
+    ) -> PolicyWithValue:
+        """Load a model of this run: to train it, in float32, or just to read it, on the device."""
+        if trainable:
+            return load_policy(self.directory(model), critic=critic, trainable=True)
         dtype = torch.bfloat16 if self.config.model.dtype == "bfloat16" else torch.float32
-        model = load_model(directory, dtype).to(self.accelerator.device)
-        return PolicyWithValue(model.eval().requires_grad_(False))
+        return load_policy(self.directory(model), dtype=dtype, device=self.accelerator.device)
+
+    def base_policy(self) -> tuple[PolicyWithValue, Prompter]:
+        """Load, or create, the model that SFT and offline self-training start from."""
+        config = self.config
+        wording = Wording(config.prompt, config.data.cot)
+        texts = [text for problem in self.annotated for text in wording.pieces(problem)]
+        model, tokenizer = build_model(config.model, texts, config.seed)
+        prompter = Prompter(tokenizer, config.prompt, config.data.cot)
+        check_prompts(prompter, self.problems, model)
+        return make_policy(model, trainable=True), prompter
+
+    def require(self, stages: Sequence[str]) -> None:
+        """Raise UserError unless these stages are finished."""
+        for stage in stages:
+            if not (self.config.run_dir / stage / "result.json").exists():
+                told = f"{self.config.run_dir}: stage {stage} must be finished first"
+                raise UserError(f"{told}; `reftune run` runs all in order")

@@ -1,4 +1,4 @@
-"""Self-training: supervised learning on the model's own right chains (ReFT paper, section 4.2).
+"""Self-training: supervised learning on the model's own right chains (Luong et al. 2024, section 4.2).
 
 Offline they are drawn once from the warm-up model, online in every step from the current policy.
 """
@@ -11,16 +11,30 @@ from typing import Any
 
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
-from reftune.problem import Problem, Row
+from reftune.problem import CountedRow, Problem
+from reftune.stages.run import Run
 from reftune.stages.stage import RESULT_KEYS, Stage
 from reftune.stages.supervised import Example, fit, stop_on_non_finite, train_on
+from reftune.stages.warmup_samples import read_warmup_samples
 from reftune.training.learner import make_optimizer
 from reftune.training.rollouts import accuracy
 from reftune.training.types import GradedSample
 
 
+def start_offline(run: Run) -> None:
+    """Run the offline stage from the base model, on the warm-up's samples."""
+    policy, prompter = run.base_policy()
+    run_offline_st(run.stage("offline_st", prompter), policy, read_warmup_samples(run.config.run_dir))
+
+
+def start_online(run: Run) -> None:
+    """Run the online stage from the warm-up model."""
+    stage = run.stage("online_st", run.prompter("warmup"))
+    run_online_st(stage, run.load_policy("warmup", trainable=True))
+
+
 def run_offline_st(
-    stage: Stage, policy: PolicyWithValue, samples: Mapping[str, Sequence[Row]]
+    stage: Stage, policy: PolicyWithValue, samples: Mapping[str, Sequence[CountedRow]]
 ) -> dict[str, Any]:
     """Train `policy`, the base model, on annotated and sampled chains; write its best epoch's model.
 
@@ -39,7 +53,7 @@ def run_offline_st(
 
 
 def own_examples(
-    prompter: Prompter, train: Sequence[Problem], samples: Mapping[str, Sequence[Row]], keep: int
+    prompter: Prompter, train: Sequence[Problem], samples: Mapping[str, Sequence[CountedRow]], keep: int
 ) -> list[Example]:
     """Encode the first `keep` different right samples of each question, its annotation aside."""
     examples = []
@@ -63,7 +77,7 @@ def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     same questions' annotated chains, each a mean over tokens; nothing holds the policy near the warm-up.
     Returns what it also writes to `online_st/result.json`.
     """
-    config, settings = stage.config, stage.config.online_st
+    settings = stage.config.online_st
     optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
     learner = stage.learner(policy, optimizer, settings.max_grad_norm)
     learner.model.eval()  # no dropout, as in PPO
@@ -71,17 +85,17 @@ def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
 
     def take_step(step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
         questions = stage.questions(step, settings.questions_per_step)
+        key = (stage.config.seed, stage.name, step)
         graded = generator.generate(
-            questions, settings.samples_per_question, settings.temperature,
-            config.seed, stage.name, step,
-        )  # fmt: skip
+            questions, settings.samples_per_question, settings.temperature, key=key
+        )
         batch, weights = half_and_half(stage.prompter, questions, graded)
         for _ in range(settings.update_epochs if batch else 0):
             sums = train_on(learner, batch, weights)
             stop_on_non_finite(stage, sums, settings.learning_rate)
         return describe(graded) | (sums if batch else {}), graded
 
-    return stage.run_steps(settings, policy, generator, take_step)
+    return stage.run_online(settings, policy, generator, take_step)
 
 
 def half_and_half(
@@ -92,7 +106,7 @@ def half_and_half(
     Either half has the weight 1/2, however many tokens the other has; without any right sample the
     annotated half stands alone, still with 1/2.
     """
-    own = [(graded.sample.prompt, graded.sample.tokens) for graded in graded if graded.verdict.correct]
+    own = [(g.sample.prompt, g.sample.tokens) for g in graded if g.verdict.correct]
     gold = [prompter.encode_example(problem) for problem in questions if problem.chain]
     halves = [half for half in (own, gold) if half]
     weights = [[0.5 / sum(len(response) for _, response in half)] * len(half) for half in halves]
@@ -101,10 +115,10 @@ def half_and_half(
 
 def describe(graded: Sequence[GradedSample]) -> dict[str, Any]:
     """Return the statistics of one batch of samples under the names that PPO uses."""
-    samples = [graded.sample for graded in graded]
+    samples = [g.sample for g in graded]
     return {
         "accuracy": accuracy(graded),
         "response_length": sum(len(sample.tokens) for sample in samples) / len(samples),
         "truncated": sum(not sample.finished for sample in samples) / len(samples),
-        "statuses": dict(Counter(graded.verdict.status for graded in graded)),
+        "statuses": dict(Counter(g.verdict.status for g in graded)),
     }

@@ -1,4 +1,4 @@
-"""What every training stage works with, and what all of them do the same way around their steps."""
+"""What every training stage works with, and the one loop over steps that all of them take."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ import torch
 from accelerate import Accelerator
 
 from reftune.config import Config, Steps
-from reftune.files import write_json
+from reftune.files import atomic_directory, write_json
 from reftune.grading.judge import Judge
+from reftune.model.loading import save_policy
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.problem import Problem
 from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from reftune.runs.run_log import RunLog
-from reftune.training.learner import Learner, save_model
+from reftune.training.learner import Learner
 from reftune.training.microbatches import shuffled
 from reftune.training.rollouts import Generator, accuracy, graded_rows, make_generator
 from reftune.training.types import GradedSample
 
 State = dict[str, Any]  # where a stage is; part of its checkpoints
-TakeStep = Callable[[int], tuple[dict[str, Any], Sequence[GradedSample]]]  # step -> metrics, its samples
+Metrics = dict[str, Any]
+TakeStep = Callable[[int, State], tuple[Metrics, Sequence[GradedSample]]]
+OnlineStep = Callable[[int], tuple[Metrics, Sequence[GradedSample]]]
 RESULT_KEYS = ("best_validation_accuracy", "seconds")
 
 
@@ -58,13 +61,14 @@ class Stage:
         return Learner(model, optimizer, self.accelerator, budget, max_grad_norm)
 
     def generator(self, policy: PolicyWithValue) -> Generator:
-        """Return an generator that always samples from the current weights of `policy`."""
+        """Return a generator that samples from `policy`."""
         rows = self.config.compute.sampler_rows
         return make_generator(policy, self.prompter, self.judge, self.accelerator, rows)
 
     def validate(self, generator: Generator) -> float:
         """Return the greedy accuracy on the validation questions."""
-        return accuracy(generator.generate(self.validation, 1, 0.0, self.config.seed, "validation"))
+        key = (self.config.seed, "validation")
+        return accuracy(generator.generate(self.validation, 1, 0.0, key=key))
 
     def questions(self, step: int, count: int) -> list[Problem]:
         """Return the questions of step `step` (from 1): endless shuffled passes, cut into batches."""
@@ -73,29 +77,52 @@ class Stage:
         orders = {p: shuffled(len(train), self.config.seed, "questions", p) for p in passes}
         return [train[orders[p // len(train)][p % len(train)]] for p in positions]
 
-    def run_steps(
-        self, settings: Steps, policy: PolicyWithValue, generator: Generator, take_step: TakeStep
+    def run_steps(self, total: int, checkpoint_every: int, start: State, take_step: TakeStep) -> State:
+        """Take `total` steps; go on from the newest checkpoint if there is one.
+
+        Args:
+            checkpoint_every: steps between two checkpoints; none is written after the last one.
+            start: what the state holds before the first step, beside `step` and `seconds`.
+            take_step: gets the step's number (from 1) and the state, which it may change; returns the
+                step's metrics, and the samples that are logged with it.
+
+        Returns the state after the last step.
+        """
+        state = load_checkpoint(self.accelerator, self.directory) or {"step": 0, "seconds": 0.0, **start}
+        with self.log(total, state["step"]) as log:
+            for step in range(state["step"] + 1, total + 1):
+                started = time.perf_counter()
+                metrics, samples = take_step(step, state)
+                state["seconds"] += time.perf_counter() - started
+                if samples:
+                    log.samples(step, graded_rows(samples))
+                log.metrics(step, {**metrics, "seconds": state["seconds"]})
+                if step % checkpoint_every == 0 and step < total:
+                    save_checkpoint(self.accelerator, self.directory, step, state)
+        return state
+
+    def run_online(
+        self, settings: Steps, policy: PolicyWithValue, generator: Generator, take_step: OnlineStep
     ) -> dict[str, Any]:
         """Take the steps of an online method; return what is also written to `result.json`.
 
-        Logs, validates, keeps the best model, and goes on from the newest checkpoint if there is one.
+        Before each step the sampler takes over the policy's weights. Every `validate_every_steps` and
+        after the last step the policy is validated, and the best one is kept.
         """
-        state = load_checkpoint(self.accelerator, self.directory) or {
-            "step": 0, "seconds": 0.0, "best_validation_accuracy": -1.0, "best_step": 0,
-        }  # fmt: skip
-        with self.log(settings.steps, state["step"]) as log:
-            for step in range(state["step"] + 1, settings.steps + 1):
-                started = time.perf_counter()
-                row, graded = take_step(step)
-                if step % settings.validate_every_steps == 0 or step == settings.steps:
-                    row["validation_accuracy"] = self.validate(generator)
-                    self.keep_best(policy, state, "step", step, row["validation_accuracy"])
-                state["seconds"] += time.perf_counter() - started
-                one_each = graded[:: settings.samples_per_question]
-                log.samples(step, graded_rows(one_each[: settings.samples_logged_per_step]))
-                log.metrics(step, {**row, "seconds": state["seconds"]})
-                if step % settings.checkpoint_every_steps == 0 and step < settings.steps:
-                    save_checkpoint(self.accelerator, self.directory, step, state)
+
+        def step_and_validate(step: int, state: State) -> tuple[Metrics, Sequence[GradedSample]]:
+            generator.sampler.update_weights(policy.policy.named_parameters())
+            metrics, samples = take_step(step)
+            if step % settings.validate_every_steps == 0 or step == settings.steps:
+                generator.sampler.update_weights(policy.policy.named_parameters())
+                metrics["validation_accuracy"] = self.validate(generator)
+                self.keep_best(policy, state, "step", step, metrics["validation_accuracy"])
+            one_each = samples[:: settings.samples_per_question]
+            return metrics, one_each[: settings.samples_logged_per_step]
+
+        start = {"best_validation_accuracy": -1.0, "best_step": 0}
+        every = settings.checkpoint_every_steps
+        state = self.run_steps(settings.steps, every, start, step_and_validate)
         return self.finish({key: state[key] for key in ("best_step", *RESULT_KEYS)})
 
     def keep_best(
@@ -104,7 +131,15 @@ class Stage:
         """Export the model if it is the best so far; `number` of `unit` is where it stands."""
         if solved > state["best_validation_accuracy"]:
             state |= {"best_validation_accuracy": solved, f"best_{unit}": number}
-            save_model(policy, self.directory / "model", self.prompter, self.accelerator)
+            self.export(policy, self.directory / "model")
+
+    def export(self, policy: PolicyWithValue, target: Path) -> None:
+        """Write a model directory that is there as a whole or not at all (main process)."""
+        if self.accelerator.is_main_process:
+            with atomic_directory(target) as directory:
+                save_policy(policy, directory)
+                self.prompter.save(directory)
+        self.accelerator.wait_for_everyone()
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write `result.json`, which makes the stage a finished one, and return what it holds."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -14,11 +14,11 @@ from reftune.config import Epochs, Supervised
 from reftune.model.batch import collate, length_mask
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
-from reftune.runs.checkpoints import load_checkpoint, save_checkpoint
-from reftune.stages.stage import Stage, State
-from reftune.training.learner import Learner, linear_schedule, make_optimizer, save_model
+from reftune.stages.stage import Metrics, Stage, State
+from reftune.training.learner import Learner, linear_schedule, make_optimizer
 from reftune.training.losses import cross_entropy
 from reftune.training.microbatches import length_sorted, shuffled
+from reftune.training.types import GradedSample
 
 Example = tuple[list[int], list[int]]  # ids of the prompt and of the response
 TakeStep = Callable[[list[int]], dict[str, float]]  # rows of a batch -> metrics
@@ -59,11 +59,11 @@ def fit(
         due = epoch in (warmup_epochs, settings.epochs) or epoch % settings.validate_every_epochs == 0
         if not due:
             return {}
+        generator.sampler.update_weights(policy.policy.named_parameters())
         solved = stage.validate(generator)
         if epoch == warmup_epochs:
             state["warmup_validation_accuracy"] = solved
-            target = stage.config.run_dir / "warmup" / "model"
-            save_model(policy, target, stage.prompter, stage.accelerator)
+            stage.export(policy, stage.config.run_dir / "warmup" / "model")
         stage.keep_best(policy, state, "epoch", epoch, solved)
         return {"validation_accuracy": solved}
 
@@ -81,33 +81,37 @@ def train_epochs(
     end_epoch: EndEpoch,
     start: State,
 ) -> State:
-    """Go over rows of these lengths in shuffled batches, with a linear schedule, checkpoints and a log.
+    """Go over rows of these lengths in shuffled batches, with a linear schedule.
 
     Returns the state after the last step; `start` is what it holds before the first one.
     """
-    total = settings.epochs * math.ceil(len(lengths) / settings.batch_size)
-    state = load_checkpoint(stage.accelerator, stage.directory) or {"step": 0, "seconds": 0.0, **start}
-    with stage.log(total, state["step"]) as log:
-        for step, rows, epoch in _plan(stage, lengths, settings, state["step"]):
-            started = time.perf_counter()
-            factor = linear_schedule(step - 1, total, settings.lr_warmup_share)
-            learner.set_learning_rates(factor, factor)
-            row: dict[str, Any] = {
-                "epoch": step / total * settings.epochs,
-                "learning_rate": settings.learning_rate * factor,
-            }
-            learner.model.train()
-            row |= take_step(rows)
-            learner.model.eval()
-            tokens = sum(lengths[i] for i in rows)
-            row["tokens_per_second"] = tokens / (time.perf_counter() - started)
-            if epoch is not None:
-                row |= end_epoch(epoch, state)
-            state["seconds"] += time.perf_counter() - started
-            log.metrics(step, {**row, "seconds": state["seconds"]})
-            if step % settings.checkpoint_every_steps == 0 and step < total:
-                save_checkpoint(stage.accelerator, stage.directory, step, state)
-    return state
+    per_epoch = math.ceil(len(lengths) / settings.batch_size)
+    total = settings.epochs * per_epoch
+
+    @lru_cache(maxsize=1)
+    def batches(epoch: int) -> list[list[int]]:
+        order = shuffled(len(lengths), stage.config.seed, stage.name, epoch)
+        return length_sorted(order, lengths, settings.batch_size)
+
+    def step_of_epoch(step: int, state: State) -> tuple[Metrics, Sequence[GradedSample]]:
+        started = time.perf_counter()
+        factor = linear_schedule(step - 1, total, settings.lr_warmup_share)
+        learner.set_learning_rates(factor, factor)
+        rows = batches((step - 1) // per_epoch + 1)[(step - 1) % per_epoch]
+        learner.model.train()
+        metrics: Metrics = {
+            "epoch": step / per_epoch,
+            "learning_rate": settings.learning_rate * factor,
+            **take_step(rows),
+        }
+        learner.model.eval()
+        seconds = time.perf_counter() - started
+        metrics["tokens_per_second"] = sum(lengths[i] for i in rows) / seconds
+        if step % per_epoch == 0:
+            metrics |= end_epoch(step // per_epoch, state)
+        return metrics, ()
+
+    return stage.run_steps(total, settings.checkpoint_every_steps, start, step_of_epoch)
 
 
 def train_on(learner: Learner, batch: Sequence[Example], weights: Sequence[float]) -> dict[str, float]:
@@ -116,10 +120,10 @@ def train_on(learner: Learner, batch: Sequence[Example], weights: Sequence[float
 
     def loss_fn(model: nn.Module, mine: list[int], dealt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         responses = [batch[i][1] for i in mine]
-        scores = model(collate([batch[i][0] for i in mine], responses).to(device))
+        stats = model(collate([batch[i][0] for i in mine], responses).to(device))
         mask = length_mask([len(response) for response in responses]).to(device)
         factors = dealt * dealt.new_tensor([weights[i] for i in mine])
-        return (cross_entropy(scores.logprobs, mask) * factors).sum(), {}
+        return (cross_entropy(stats.logprobs, mask) * factors).sum(), {}
 
     lengths = [len(prompt) + len(response) for prompt, response in batch]
     return learner.step(range(len(batch)), lengths, loss_fn)
@@ -144,17 +148,3 @@ def stop_on_non_finite(stage: Stage, sums: dict[str, float], learning_rate: floa
         raise UserError(
             f"{name}: the loss became {sums['loss']}; lower {name}.learning_rate (now {learning_rate})"
         )
-
-
-def _plan(
-    stage: Stage, lengths: Sequence[int], settings: Epochs, done: int
-) -> Iterator[tuple[int, list[int], int | None]]:
-    """Yield (number of the step, its rows, the epoch that it completes if any) beyond `done` steps."""
-    step = 0
-    for epoch in range(1, settings.epochs + 1):
-        order = shuffled(len(lengths), stage.config.seed, stage.name, epoch)
-        batches = length_sorted(order, lengths, settings.batch_size)
-        for i, rows in enumerate(batches, start=1):
-            step += 1
-            if step > done:
-                yield step, rows, epoch if i == len(batches) else None

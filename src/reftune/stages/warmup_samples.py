@@ -13,8 +13,9 @@ from typing import Any
 
 from reftune.files import read_jsonl
 from reftune.model.policy import PolicyWithValue
-from reftune.problem import Row
+from reftune.problem import CountedRow
 from reftune.runs.run_log import steps_done
+from reftune.stages.run import Run
 from reftune.stages.stage import Stage
 from reftune.training.microbatches import minibatches
 from reftune.training.rollouts import accuracy, graded_rows
@@ -22,6 +23,11 @@ from reftune.training.types import GradedSample
 
 QUESTIONS_PER_STEP = 64
 FILE = "samples.jsonl"
+
+
+def start(run: Run) -> None:
+    """Run the stage with the warm-up model."""
+    run_warmup_samples(run.stage("warmup_samples", run.prompter("warmup")), run.load_policy("warmup"))
 
 
 def run_warmup_samples(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
@@ -37,10 +43,9 @@ def run_warmup_samples(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     with stage.log(len(steps), done) as log:
         for step, chunk in enumerate(steps[done:], start=done + 1):
             started = time.perf_counter()
-            graded = generator.generate(
-                [problems[i] for i in chunk], settings.per_question, settings.temperature,
-                stage.config.seed, stage.name, step,
-            )  # fmt: skip
+            key = (stage.config.seed, stage.name, step)
+            asked = [problems[i] for i in chunk]
+            graded = generator.generate(asked, settings.per_question, settings.temperature, key=key)
             log.samples(step, _distinct(graded))
             seconds = time.perf_counter() - started
             log.metrics(step, {"accuracy": accuracy(graded), "seconds": seconds})
@@ -48,15 +53,15 @@ def run_warmup_samples(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     return stage.finish(_summary(read_warmup_samples(stage.config.run_dir)))
 
 
-def read_warmup_samples(run_dir: Path) -> dict[str, list[Row]]:
+def read_warmup_samples(run_dir: Path) -> dict[str, list[CountedRow]]:
     """Return the rows of `samples.jsonl` by the question's id."""
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[CountedRow]] = {}
     for row in read_jsonl(run_dir / "warmup_samples" / FILE):
         rows.setdefault(row["id"], []).append(row)
     return rows
 
 
-def _summary(samples: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+def _summary(samples: Mapping[str, Sequence[CountedRow]]) -> dict[str, Any]:
     rows = [row for found in samples.values() for row in found]
     total = sum(row["count"] for row in rows)
     return {
@@ -69,7 +74,7 @@ def _summary(samples: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     }
 
 
-def _distinct(graded: Sequence[GradedSample]) -> list[Row]:
+def _distinct(graded: Sequence[GradedSample]) -> list[CountedRow]:
     """Return one row per question and different completion, in the order in which they came.
 
     What our own sandbox failed to judge is left out.

@@ -1,4 +1,4 @@
-"""Work side by side on the cores of one CPU.
+"""Data-parallel training on the cores of one CPU: threads with replicas that share their weights.
 
 A small model's operations are too small to be shared out: two threads that work on one matrix product
 wait for each other longer than they compute. So micro-batches run next to each other, each on one
@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-PARAMETERS_IN_REPLICAS = 2**27  # of all copies together: 512 MiB of gradients
+PARAMETERS_IN_REPLICAS = 2**27  # of all replicas together: 512 MiB of gradients
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
@@ -34,7 +34,7 @@ class CpuThreads:
         self._pool: ThreadPoolExecutor | None = None
         if count > 1:
             self._pool = ThreadPoolExecutor(
-                count, "lane", initializer=torch.set_num_threads, initargs=(threads_each or 1,)
+                count, "replica", initializer=torch.set_num_threads, initargs=(threads_each or 1,)
             )
 
     def map(self, function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
@@ -51,9 +51,9 @@ class CpuThreads:
 
 
 def make_cpu_threads(model: nn.Module, accelerator: Accelerator) -> CpuThreads:
-    """Return as many cpu_threads as this process has CPU threads, fewer for a large model.
+    """Return as many as this process may use, fewer for a large model.
 
-    There is one lane on any other device, beside other processes, and where accelerate has wrapped the
+    There is one on any other device, beside other processes, and where accelerate has wrapped the
     model's forward pass (mixed precision).
     """
     threads = torch.get_num_threads()

@@ -1,11 +1,10 @@
-"""What all training stages do the same way: optimizer, learning rates, one optimizer step, saving."""
+"""What all training stages do the same way: optimizer, learning rates, one optimizer step."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reftune.files import atomic_directory
-from reftune.model.policy import PolicyWithValue
-from reftune.model.prompts import Prompter
 from reftune.training.cpu_threads import make_cpu_threads, replicas
 from reftune.training.microbatches import make_microbatches, shard
 
@@ -56,7 +52,7 @@ class Learner:
         model: the model to train.
         optimizer: from `make_optimizer`.
         accelerator: its processes share every micro-batch.
-        token_budget: tokens in a micro-batch of one lane of one process.
+        token_budget: tokens in a micro-batch of one CPU thread of one process.
         max_grad_norm: the gradient is scaled down to this norm.
     """
 
@@ -109,7 +105,7 @@ class Learner:
         workers = self.accelerator.num_processes * len(models)
         pieces = make_microbatches(rows, lengths, self.token_budget, workers, groups)
         totals = self._cpu_threads.map(
-            lambda lane: self._accumulate(models[lane], pieces, lane, workers, loss_fn),
+            lambda i: self._accumulate(models[i], pieces, i, workers, loss_fn),
             range(len(models)),
         )
         _add_gradients(models)
@@ -120,11 +116,11 @@ class Learner:
         return {**self._sum(totals), "grad_norm": float(norm)}
 
     def _accumulate(
-        self, model: nn.Module, pieces: list[list[int]], lane: int, workers: int, loss_fn: LossFn
+        self, model: nn.Module, pieces: list[list[int]], thread: int, workers: int, loss_fn: LossFn
     ) -> dict[str, Tensor]:
         """Add up the gradients of this worker's rows of all micro-batches; return the sums."""
         accelerator = self.accelerator
-        rank, processes = accelerator.process_index + lane, accelerator.num_processes
+        rank, processes = accelerator.process_index + thread, accelerator.num_processes
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         for i, piece in enumerate(pieces):
             mine, weights = shard(piece, rank, workers)
@@ -145,7 +141,7 @@ class Learner:
 
 
 def _add_gradients(models: Sequence[nn.Module]) -> None:
-    """Add the copies' gradients to the model's, always in the same order."""
+    """Add the replicas' gradients to the model's, always in the same order."""
     for first, *others in zip(*(model.parameters() for model in models), strict=True):
         for other in others:
             if first.grad is None:
@@ -161,14 +157,3 @@ def _has_dropout(model: nn.Module) -> bool:
     settings = [item for config in configs for item in config.to_dict().items()]
     rates += [value for key, value in settings if "drop" in key and isinstance(value, float)]
     return any(rates)
-
-
-def save_model(
-    policy: PolicyWithValue, target: Path, prompter: Prompter, accelerator: Accelerator
-) -> None:
-    """Write a model directory that is there as a whole or not at all (main process)."""
-    if accelerator.is_main_process:
-        with atomic_directory(target) as directory:
-            policy.save(directory)
-            prompter.save(directory)
-    accelerator.wait_for_everyone()

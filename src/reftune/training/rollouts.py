@@ -1,4 +1,4 @@
-"""Questions to rollouts: sample, judge, score with the policy and the frozen reference.
+"""Questions to rollouts: sample, judge, read with the policy and the frozen reference.
 
 Problems are dealt to processes, and what comes back is gathered: after this module every process
 holds the same whole batch of (small) results, and only models' forward passes are shared out.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,32 +19,26 @@ from reftune.grading.judge import Judge
 from reftune.model.batch import collate, length_mask, pad
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
-from reftune.problem import Problem, UserError
+from reftune.problem import GradedRow, Problem, UserError
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.sampler import Sample, Sampler
-from reftune.training.cpu_threads import CpuThreads, make_cpu_threads
-from reftune.training.sharded_map import fill
+from reftune.training.sharded_map import sharded_map
 from reftune.training.types import GradedSample, Rollouts
 
-JUDGED_AT_ONCE = 256  # each bunch wakes the sandbox's workers, which takes cores from a decoder on CPUs
+Key = Sequence[object]  # names a source of randomness, for example (seed, "ppo", step)
 
 
 @dataclass(frozen=True)
 class Generator:
-    """All that turns problems into judged samples.
-
-    `exact` says that the sampler's log-probabilities and values are those that the trainer would find.
-    """
+    """All that turns problems into graded samples."""
 
     sampler: Sampler
     judge: Judge
     prompter: Prompter
     accelerator: Accelerator
-    cpu_threads: CpuThreads
-    exact: bool = False
 
     def generate(
-        self, problems: Sequence[Problem], samples: int, temperature: float, *key: object
+        self, problems: Sequence[Problem], samples: int, temperature: float, *, key: Key
     ) -> list[GradedSample]:
         """Sample each problem `samples` times and judge the results, in the order of the problems.
 
@@ -54,93 +46,61 @@ class Generator:
             problems: the questions, the same list on every process.
             samples: responses per question.
             temperature: 0 decodes greedily.
-            key: names the source of randomness, for example (seed, "ppo", step).
+            key: names the source of randomness.
+
+        Raises UserError where the sandbox could run none of the programs.
         """
         accelerator = self.accelerator
         indices = range(accelerator.process_index, len(problems), accelerator.num_processes)
         rows = [(i, k) for i in indices for k in range(samples)]
-        prompts = {i: self.prompter.encode_prompt(problems[i]) for i in indices}
-        judging = Judging(self.judge, self.prompter, [problems[i] for i, _ in rows])
-        with judging:
-            self.sampler.sample(
-                [prompts[i] for i, _ in rows],
-                [sequence_seed(*key, i, k) for i, k in rows],
-                max_new_tokens=self.prompter.settings.max_new_tokens,
-                temperature=temperature,
-                done=judging.put,
-            )
-        mine = [(row, judging.samples[number]) for number, row in enumerate(rows)]
-        if mine and all(graded.verdict.status == "sandbox_error" for _, graded in mine):
+        graded = self._grade(
+            [problems[i] for i, _ in rows], self._sample(problems, rows, temperature, key)
+        )
+        if graded and all(sample.verdict.status == "sandbox_error" for sample in graded):
             raise UserError(
                 "the sandbox could run none of the programs; is pydantic-monty installed whole?"
             )
-        gathered = gather_object(mine) if accelerator.num_processes > 1 else mine
-        return [graded for _, graded in sorted(gathered, key=lambda pair: pair[0])]
+        numbered = list(zip(rows, graded, strict=True))
+        gathered = gather_object(numbered) if accelerator.num_processes > 1 else numbered
+        return [sample for _, sample in sorted(gathered, key=lambda pair: pair[0])]
 
+    def _sample(
+        self, problems: Sequence[Problem], rows: Sequence[tuple[int, int]], temperature: float, key: Key
+    ) -> list[Sample]:
+        """Draw sample k of problem i for each (i, k)."""
+        prompts = {i: self.prompter.encode_prompt(problems[i]) for i, _ in rows}
+        return self.sampler.sample(
+            [prompts[i] for i, _ in rows],
+            [sequence_seed(*key, i, k) for i, k in rows],
+            max_new_tokens=self.prompter.settings.max_new_tokens,
+            temperature=temperature,
+        )
 
-class Judging:
-    """Judge samples in a thread of its own, while others are still being decoded.
-
-    Args:
-        judge: gets the samples in bunches.
-        problems: which problem each sample number answers.
-
-    As a context it waits for the last verdict; then `graded` has every sample that was put in.
-    """
-
-    def __init__(self, judge: Judge, prompter: Prompter, problems: Sequence[Problem]) -> None:
-        self.samples: dict[int, GradedSample] = {}
-        self._judge, self._prompter, self._problems = judge, prompter, problems
-        self._queue: SimpleQueue[tuple[int, Sample] | None] = SimpleQueue()
-        self._thread = ThreadPoolExecutor(1, "judge")
-
-    def put(self, number: int, sample: Sample) -> None:
-        """Hand over a sample."""
-        self._queue.put((number, sample))
-
-    def __enter__(self) -> None:
-        self._done = self._thread.submit(self._run)
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.shutdown(wait=error is None)
-        if error is None:
-            self._done.result()
-
-    def _run(self) -> None:
-        waiting: list[tuple[int, Sample]] = []
-        while (item := self._queue.get()) is not None:
-            waiting.append(item)
-            if len(waiting) == JUDGED_AT_ONCE:
-                self._judge_all(waiting)
-                waiting = []
-        if waiting:
-            self._judge_all(waiting)
-
-    def _judge_all(self, items: list[tuple[int, Sample]]) -> None:
-        asked = [self._problems[number] for number, _ in items]
-        texts = [
-            self._prompter.decode(p, s.tokens, s.finished)
-            for p, (_, s) in zip(asked, items, strict=True)
-        ]
-        verdicts = self._judge(asked, texts, [sample.finished for _, sample in items])
-        for (number, sample), problem, text, verdict in zip(items, asked, texts, verdicts, strict=True):
-            self.samples[number] = GradedSample(problem, sample, text, verdict)
+    def _grade(self, problems: Sequence[Problem], samples: Sequence[Sample]) -> list[GradedSample]:
+        pairs = list(zip(problems, samples, strict=True))
+        texts = [self.prompter.decode(problem, s.tokens, s.finished) for problem, s in pairs]
+        verdicts = self.judge(problems, texts, [s.finished for s in samples])
+        graded = zip(pairs, texts, verdicts, strict=True)
+        return [GradedSample(problem, s, text, verdict) for (problem, s), text, verdict in graded]
 
 
 def make_generator(
     policy: PolicyWithValue, prompter: Prompter, judge: Judge, accelerator: Accelerator, max_rows: int
 ) -> Generator:
-    """Return an generator whose built-in sampler always reads the current weights of `policy`."""
-    ends = policy.policy.generation_config.eos_token_id if policy.policy.generation_config else None
-    eos = {prompter.eos, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
+    """Return a generator whose built-in sampler always reads the current weights of `policy`.
+
+    Args:
+        max_rows: responses decoded at once.
+    """
     sampler = BuiltinSampler(
-        policy.policy, sorted(eos), max_rows,
-        packed_forward=policy.packed_forward, context=accelerator.autocast,
+        policy.policy,
+        _end_tokens(policy, prompter),
+        max_rows,
+        packed_forward=policy.packed_forward,
+        context=nullcontext if accelerator.mixed_precision == "no" else accelerator.autocast,
         value_head=policy.value_head if policy.value_backbone is None else None,
-    )  # fmt: skip
-    exact = accelerator.mixed_precision == "no" and policy.policy.dtype == torch.float32
-    return Generator(sampler, judge, prompter, accelerator, make_cpu_threads(policy, accelerator), exact)
+    )
+    return Generator(sampler, judge, prompter, accelerator)
 
 
 def collect(
@@ -148,86 +108,92 @@ def collect(
     policy: PolicyWithValue,
     reference: PolicyWithValue,
     problems: Sequence[Problem],
+    *,
     samples: int,
     temperature: float,
     token_budget: int,
-    *key: object,
+    key: Key,
 ) -> Rollouts:
-    """Sample, judge and score one batch (PAPER sections 3 and 4).
+    """Sample, judge and read one batch.
 
     The policy reads the samples once more only where the sampler's numbers are not the trainer's.
     Rows that our own infrastructure failed to judge keep an empty mask: they teach nothing.
+
+    Args:
+        reference: the frozen model that the KL penalty holds the policy near.
+        samples: responses per question.
+        token_budget: padded tokens of a micro-batch.
+        key: names the source of randomness.
     """
-    graded = generator.generate(problems, samples, temperature, *key)
-    kept = [0 if a.verdict.status == "sandbox_error" else len(a.sample.tokens) for a in graded]
-    mask = length_mask(kept, width=max(len(a.sample.tokens) for a in graded))
-    scoring = (graded, temperature, token_budget, generator.accelerator, generator.cpu_threads)
-    sampler_logprobs = pad([a.sample.logprobs for a in graded])
-    known = generator.exact and all(
-        policy.value_head is None or a.sample.values is not None for a in graded
-    )
-    if known:
+    graded = generator.generate(problems, samples, temperature, key=key)
+    judged = [g.verdict.status != "sandbox_error" for g in graded]
+    lengths = [len(g.sample.tokens) if ok else 0 for g, ok in zip(graded, judged, strict=True)]
+    reading = (graded, temperature, token_budget, generator.accelerator)
+    sampler_logprobs = pad([g.sample.logprobs for g in graded])
+    values_known = policy.value_head is None or all(g.sample.values is not None for g in graded)
+    if generator.sampler.exact and values_known:
         logprobs = sampler_logprobs
-        values = pad([a.sample.values or [0.0] * len(a.sample.tokens) for a in graded])
+        values = pad([g.sample.values or [0.0] * len(g.sample.tokens) for g in graded])
     else:
-        logprobs, _, values = score(policy, *scoring)
+        logprobs, _, values = compute_logprobs(policy, *reading)
     return Rollouts(
         samples=graded,
         groups=torch.tensor(question_groups(graded)),
-        scores=torch.tensor([a.verdict.score for a in graded]),
-        mask=mask,
+        rewards=torch.tensor([g.verdict.reward for g in graded]),
+        mask=length_mask(lengths, width=max(len(g.sample.tokens) for g in graded)),
         sampler_logprobs=sampler_logprobs,
         logprobs=logprobs,
-        ref_logprobs=score(reference, *scoring).logprobs,
+        ref_logprobs=compute_logprobs(reference, *reading).logprobs,
         values=values,
     )
 
 
-def score(
+def compute_logprobs(
     model: PolicyWithValue,
     graded: Sequence[GradedSample],
     temperature: float,
     token_budget: int,
     accelerator: Accelerator,
-    cpu_threads: CpuThreads | None = None,
 ) -> TokenStats:
-    """Score every response with `model`, each process a share; the result is whole on all of them."""
-    samples = [a.sample for a in graded]
+    """Read every response with `model`, each process a share; the result is whole on all of them.
+
+    Returns log-probabilities, entropies and values, (batch, time) each, on the CPU.
+    """
+    samples = [g.sample for g in graded]
     lengths = [len(s.prompt) + len(s.tokens) for s in samples]
     time = max(len(s.tokens) for s in samples)
     totals = torch.zeros(3, len(samples), time, device=accelerator.device)
 
     def read(rows: list[int]) -> None:
         batch = collate([samples[i].prompt for i in rows], [samples[i].tokens for i in rows])
-        scores = model(batch.to(accelerator.device), temperature)
-        totals[:, rows, : scores.logprobs.shape[1]] = torch.stack(tuple(scores))
+        stats = model(batch.to(accelerator.device), temperature)
+        totals[:, rows, : stats.logprobs.shape[1]] = torch.stack(tuple(stats)).to(totals.dtype)
 
-    groups = question_groups(graded)
-    whole = fill(totals, read, lengths, token_budget, accelerator, cpu_threads or CpuThreads(), groups)
+    whole = sharded_map(totals, read, lengths, token_budget, accelerator, question_groups(graded))
     return TokenStats(*whole.cpu())
 
 
 def question_groups(graded: Sequence[GradedSample]) -> list[int]:
-    """Number the graded by question: equal numbers answer the same one."""
+    """Number the samples by question: equal numbers answer the same one."""
     numbers: dict[str, int] = {}
-    return [numbers.setdefault(a.problem.id, len(numbers)) for a in graded]
+    return [numbers.setdefault(g.problem.id, len(numbers)) for g in graded]
 
 
 def accuracy(graded: Sequence[GradedSample]) -> float:
-    """Return the share of correct graded among those that our infrastructure could judge."""
-    judged = [a.verdict.correct for a in graded if a.verdict.status != "sandbox_error"]
+    """Return the share of correct samples among those that our infrastructure could judge."""
+    judged = [g.verdict.correct for g in graded if g.verdict.status != "sandbox_error"]
     return sum(judged) / max(1, len(judged))
 
 
-def graded_rows(graded: Sequence[GradedSample]) -> list[dict[str, Any]]:
-    """Return graded as rows of a JSONL file."""
+def graded_rows(graded: Sequence[GradedSample]) -> list[GradedRow]:
+    """Return graded samples as rows of a JSONL file."""
     return [
         {
-            "id": a.problem.id, "question": a.problem.question, "answer": a.problem.answer,
-            "completion": a.completion, "status": a.verdict.status, "value": a.verdict.answer,
-            "correct": a.verdict.correct, "score": a.verdict.score,
+            "id": g.problem.id, "question": g.problem.question, "answer": g.problem.answer,
+            "completion": g.completion, "status": g.verdict.status, "value": g.verdict.answer,
+            "correct": g.verdict.correct, "reward": g.verdict.reward,
         }
-        for a in graded
+        for g in graded
     ]  # fmt: skip
 
 
@@ -235,3 +201,10 @@ def sequence_seed(*key: object) -> int:
     """Return a signed 64-bit number that depends on `key` alone."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def _end_tokens(policy: PolicyWithValue, prompter: Prompter) -> list[int]:
+    """Return the ids that end a response: the tokenizer's, and those that the model is shipped with."""
+    settings = policy.policy.generation_config
+    ends = settings.eos_token_id if settings is not None else None
+    return sorted({prompter.eos, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})

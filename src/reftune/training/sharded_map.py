@@ -8,17 +8,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from reftune.training.cpu_threads import CpuThreads
 from reftune.training.microbatches import make_microbatches, shard
 
 
-def fill(
+@torch.no_grad()
+def sharded_map(
     empty: Tensor,
     read: Callable[[list[int]], None],
     lengths: Sequence[int],
     token_budget: int,
     accelerator: Accelerator,
-    cpu_threads: CpuThreads,
     groups: Sequence[int] | None = None,
 ) -> Tensor:
     """Return `empty` as filled by all processes, whole on each of them.
@@ -30,17 +29,11 @@ def fill(
         token_budget, groups: as for `make_microbatches`.
     """
     processes = accelerator.num_processes
-
-    @torch.no_grad()  # threads have grad modes of their own
-    def read_share(rows: list[int]) -> None:
+    for rows in make_microbatches(range(len(lengths)), lengths, token_budget, processes, groups):
         mine, weights = shard(rows, accelerator.process_index, processes)
         if any(weights):
             with accelerator.autocast():
                 read(mine)
-
-    cpu_threads.map(
-        read_share, make_microbatches(range(len(lengths)), lengths, token_budget, processes, groups)
-    )
     filled = accelerator.reduce(empty, reduction="sum") if processes > 1 else empty
     assert isinstance(filled, Tensor)
     return filled

@@ -27,11 +27,14 @@ class GradedSample:
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """One global batch of judged and scored samples; rows of one question share a number in `groups`."""
+    """One global batch of graded samples, read by policy, critic and reference.
+
+    `rewards` are those of whole samples; rows of one question share a number in `groups`.
+    """
 
     samples: list[GradedSample]
     groups: Int[Tensor, " batch"]
-    scores: Float[Tensor, " batch"]
+    rewards: Float[Tensor, " batch"]
     mask: Float[Tensor, "batch time"]
     sampler_logprobs: Float[Tensor, "batch time"]
     logprobs: Float[Tensor, "batch time"]
@@ -43,6 +46,6 @@ class Rollouts:
 class AdvantagesAndReturns:
     """What the update aims at: token rewards, whitened advantages, returns for the critic."""
 
-    rewards: Float[Tensor, "batch time"]
+    token_rewards: Float[Tensor, "batch time"]
     advantages: Float[Tensor, "batch time"]
     returns: Float[Tensor, "batch time"]

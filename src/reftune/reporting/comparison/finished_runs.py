@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reftune.config import Config
 from reftune.config_files import load_config
 from reftune.evaluation.aggregation import available, curve, pass_curve
 from reftune.methods import METHODS
-from reftune.problem import Row, UserError
+from reftune.problem import AnsweredQuestion, Row, UserError
 
 Questions = dict[str, tuple[str, str]]  # id -> question, right answer
 Curves = dict[str, dict[int, float]]  # by aggregation, and "pass" for pass@k; by number of samples
@@ -97,7 +98,7 @@ def _models(directory: Path) -> dict[str, Row]:
         raise UserError(f"{path}: cannot be read ({error}); delete it and run the stage again") from None
 
 
-def _read_rows(path: Path, samples: int) -> Iterator[Row]:
+def _read_rows(path: Path, samples: int) -> Iterator[Any]:
     """Read a model's answers without the texts of its samples, which are most of the file."""
     try:
         with path.open(encoding="utf-8") as file:
@@ -134,7 +135,7 @@ def _known_curves(summary: Row) -> Curves:
     return {name: {int(k): x for k, x in points.items()} for name, points in curves.items()}
 
 
-def _answers(rows: Sequence[Row], samples: int, known_curves: Curves) -> Answers:
+def _answers(rows: Sequence[AnsweredQuestion], samples: int, known_curves: Curves) -> Answers:
     right = {"greedy": [bool(row["correct"]) for row in rows]}
     curves = dict(known_curves)
     for name, aggregation in available(rows).items() if samples else ():

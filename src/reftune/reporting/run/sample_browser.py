@@ -39,7 +39,7 @@ def rollouts_by_step(rows: Sequence[Row]) -> list[Row]:
     steps: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         shown = {"question": _text(row["question"]), "answer": _text(row["answer"])}
-        steps[row["step"]].append(shown | _chain(row) | {"score": str(row.get("score", ""))})
+        steps[row["step"]].append(shown | _chain(row) | {"reward": str(row.get("reward", ""))})
     numbers = sorted(steps)
     count = min(len(numbers), MAX_ROLLOUT_STEPS)
     chosen = [numbers[round(i * (len(numbers) - 1) / max(1, count - 1))] for i in range(count)]

@@ -31,7 +31,7 @@ function questionCard(question) {
 }
 
 function rolloutCard(sample) {
-  const head = element("p", "head", ...judgement(sample), element("span", "soft", `reward ${sample.score}`));
+  const head = element("p", "head", ...judgement(sample), element("span", "soft", `reward ${sample.reward}`));
   return element("div", "chain", head, element("p", "question", sample.question),
     element("pre", "text", sample.text), goldLine(sample.answer));
 }

@@ -1,0 +1,47 @@
+"""The last stage: answer the test questions with each model, and compare the models."""
+
+from __future__ import annotations
+
+from reftune.evaluation.evaluate import answer_questions, write_result
+from reftune.files import read_jsonl, write_jsonl
+from reftune.methods import planned_models
+from reftune.problem import AnsweredQuestion
+from reftune.runs.run_log import RunLog
+from reftune.stages.reranker import load_reranker, rank
+from reftune.stages.run import Run
+from reftune.training.rollouts import make_generator
+
+
+def start(run: Run) -> None:
+    """Run the stage; models whose answers are there are not asked again."""
+    config, directory = run.config, run.config.run_dir / "evaluation"
+    models = planned_models(config.methods)
+    answers: dict[str, list[AnsweredQuestion]] = {}
+    with RunLog(directory, run.accelerator, "evaluation", len(models)) as log:
+        for done, name in enumerate(models, start=1):
+            path = directory / f"{name}.jsonl"
+            if not path.exists():
+                found = answer_with(run, name)
+                if run.accelerator.is_main_process:
+                    write_jsonl(path, found)
+            run.accelerator.wait_for_everyone()
+            answers[name] = read_jsonl(path)
+            accuracy = sum(row["correct"] for row in answers[name]) / len(answers[name])
+            log.metrics(done, {"model": name, "accuracy": accuracy})
+    if run.accelerator.is_main_process:
+        trigger = config.prompt.trigger
+        write_result(directory, answers, config.evaluation.bootstrap, config.seed, trigger)
+    run.accelerator.wait_for_everyone()
+
+
+def answer_with(run: Run, name: str) -> list[AnsweredQuestion]:
+    """Answer the test questions with one of the run's models; rank the samples if it has a reranker."""
+    config, test = run.config, run.splits.test
+    policy, prompter = run.load_policy(name), run.prompter(name)
+    rows = config.compute.sampler_rows
+    generator = make_generator(policy, prompter, run.judge, run.accelerator, rows)
+    answered = answer_questions(generator, test, config.evaluation, config.seed)
+    if config.evaluation.rerank and name != "warmup":
+        budget = config.compute.tokens_per_microbatch
+        rank(load_reranker(run, name), prompter, test, answered, run.accelerator, budget)
+    return answered
