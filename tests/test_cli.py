@@ -187,7 +187,7 @@ def test_sample_shows_chain_outcome_and_answer(
         cli.main()
     shown = capsys.readouterr().out
     assert shown.startswith("def solution():\n    ")
-    assert "\noutcome: " in shown
+    assert "\nstatus: " in shown
     assert "\nanswer:  " in shown
 
 

@@ -53,13 +53,13 @@ def test_the_python_example_imports_what_there_is() -> None:
     for node in imports:
         for name in node.names:
             assert hasattr(importlib.import_module(str(node.module)), name.name)
-    assert reward.startswith("def score(")
+    assert reward.startswith("def reward(")
 
 
 def test_the_reward_in_the_text_is_one(tmp_path: Path) -> None:
     (tmp_path / "my_reward.py").write_text(blocks("python")[0], encoding="utf-8")
-    score = load_reward(f"{tmp_path / 'my_reward.py'}:score")
-    assert [score(Problem("1", "?", "7"), text) for text in ("so 7 \n", "so 8")] == [1.0, 0.0]
+    reward = load_reward(f"{tmp_path / 'my_reward.py'}:reward")
+    assert [reward(Problem("1", "?", "7"), text) for text in ("so 7 \n", "so 8")] == [1.0, 0.0]
 
 
 def test_the_commands_and_their_options_exist() -> None:
@@ -74,16 +74,12 @@ def test_the_commands_and_their_options_exist() -> None:
         assert set(re.findall(r"--\w+", rest)) <= options
 
 
-def test_the_tree_has_a_line_for_every_module() -> None:
+def test_the_tree_has_a_line_for_every_folder() -> None:
     tree = README.partition("    src/reftune/\n")[2].partition("\n\n")[0]
-    listed, folder = set(), ""
-    for indent, name in re.findall(r"^( +)(\w+\.py|\w+/) ", tree, re.MULTILINE):
-        folder = folder if len(indent) > 6 else name if name.endswith("/") else ""
-        listed.add(folder + name if len(indent) > 6 else name)
-    package = ROOT / "src/reftune"
-    modules = {str(path.relative_to(package)) for path in package.rglob("*.py") if "__" not in path.name}
-    samplers = {name for name in modules if name.startswith("samplers/")}  # described as one
-    assert listed == modules - samplers | {"samplers/", "data/", "reporting/"}
+    listed = re.findall(r"^ {6}(\w+)/ ", tree, re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / "src/reftune").glob("*/__init__.py")}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == folders
 
 
 def test_make_targets_exist() -> None:

@@ -18,6 +18,7 @@ from reftune.sampling import shared_prefix
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.rng import sample_tokens, uniform
 from reftune.sampling.sampler import Sample
+from reftune.training.rollouts import compute_logprobs
 from reftune.training.types import GradedSample
 from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
 
@@ -35,8 +36,8 @@ def make_prompts() -> list[list[int]]:
     return [*distinct, *distinct[:4], distinct[1]]
 
 
-def attempts_of(samples: Sequence[Sample]) -> list[GradedSample]:
-    """Return samples as the graded that `score` takes; equal prompts are the same problem."""
+def graded_of(samples: Sequence[Sample]) -> list[GradedSample]:
+    """Return samples as `compute_logprobs` takes them; equal prompts are the same problem."""
     verdict = Verdict("no_result", None, False, 0.0)
     return [GradedSample(Problem(str(s.prompt), "q", "1"), s, "", verdict) for s in samples]
 
@@ -75,13 +76,14 @@ def test_sampler_and_trainer_agree_on_log_probabilities(family: str, temperature
         prompts, range(len(prompts)), max_new_tokens=NEW, temperature=temperature
     )
     assert len({len(s.tokens) for s in samples}) >= 3
-    scores = score(PolicyWithValue(model), attempts_of(samples), temperature, 64, Accelerator(cpu=True))
-    for row, sample in zip(scores.logprobs.tolist(), samples, strict=True):
+    graded = graded_of(samples)
+    stats = compute_logprobs(PolicyWithValue(model), graded, temperature, 64, Accelerator(cpu=True))
+    for row, sample in zip(stats.logprobs.tolist(), samples, strict=True):
         assert row[: len(sample.tokens)] == pytest.approx(sample.logprobs, abs=1e-4)
         assert not any(row[len(sample.tokens) :])
 
 
-def test_scores_do_not_depend_on_how_the_batch_is_cut() -> None:
+def test_logprobs_do_not_depend_on_how_the_batch_is_cut() -> None:
     policy = PolicyWithValue(tiny_model(), "shared")
     assert policy.value_head is not None
     torch.nn.init.normal_(policy.value_head.weight)
@@ -92,7 +94,7 @@ def test_scores_do_not_depend_on_how_the_batch_is_cut() -> None:
     with torch.no_grad():
         whole = policy(collate(prompts, [s.tokens for s in samples]))
     for budget in (1, 50, 10_000):
-        cut = score(policy, attempts_of(samples), 1.0, budget, Accelerator(cpu=True))
+        cut = compute_logprobs(policy, graded_of(samples), 1.0, budget, Accelerator(cpu=True))
         for expected, actual in zip(whole, cut, strict=True):
             torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
@@ -214,7 +216,7 @@ def test_values_on_the_way_are_the_trainers(family: str) -> None:
     torch.nn.init.normal_(policy.value_head.weight)
     sampler = BuiltinSampler(policy.policy, ENDS, 5, value_head=policy.value_head)
     samples = sampler.sample(prompts, range(len(prompts)), max_new_tokens=NEW, temperature=1.0)
-    scores = score(policy, attempts_of(samples), 1.0, 64, Accelerator(cpu=True))
+    scores = compute_logprobs(policy, graded_of(samples), 1.0, 64, Accelerator(cpu=True))
     for row, sample in zip(scores.values.tolist(), samples, strict=True):
         assert sample.values == pytest.approx(row[: len(sample.tokens)], abs=1e-4)
     assert max(abs(v) for s in samples for v in s.values or []) > 0.1

@@ -8,10 +8,10 @@ from reftune.reporting.plots import Plot, save_png
 from reftune.reporting.run.stage_plots import (
     offline_st_plots,
     online_st_plots,
-    outcome_shares,
     ppo_plots,
     reranker_plots,
     sft_plots,
+    status_shares,
 )
 
 SFT_RESULT = {"best_validation_accuracy": 0.715, "warmup_validation_accuracy": 0.655}
@@ -68,7 +68,7 @@ def test_on_line_self_training_is_drawn_from_the_metrics_that_it_has() -> None:
     assert names(online_st_plots([row], {}, {})) == [
         "online_st_accuracy",
         "online_st_response_length",  # a step without right samples and annotations has no loss
-        "online_st_outcomes",
+        "online_st_statuses",
     ]
     accuracy, validation, loss, *_ = online_st_plots(
         [row | {"loss": 0.3, "validation_accuracy": 0.6}], SFT_RESULT, {}
@@ -98,18 +98,18 @@ def test_the_files_of_a_whole_run_have_names_of_their_own(tmp_path: Any) -> None
     assert len({save_png(plot, tmp_path) for plot in plots}) == len(plots) == 16
 
 
-def test_outcome_shares_by_hand() -> None:
+def test_status_shares_by_hand() -> None:
     rows = [
         {"statuses": {"ok": 6, "timeout": 2}, "accuracy": 0.5},
         {"statuses": {"ok": 7, "ok_text": 1}, "accuracy": 1.0},
     ]
-    labels, shares = outcome_shares(rows)
+    labels, shares = status_shares(rows)
     assert labels == ["right answer", "wrong answer", "timeout"]
     np.testing.assert_allclose(shares, [[0.5, 1.0], [0.25, 0.0], [0.25, 0.0]])
 
 
 def test_rare_outcomes_are_gathered() -> None:
     failures = {"syntax_error": 6, "exception": 5, "timeout": 4, "memory": 3, "blocked": 2, "crash": 1}
-    labels, shares = outcome_shares([{"statuses": {"ok": 0} | failures, "accuracy": 0.0}])
+    labels, shares = status_shares([{"statuses": {"ok": 0} | failures, "accuracy": 0.0}])
     assert labels[2:] == ["syntax error", "exception", "timeout", "memory", "other"]
     np.testing.assert_allclose(shares[:, 0] * 21, [0, 0, 6, 5, 4, 3, 3])

@@ -135,7 +135,7 @@ def sample(
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
     typer.echo(graded.completion)
-    typer.echo(f"\noutcome: {graded.verdict.status}")
+    typer.echo(f"\nstatus:  {graded.verdict.status}")
     typer.echo(f"answer:  {'none' if answer is None else answer}")
 
 

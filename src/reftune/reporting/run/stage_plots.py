@@ -91,7 +91,7 @@ def online_st_plots(rows: Sequence[Row], sft_result: Row, result: Row) -> list[P
                " right answer.")  # fmt: skip
     plots = [_single(ONLINE_ST, rows, *sampled), _validation(ONLINE_ST, rows, sft_result, result)]
     plots += [_single(ONLINE_ST, rows, *texts) for texts in (LOSS, LENGTH)]
-    return _drawn([*plots, _outcomes(ONLINE_ST, rows)])
+    return _drawn([*plots, _statuses(ONLINE_ST, rows)])
 
 
 @styled
@@ -99,7 +99,7 @@ def ppo_plots(rows: Sequence[Row], sft_result: Row, result: Row) -> list[Plot]:
     """Draw the reinforced stage from its metrics and both stages' results (empty while unfinished)."""
     plots = [_reward(rows), _validation(PPO, rows, sft_result, result)]
     plots += [_single(PPO, rows, *texts) for texts in (KL, ENTROPY, LENGTH, EXPLAINED, GAP, CLIP)]
-    return _drawn([*plots, _outcomes(PPO, rows)])
+    return _drawn([*plots, _statuses(PPO, rows)])
 
 
 @styled
@@ -115,7 +115,7 @@ def reranker_plots(rows: Mapping[str, Sequence[Row]]) -> list[Plot]:
     return _drawn([loss, auc])
 
 
-def outcome_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
+def status_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
     """Return layer names and their shares per step, shape (layers, steps), each column summing to 1.
 
     Judged chains split into right and wrong answers; of the failures the four commonest keep their name.
@@ -196,13 +196,13 @@ def _together(
     return plot
 
 
-def _outcomes(look: _Look, rows: Sequence[Row]) -> Plot | None:
+def _statuses(look: _Look, rows: Sequence[Row]) -> Plot | None:
     rows = [row for row in rows if row.get("statuses")]
     if not rows:
         return None
     caption = "What became of the sampled chains, as shares of each step."
-    plot, ax = new_plot(f"{look.stage}_outcomes", "Outcomes", caption, percent=True, wide=True)
-    names, shares = outcome_shares(rows)
+    plot, ax = new_plot(f"{look.stage}_statuses", "Outcomes", caption, percent=True, wide=True)
+    names, shares = status_shares(rows)
     x = np.array([row["step"] for row in rows], float)
     x, *layers = thin(x, *shares)
     fails = ["fail-1", "fail-2", "fail-3", "fail-4", "fail-rest"]
