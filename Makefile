@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/pip install --no-compile -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo reproduce-mini bench test test-slow check format clean
+.PHONY: help install demo reproduce-mini bench test test-slow mutants check format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -33,6 +33,10 @@ test: install  ## run the test suite, less the slow and the GPU tests
 
 test-slow: install  ## run the tests that need minutes
 	$(BIN)/pytest -m "slow and not gpu"
+
+mutants: install  ## mutate modules to see what their tests miss; takes MODULES="losses ppo ..."
+	$(PIP_INSTALL) -q -e '.[mutation]'
+	$(BIN)/python tools/mutation.py $(MODULES)
 
 check: install  ## check format, lint, types and import layers
 	$(BIN)/ruff format --check

@@ -87,8 +87,14 @@ def test_gae_by_hand(gamma: float, lam: float, expected: tuple[float, ...]) -> N
     torch.testing.assert_close(advantages, row(*expected))
 
 
+def test_gae_of_one_token_is_its_reward_minus_its_value() -> None:
+    advantages = gae(row(1), row(0.25), row(1), 1.0, 0.95)
+    torch.testing.assert_close(advantages, row(0.75))
+
+
 def test_the_defaults_are_the_papers() -> None:
-    advantages = gae(row(0, 0, 1), row(0.5, 0.25, 0.5), row(1, 1, 1), 1.0, 0.95)
+    ppo = Ppo()
+    advantages = gae(row(0, 0, 1), row(0.5, 0.25, 0.5), row(1, 1, 1), ppo.gamma, ppo.gae_lambda)
     torch.testing.assert_close(advantages, row(0.43875, 0.725, 0.5))
 
 
@@ -185,6 +191,11 @@ def test_a_question_whose_samples_all_score_the_same_teaches_nothing() -> None:
         torch.testing.assert_close(advantages, torch.zeros(5, 1), atol=1e-3, rtol=0)
 
 
+def test_group_of_no_rows_is_empty() -> None:
+    nothing = torch.zeros(0, 3)
+    assert group(nothing, nothing, torch.zeros(0, dtype=torch.int64)).shape == (0, 3)
+
+
 def test_whiten_by_hand() -> None:
     # Four real tokens 1, 3, 5, 7: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5. They count one by one,
     # not row by row, and the padding's 100 does not.
@@ -223,15 +234,15 @@ def test_whiten_ignores_padding_and_row_order() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ((0.0, 2.0), 1.0),
-        ((5.0, 7.0), 1.0),  # off by a constant: all of the variance is explained
+        ((0.0, 4.0), 1.0),
+        ((5.0, 9.0), 1.0),  # off by a constant: all of the variance is explained
         ((1.0, 1.0), 0.0),
-        ((0.5, 1.5), 0.75),  # errors -0.5 and 0.5: 1 - 0.25 / 1
-        ((2.0, 0.0), -3.0),  # errors 2 and -2: 1 - 4 / 1
+        ((1.0, 3.0), 0.75),  # errors -1 and 1: 1 - 1 / 4
+        ((4.0, 0.0), -3.0),  # errors -4 and 4: 1 - 16 / 4
     ],
 )
 def test_explained_variance_by_hand(values: tuple[float, float], expected: float) -> None:
-    returns = torch.tensor([[0.0, 99.0], [2.0, 99.0]])  # the second column is padding
+    returns = torch.tensor([[0.0, 99.0], [4.0, 99.0]])  # the second column is padding
     guesses = torch.tensor([[values[0], -99.0], [values[1], 50.0]])
     assert explained_variance(guesses, returns, mask_of([1, 1], 2).float()) == pytest.approx(expected)
 

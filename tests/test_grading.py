@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from reftune.config import Compute
-from reftune.grading.grade_file import extract_program, grade_file
-from reftune.problem import UserError
+from reftune.grading.grade_file import GradeSummary, extract_program, grade_file
+from reftune.problem import Status, UserError
 
 ONE_WORKER = Compute(sandbox_workers=1, sandbox_seconds=0.5)
 RIGHT = {"id": 1, "completion": "So #### 1,000", "answer": "1000"}
@@ -66,6 +66,12 @@ def test_program_file(tmp_path: Path) -> None:
             },
             {"id": "wrong", "completion": f"```\n{bare}```", "answer": "43"},
             {"id": "letter", "completion": bare, "answer": "b", "choices": ["41", "42"]},
+            {
+                "id": "text",
+                "completion": "def solution():\n    return 'No'",
+                "answer": "a",
+                "choices": ["no", "yes"],
+            },
             {"id": "prose", "completion": "It is 42, I think.", "answer": "42"},
             {"id": "hang", "completion": "def solution():\n    while True: pass", "answer": "42"},
         ],
@@ -76,9 +82,10 @@ def test_program_file(tmp_path: Path) -> None:
     assert rows["bare"] == rows["fenced"] == ("ok", 42.0, 1.0)
     assert rows["wrong"] == ("ok", 42.0, 0.25)
     assert rows["letter"] == ("ok_text", "b", 1.0)
+    assert rows["text"] == ("ok_text", "a", 1.0)
     assert rows["prose"] == ("syntax_error", None, 0.0)
     assert rows["hang"] == ("timeout", None, 0.0)
-    assert (summary.total, summary.correct) == (6, 3)
+    assert (summary.total, summary.correct) == (7, 4)
     assert [path.name for path in out.parent.iterdir()] == ["verdicts.jsonl"]  # no partial file is left
 
 
@@ -99,6 +106,12 @@ def test_faults_of_our_own_are_not_charged(tmp_path: Path, monkeypatch: pytest.M
         assert (summary.total, summary.judged, summary.accuracy) == (1, 0, 0.0)
 
 
+def test_accuracy_is_the_share_of_the_judged() -> None:
+    statuses: dict[Status, int] = {"ok": 3, "sandbox_error": 1}
+    summary = GradeSummary(total=4, judged=3, correct=2, statuses=statuses, out=Path("out"))
+    assert summary.accuracy == pytest.approx(2 / 3)
+
+
 def test_extract_program() -> None:
     first, second = "def solution():\n    return 1\n", "def solution():\n    return 2\n"
     assert extract_program(first) == first
@@ -109,6 +122,40 @@ def test_extract_program() -> None:
         extract_program(f"Sure!\n```python\nimport math\n{second}") == f"import math\n{second}"
     )  # cut off
     assert extract_program("```text\nno program\n```") == "```text\nno program\n```"
+    other = "def solutions():\n    return 3\n"
+    assert extract_program(f"```python\n{first}```\n```python\n{other}```") == first
+    assert extract_program(f"```python\n{first}```\n```\nno def solution()\n```") == first
+    inner = f"class A:\n\tdef  {second[4:]}"
+    assert extract_program(f"```python\n{inner}```") == inner
+
+
+def test_a_natural_chain_is_read_beyond_its_code(tmp_path: Path) -> None:
+    text = "```python\ndef solution():\n    return 1\n```\nThe answer is 5."
+    path = write(tmp_path / "in.jsonl", [{"id": 1, "completion": text, "answer": "5"}])
+    assert read(grade_file(path, "natural").out)[0]["value"] == 5.0
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(RIGHT).encode())
+    assert grade_file(path, "natural").correct == 1
+
+
+def test_programs_are_not_asked_for_a_text(tmp_path: Path) -> None:
+    row = {"id": 1, "completion": "def solution():\n    return 1", "answer": "Tuesday"}
+    path = write(tmp_path / "in.jsonl", [row])
+    with pytest.raises(UserError, match=r"in\.jsonl:1: .* not a number, which programs must return"):
+        grade_file(path, "program", compute=ONE_WORKER)
+
+
+def test_own_reward_sees_the_question_or_an_empty_one(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "def length(question, completion, answer):\n    return len(question) / 8\n", encoding="utf-8"
+    )
+    path = write(tmp_path / "in.jsonl", [{**RIGHT, "question": "Why?"}, RIGHT])
+    summary = grade_file(path, "natural", reward=f"{own}:length")
+    assert [row["reward"] for row in read(summary.out)] == [0.5, 0.0]
 
 
 def test_own_reward_and_trigger(tmp_path: Path) -> None:
@@ -138,6 +185,8 @@ def test_own_reward_and_trigger(tmp_path: Path) -> None:
         ('{"id": 1, "completion": "x", "answer": ""}', "problem 1: answer '' is empty"),
         ('{"id": 1, "completion": "x", "answer": NaN}', "not a finite number"),
         ('{"id": 1, "completion": "x", "answer": "b", "choices": "a ) 1"}', "choices must be a list"),
+        ('{"id": 1, "completion": "x", "answer": "b", "choices": [[1], 2]}', "choices must be a text"),
+        ('{"id": 1, "completion": "x", "answer": "1", "question": []}', "question must be a text"),
         (
             '{"id": 1, "completion": "x", "answer": "f", "choices": ["1", "2"]}',
             "names none of its choices",

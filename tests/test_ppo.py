@@ -1,148 +1,257 @@
-"""PPO as a whole: checked answers alone make the reward rise; cuts change nothing; faults are told."""
+"""Steps of PPO on given samples: who is asked for what, at which rates, and what is written of it."""
 
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-import tiny_run
-from reftune.config import Config
-from reftune.config_files import load_config, parse_config
+from reftune.config import Prompt
+from reftune.config_files import parse_config
+from reftune.model.loading import load_model
 from reftune.model.policy import PolicyWithValue
-from reftune.pipeline import run_stages
+from reftune.model.prompts import Prompter
+from reftune.model.scratch import train_tokenizer
 from reftune.problem import Problem, UserError, Verdict
 from reftune.sampling.sampler import Sample
-from reftune.stages.ppo import compute_advantages, describe, update
+from reftune.stages import ppo as module
+from reftune.stages.ppo import run_ppo
+from reftune.stages.stage import Stage
 from reftune.training.learner import Learner
-from reftune.training.types import GradedSample, Rollouts
+from reftune.training.rollouts import Generator, sequence_seed
 from tiny_models import tiny_model
 
+TRAIN = [Problem(f"t{i}", f"what is {i}?", "1") for i in range(5)]
+VALIDATION = [Problem(f"v{i}", f"what is 1{i}?", "1") for i in range(4)]
 
-@pytest.mark.parametrize("advantage", ["gae", "group"])
-def test_checked_answers_alone_make_the_reward_rise(tmp_path: Path, advantage: str) -> None:
-    settings = [
-        "ppo.steps=12", "ppo.questions_per_step=16", "ppo.samples_per_question=8",
-        "ppo.minibatch_size=64", f"ppo.advantage={advantage}",
-    ]  # fmt: skip
-    config = load_config(tiny_run.write_config(tmp_path), settings)
-    run_stages(config, ("sft", "ppo"))
-    rows = _metrics(config)
-    rewards = [row["reward"] for row in rows]
-    assert sum(rewards[:2]) / 2 < 0.5  # two of three annotations are wrong, and SFT repeats them
-    assert sum(rewards[-3:]) / 3 > sum(rewards[:2]) / 2 + 0.2
-    assert max(row["logprob_gap"] for row in rows) < 1e-4
-    assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)  # the first batch comes from the reference itself
+# What is sampled in every step for two questions, two samples each, and what the judge says of it.
+RESPONSES = [[65, 66, 67], [68], [65, 69], [70, 71]]
+VERDICTS = [
+    Verdict("ok", 1.0, True, 1.0),
+    Verdict("ok", 2.0, False, 0.1),
+    Verdict("truncated", None, False, 0.0),
+    Verdict("ok", 1.0, True, 1.0),
+]
 
-
-def test_an_update_does_not_depend_on_how_the_batch_is_cut() -> None:
-    weights = []
-    for budget in (10_000, 30):
-        policy, rollouts = _rollouts()
-        _update(policy, rollouts, [f"compute.tokens_per_microbatch={budget}"])
-        weights.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
-    assert torch.allclose(*weights, atol=1e-6)
+STEPS, OPTIMIZER_STEPS = 3, 6  # of each: three passes over two minibatches
+SETTINGS = [
+    "model.scratch=tiny", "name=test", "ppo.steps=3", "ppo.questions_per_step=2",
+    "ppo.samples_per_question=2", "ppo.ppo_epochs=3", "ppo.minibatch_size=2",
+    "ppo.critic_warmup_steps=1", "ppo.temperature=0.7", "ppo.learning_rate=3e-3",
+    "ppo.value_head_learning_rate=2e-2", "ppo.weight_decay=0.125", "ppo.max_grad_norm=0.75",
+    "ppo.validate_every_steps=3", "ppo.kl_coef=0.2",
+]  # fmt: skip
 
 
-def test_rows_that_nobody_judged_teach_nothing() -> None:
-    weights = []
-    for extra in (False, True):
-        policy, rollouts = _rollouts(unjudged=extra)
-        _update(policy, rollouts, [])
-        weights.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
-    assert torch.allclose(*weights, atol=1e-6)
+def judge(problems: Sequence[Problem], texts: Sequence[str], finished: Sequence[bool]) -> list[Verdict]:
+    return [VERDICTS[i % 4] for i in range(len(texts))]
 
 
-def test_a_non_finite_loss_stops_the_run_and_saves_the_samples(tmp_path: Path) -> None:
-    policy, rollouts = _rollouts()
-    rollouts.logprobs[0, 0] = math.nan
-    before = [p.detach().clone() for p in policy.parameters()]
-    with pytest.raises(UserError, match="not finite at step 3") as error:
-        _update(policy, rollouts, [f'output_dir="{tmp_path}"'])
-    saved = tmp_path / "test" / "ppo" / "non_finite_step_3.json"
-    assert str(saved) in str(error.value)
-    assert len(json.loads(saved.read_text())) == len(rollouts.samples)
-    for old, new in zip(before, policy.parameters(), strict=True):
-        assert torch.equal(old, new)
+class Given:
+    """A sampler whose responses are given; it notes what it was asked for."""
+
+    exact = False
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+        self.prompts: list[list[list[int]]] = []
+        self.seeds: list[list[int]] = []
+        self.temperatures: list[float] = []
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[Sample]:
+        self.prompts.append([list(prompt) for prompt in prompts])
+        self.seeds.append(list(seeds))
+        self.temperatures.append(temperature)
+        return [
+            Sample(list(prompt), RESPONSES[i % 4], [-3.0] * len(RESPONSES[i % 4]), i % 4 != 2)
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self.weights.append({name: tensor.detach().clone() for name, tensor in weights})
 
 
-def test_a_sampler_that_is_not_the_trainer_is_corrected_for() -> None:
-    _, rollouts = _rollouts()
-    config = parse_config({}, ["model.scratch=tiny", "name=test"], "test")
-    expected = compute_advantages(rollouts, config.ppo).advantages.clone()
-    rollouts.sampler_logprobs[0, 0] -= math.log(1.5)  # the trainer makes it 1.5 times as likely
-    rollouts.sampler_logprobs[1, 0] -= math.log(7.0)  # beyond the cap of 2
-    rollouts.sampler_logprobs[2, 0] += math.log(4.0)
-    targets = compute_advantages(rollouts, config.ppo)
-    for row, factor in ((0, 1.5), (1, 2.0), (2, 0.25)):
-        expected[row, 0] *= factor
-    torch.testing.assert_close(targets.advantages, expected)
-    row = describe(rollouts, targets, config.ppo)
-    tokens = float(rollouts.mask.sum())
-    assert row["sampler_weight"] == pytest.approx(1 + (0.5 + 1.0 - 0.75) / tokens)
-    assert row["sampler_truncated"] == pytest.approx(1 / tokens)
-    off = parse_config({}, ["model.scratch=tiny", "name=test", "ppo.importance_sampling_cap=0"], "test")
-    plain = compute_advantages(rollouts, off.ppo).advantages
-    assert not torch.allclose(plain, targets.advantages)
+@dataclass(frozen=True)
+class Watched(Stage):
+    """A stage with given samples, which notes what its learner is made of and does."""
+
+    sampler: Given = field(default_factory=Given)
+    learners: list[Learner] = field(default_factory=list)
+    generators: list[Generator] = field(default_factory=list)
+    rates: list[list[float]] = field(default_factory=list)  # of each optimizer step
+    weights: list[dict[str, Tensor]] = field(default_factory=list)  # before each optimizer step
+
+    def learner(self, model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Learner:
+        def note(*_: object) -> None:
+            self.rates.append([group["lr"] for group in optimizer.param_groups])
+            self.weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+        optimizer.register_step_pre_hook(note)
+        self.learners.append(super().learner(model, optimizer, max_grad_norm))
+        return self.learners[-1]
+
+    def generator(self, policy: PolicyWithValue) -> Generator:
+        self.generators.append(super().generator(policy))
+        return Generator(self.sampler, judge, self.prompter, self.accelerator)
 
 
-def _metrics(config: Config) -> list[dict[str, Any]]:
-    text = (config.run_dir / "ppo" / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+@dataclass(frozen=True)
+class Run:
+    """Three steps, and what was noted of them."""
+
+    stage: Watched
+    policy: PolicyWithValue
+    reference: PolicyWithValue
+    result: dict[str, Any]
+    rows: list[dict[str, Any]]
 
 
-def _rollouts(unjudged: bool = False) -> tuple[PolicyWithValue, Rollouts]:
-    """Return a small policy and made-up rollouts of three questions, scored by that policy."""
-    policy = PolicyWithValue(tiny_model("llama").eval(), "shared")
-    generator = torch.Generator().manual_seed(1)
-    lengths = [5, 2, 7, 3, 4, 6]
-    graded = []
-    for i, length in enumerate(lengths):
-        prompt = [3 + i // 2] * (4 + i // 2)
-        tokens = torch.randint(2, 60, (length,), generator=generator).tolist()
-        score = float(i % 2)
-        verdict = Verdict("ok", score, bool(score), score)
-        sample = Sample(prompt, tokens, [0.0] * length, True)
-        graded.append(GradedSample(Problem(f"p{i // 2}", "?", "1"), sample, "", verdict))
-    if unjudged:
-        graded.append(
-            GradedSample(
-                Problem("p9", "?", "1"),
-                Sample([9, 9], [5, 6], [0.0] * 2, True),
-                "",
-                Verdict("sandbox_error", None, False, 0.0),
-            )
-        )
-    rows, time = len(graded), max(lengths)
-    mask = torch.zeros(rows, time)
-    for i, length in enumerate(lengths):
-        mask[i, :length] = 1
-    noise = torch.randn(6, time, generator=generator)
-    logprobs = torch.zeros(rows, time)
-    logprobs[:6] = -4 + 0.1 * noise
-    return policy, Rollouts(
-        samples=graded,
-        groups=torch.tensor([i // 2 for i in range(6)] + [3] * (rows - 6)),
-        rewards=torch.tensor([a.verdict.reward for a in graded]),
-        mask=mask,
-        sampler_logprobs=logprobs * mask,
-        logprobs=logprobs * mask,
-        ref_logprobs=logprobs * mask,
-        values=torch.zeros(rows, time),
-    )
+def make_stage(folder: Path) -> Watched:
+    tokenizer = train_tokenizer(["what is it? Question: Answer reasoning:"], 300)
+    prompter = Prompter(tokenizer, Prompt(max_new_tokens=6), "natural")
+    config = parse_config({}, [f'output_dir="{folder}"', *SETTINGS], "test")
+    return Watched("ppo", config, prompter, judge, TRAIN, VALIDATION, Accelerator(cpu=True))
 
 
-def _update(policy: PolicyWithValue, rollouts: Rollouts, overrides: list[str]) -> None:
-    settings = ["model.scratch=tiny", "name=test", *overrides]
-    config = parse_config({}, settings, "test")
-    accelerator = Accelerator(cpu=True)
-    # Plain gradient steps: Adam would blow rounding of gradients near 0 up to whole steps.
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-    budget, norm = config.compute.tokens_per_microbatch, config.ppo.max_grad_norm
-    learner = Learner(policy, optimizer, accelerator, budget, norm)
-    update(learner, rollouts, compute_advantages(rollouts, config.ppo), config, 3)
+def make_policies() -> tuple[PolicyWithValue, PolicyWithValue]:
+    """Return two different models; that of the policy has dropout, which PPO must switch off."""
+    policy = PolicyWithValue(tiny_model("gpt2", vocab_size=300), "shared").train()
+    return policy, PolicyWithValue(tiny_model("gpt2", seed=1, vocab_size=300)).eval()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("ppo")
+    stage, (policy, reference) = make_stage(folder), make_policies()
+    result = run_ppo(stage, policy, reference)
+    text = (folder / "test" / "ppo" / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    return Run(stage, policy, reference, result, rows)
+
+
+def read(weights: dict[str, Tensor], prompt: list[int], response: list[int]) -> Tensor:
+    """Return the log-probability of a response to a model with these weights, read plainly."""
+    model = tiny_model("gpt2", vocab_size=300)
+    names = {name.removeprefix("policy."): tensor for name, tensor in weights.items()}
+    model.load_state_dict({n: t for n, t in names.items() if not n.startswith("value_")}, strict=False)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    logprobs = torch.log_softmax(logits / 0.7, dim=-1)
+    return sum((logprobs[t, token] for t, token in enumerate(response)), torch.zeros(()))
+
+
+def test_kl_is_that_of_the_learning_policy_to_the_frozen_reference(run: Run) -> None:
+    frozen = {name: p.detach() for name, p in run.reference.named_parameters()}
+    for step, row in enumerate(run.rows):
+        now = run.stage.weights[step * OPTIMIZER_STEPS]  # those that sampled
+        samples = list(zip(run.stage.sampler.prompts[step], RESPONSES, strict=True))
+        kl = sum(float(read(now, *sample) - read(frozen, *sample)) for sample in samples) / 4
+        assert abs(kl) > 0.1, "two models that differ"
+        assert row["kl"] == pytest.approx(kl, abs=1e-4)
+
+
+def test_the_reference_stays_as_it_was(run: Run) -> None:
+    _, reference = make_policies()
+    for found, expected in zip(run.reference.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(found, expected)
+        assert found.grad is None
+
+
+def test_only_the_critic_learns_in_its_warmup(run: Run) -> None:
+    policy, head = 3e-3, 2e-2
+    assert run.stage.rates == [[0.0, head]] * OPTIMIZER_STEPS + [[policy, head]] * 2 * OPTIMIZER_STEPS
+    start, after_one, after_two = (run.stage.weights[i * OPTIMIZER_STEPS] for i in range(STEPS))
+    for name, weight in start.items():
+        assert torch.equal(weight, after_one[name]) == (not name.startswith("value_")), name
+    assert any(not torch.equal(weight, after_two[name]) for name, weight in after_one.items()
+               if not name.startswith("value_"))  # fmt: skip
+
+
+def test_the_learner_is_made_of_the_settings(run: Run) -> None:
+    [learner] = run.stage.learners
+    assert learner.max_grad_norm == 0.75
+    groups = learner.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.125, 0.125]
+    assert [len(group["params"]) for group in groups] == [len(list(run.policy.policy.parameters())), 2]
+
+
+def test_each_step_samples_its_questions_with_random_numbers_of_its_own(run: Run) -> None:
+    sampler, encode = run.stage.sampler, run.stage.prompter.encode_prompt
+    for step in (1, 2, 3):
+        first, second = (encode(problem) for problem in run.stage.questions(step, 2))
+        assert sampler.prompts[step - 1] == [first, first, second, second]
+        keys = [(i, k) for i in (0, 1) for k in (0, 1)]
+        assert sampler.seeds[step - 1] == [sequence_seed(42, "ppo", step, i, k) for i, k in keys]
+    assert sampler.temperatures == [0.7, 0.7, 0.7, 0.0]  # validation is greedy
+
+
+def test_the_policy_is_what_samples_and_what_is_kept(run: Run) -> None:
+    [generator] = run.stage.generators
+    assert generator.sampler.model is run.policy.policy  # type: ignore[attr-defined]
+    kept = load_model(run.stage.directory / "model")
+    for found, expected in zip(kept.parameters(), run.policy.policy.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_the_metrics_of_a_step(run: Run) -> None:
+    told = {
+        "step", "reward", "accuracy", "kl", "response_length", "truncated", "explained_variance",
+        "sampler_weight", "sampler_truncated", "statuses", "loss", "policy_loss", "value_loss",
+        "grad_norm", "ratio_mean", "clip_fraction", "approx_kl", "entropy", "logprob_gap",
+        "seconds_rollouts", "seconds_update", "tokens_per_second", "seconds",
+    }  # fmt: skip
+    assert [set(row) - told for row in run.rows] == [set(), set(), {"validation_accuracy"}]
+    assert [told - set(row) for row in run.rows] == [set()] * 3
+    for row in run.rows:
+        assert row["reward"] == pytest.approx(2.1 / 4)
+        assert (row["accuracy"], row["response_length"], row["truncated"]) == (0.5, 2.0, 0.25)
+        assert row["statuses"] == {"ok": 3, "truncated": 1}
+    # In the critic's warm-up the policy stays where it is, and there is no dropout.
+    assert run.rows[0]["ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert run.rows[0]["clip_fraction"] == 0
+    assert run.rows[1]["ratio_mean"] != pytest.approx(1, abs=1e-5)
+
+
+def test_the_result_is_written(run: Run) -> None:
+    written = json.loads((run.stage.directory / "result.json").read_text(encoding="utf-8"))
+    assert run.result == written
+    assert (run.result["best_step"], run.result["best_validation_accuracy"]) == (3, 0.5)
+
+
+def test_seconds_are_those_between_sampling_scoring_and_learning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 103.0, 108.0] * STEPS)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    stage = make_stage(tmp_path)
+    run_ppo(stage, *make_policies())
+    lines = (stage.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    for prompts, row in zip(stage.sampler.prompts, map(json.loads, lines), strict=False):
+        assert (row["seconds_rollouts"], row["seconds_update"]) == (3.0, 5.0)
+        assert row["tokens_per_second"] == (sum(map(len, prompts)) + 8) / 8.0
+
+
+def test_a_broken_reference_stops_the_run_at_once(tmp_path: Path) -> None:
+    stage, (policy, reference) = make_stage(tmp_path), make_policies()
+    next(reference.parameters()).data.fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite at step 1; its samples are in"):
+        run_ppo(stage, policy, reference)
+    assert not (stage.directory / "metrics.jsonl").exists()
+    saved = json.loads((stage.directory / "non_finite_step_1.json").read_text())
+    assert len(saved) == 2  # a minibatch
+    assert {row["id"] for row in saved} <= {problem.id for problem in TRAIN}

@@ -120,7 +120,7 @@ def test_bootstrap_difference_sign_edges_and_seed() -> None:
 
 
 def test_bootstrap_difference_refuses_nothing_and_different_lengths() -> None:
-    with pytest.raises(ValueError, match="at least one question"):
+    with pytest.raises(ValueError, match=r"^a difference needs at least one question$"):
         bootstrap_difference([], [], resamples=100, seed=0)
     with pytest.raises(ValueError, match="longer"):
         bootstrap_difference([True], [True, False], resamples=100, seed=0)
@@ -178,12 +178,17 @@ def test_area_under_curve_counts_pairs_in_right_order() -> None:
     assert area_under_curve([-x for x in scores], labels) == pytest.approx(1 - 4.5 / 6)
     assert area_under_curve([0.2, 0.7], [True, True]) == 0.5
     assert area_under_curve([], []) == 0.5
+    with pytest.raises(ValueError, match="shorter"):
+        area_under_curve([0.2, 0.7, 0.1], [True, False])
 
 
 def test_weights_count_instead_of_heads() -> None:
     assert majority_vote([1.0, 2.0, 2.0], [0.9, 0.4, 0.4]) == 1.0
     assert majority_vote([1.0, 2.0, 2.0], [0.9, 0.5, 0.5]) == 2.0
     assert majority_vote([None, 2.0], [9.0, 0.0]) == 2.0
+    assert majority_vote([1.0, 2.0], [1e-20, 2e-20]) == 2.0  # on any scale
+    with pytest.raises(ValueError, match="shorter"):
+        majority_vote([1.0, 2.0], [1.0])
 
 
 def enumerated(differences: list[int]) -> float:
@@ -232,6 +237,7 @@ def test_holm_by_hand() -> None:
     # 0.005 x 4, 0.01 x 3, 0.03 x 2; then 0.04 x 1, which must not fall below the one before.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([0.7, 0.6]) == [1.0, 1.0]  # 0.6 x 2 is no probability
     assert holm([0.02]) == [0.02]
     assert holm([]) == []
 
@@ -279,8 +285,14 @@ def test_seeds_that_belong_together_make_the_interval_narrower() -> None:
     assert apart[0] < better.mean() - SEEDS.mean() < apart[1]
 
 
+def test_bootstrap_means_are_drawn_alike_from_one_seed() -> None:
+    first = bootstrap_means([SEEDS], resamples=200, seed=3)
+    assert first == bootstrap_means([SEEDS], resamples=200, seed=3)
+    assert first != bootstrap_means([SEEDS], resamples=200, seed=4)
+
+
 def test_bootstrap_needs_questions() -> None:
-    with pytest.raises(ValueError, match="at least one question"):
+    with pytest.raises(ValueError, match=r"^an interval needs at least one question$"):
         bootstrap_means([np.zeros((2, 0))], resamples=100, seed=0)
 
 

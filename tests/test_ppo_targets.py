@@ -1,0 +1,164 @@
+"""What PPO makes of a batch before it learns: rewards, advantages, returns and the figures it tells."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from made_rollouts import graded_sample, make_rollouts
+from reftune.config import Ppo
+from reftune.stages.ppo import compute_advantages, describe
+from reftune.training.types import Rollouts
+
+# Question a: a response of two tokens with the reward 1, one of one token with 0. Question b: one of
+# one token with 1, and one that nobody judged, whose numbers are rubbish.
+# log pi - log ref is (-2.5, -4), (-2), (0); pi / mu is (1.5, 0.5), (4), (1).
+#
+# Rewards at kl_coef 0.5: 0.5 * 2.5 = 1.25 and 0.5 * 4 + 1 = 3; 0.5 * 2 = 1; 1.
+VALUES = [[2.0, 4.0], [-2.0], [-4.0], [5.0, -5.0]]
+REWARDS = [[1.25, 3.0], [1.0], [1.0]]
+
+# GAE, gamma = lambda = 0.5: A = r - V at the end of a response, 3 - 4, 1 + 2, 1 + 4; before it
+# r + 0.5 * V' - V + 0.25 * A' = 1.25 + 2 - 2 - 0.25 = 1. Returns are A + V: 1 + 2, -1 + 4; 3 - 2; 5 - 4.
+GAE = [[1.0, -1.0], [3.0], [5.0]]
+RETURNS = [[3.0, 3.0], [1.0], [1.0]]
+
+# Their mean is (1 - 1 + 3 + 5) / 4 = 2, their variance (1 + 9 + 1 + 9) / 4 = 5.
+WHITE = [[-1 / math.sqrt(5), -3 / math.sqrt(5)], [1 / math.sqrt(5)], [3 / math.sqrt(5)]]
+
+# Group: totals 4.25 and 1 have the mean 2.625; alone, question b's response is its own mean.
+GROUP = [[1.625, 1.625], [-1.625], [0.0]]
+GROUP_RETURNS = [[3.625, 5.625], [-3.625], [-4.0]]  # A + V again
+
+PLAIN: dict[str, Any] = {
+    "kl_coef": 0.5, "gamma": 0.5, "gae_lambda": 0.5, "whiten": False, "importance_sampling_cap": 0.0,
+}  # fmt: skip
+
+
+def example() -> Rollouts:
+    graded = [
+        graded_sample("a", [10, 11], 1.0),
+        graded_sample("a", [12], 0.0),
+        graded_sample("b", [13], 1.0),
+        graded_sample("b", [14, 15], 9.0, status="sandbox_error"),
+    ]
+    logprobs = [[-1.0, -2.0], [-3.0], [-1.5], [-8.0, -9.0]]
+    reference = [[1.5, 2.0], [-1.0], [-1.5], [6.0, 3.0]]
+    shift = [[math.log(1.5), math.log(0.5)], [math.log(4.0)], [0.0], [2.0, 3.0]]
+    sampler = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(logprobs, shift, strict=True)]
+    return make_rollouts(graded, logprobs, reference=reference, sampler=sampler, values=VALUES)
+
+
+def table(rows: list[list[float]]) -> Tensor:
+    """Return rows of numbers with 0 on padding, and a row of 0 for the response that nobody judged."""
+    filled = [[*row, *[0.0] * (2 - len(row))] for row in [*rows, []]]
+    return torch.tensor(filled, dtype=torch.float64)
+
+
+def times(rows: list[list[float]], factors: list[list[float]]) -> list[list[float]]:
+    return [[a * b for a, b in zip(*pair, strict=True)] for pair in zip(rows, factors, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rewards", "advantages", "returns"),
+    [
+        ({}, REWARDS, GAE, RETURNS),
+        ({"whiten": True}, REWARDS, WHITE, RETURNS),
+        # the sampler made the second response too rarely, by a factor of 4: it counts twice, or thrice
+        ({"importance_sampling_cap": 2.0}, REWARDS, times(GAE, [[1.5, 0.5], [2], [1]]), RETURNS),
+        ({"importance_sampling_cap": 3.0}, REWARDS, times(GAE, [[1.5, 0.5], [3], [1]]), RETURNS),
+        (
+            {"whiten": True, "importance_sampling_cap": 2.0},  # weighed after whitening
+            REWARDS, times(WHITE, [[1.5, 0.5], [2], [1]]), RETURNS,
+        ),
+        # without the penalty A = 1 - 4, 0 + 2, 1 + 4, and 0 + 2 - 2 + 0.25 * -3 before the first
+        (
+            {"kl_coef": 0.0},
+            [[0.0, 1.0], [0.0], [1.0]], [[-0.75, -3.0], [2.0], [5.0]], [[1.25, 1.0], [0.0], [1.0]],
+        ),
+        # gamma = lambda = 1: the rewards to come, 4.25 and 3, 1, 1, are the returns
+        (
+            {"gamma": 1.0, "gae_lambda": 1.0},
+            REWARDS, [[2.25, -1.0], [3.0], [5.0]], [[4.25, 3.0], [1.0], [1.0]],
+        ),
+        ({"advantage": "group"}, REWARDS, GROUP, GROUP_RETURNS),
+        ({"advantage": "group", "whiten": True}, REWARDS, GROUP, GROUP_RETURNS),  # never whitened
+        # the standard deviation is 1.625, too, and 1.625 / (1.625 + 0.0001) = 0.99994
+        (
+            {"advantage": "group", "scale_rewards": True},
+            REWARDS, [[0.99994, 0.99994], [-0.99994], [0.0]],
+            [[2.99994, 4.99994], [-2.99994], [-4.0]],
+        ),
+        (
+            {"advantage": "group", "importance_sampling_cap": 2.0},
+            REWARDS, times(GROUP, [[1.5, 0.5], [2], [1]]), GROUP_RETURNS,
+        ),
+    ],
+)  # fmt: skip
+def test_targets_by_hand(
+    settings: dict[str, Any],
+    rewards: list[list[float]],
+    advantages: list[list[float]],
+    returns: list[list[float]],
+) -> None:
+    targets = compute_advantages(example(), Ppo(**{**PLAIN, **settings}))
+    for found, expected in (
+        (targets.token_rewards, rewards), (targets.advantages, advantages), (targets.returns, returns),
+    ):  # fmt: skip
+        torch.testing.assert_close(found, table(expected), atol=2e-6, rtol=0)
+
+
+def test_a_batch_is_described_by_hand() -> None:
+    graded = [
+        graded_sample("a", [10, 11, 12], 1.0),
+        graded_sample("a", [13], 0.0, status="syntax_error"),
+        graded_sample("b", [14, 15], 0.1, finished=False),
+        graded_sample("b", [16, 17], 1.0),
+    ]
+    logprobs = [[-1.0, -2.0, -3.0], [-1.0], [-2.0, -2.0], [-1.0, -4.0]]
+    # log pi - log ref: (1, 2, -0.5), (0.5), (-1, 0), (3, 1)
+    reference = [[-2.0, -4.0, -2.5], [-1.5], [-1.0, -2.0], [-4.0, -5.0]]
+    # pi / mu: (1, 1, 1), (3), (0.5, 1), (2.5, 5), of which three are cut to 2
+    shift = [[0.0] * 3, [math.log(3)], [math.log(0.5), 0.0], [math.log(2.5), math.log(5)]]
+    sampler = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(logprobs, shift, strict=True)]
+    values = [[0.0, 0.0, 0.0], [1.0], [1.0, 1.0], [0.0, 0.0]]
+    rollouts = make_rollouts(graded, logprobs, reference=reference, sampler=sampler, values=values)
+    targets = compute_advantages(rollouts, Ppo())
+    # These returns have the variance 1; the critic's errors (0, 2, 0), (1), (-1, 1), (2, 0) have the
+    # mean 5 / 8 and the variance 11 / 8 - 25 / 64 = 63 / 64.
+    targets.returns[:] = torch.tensor([[0.0, 2, 0], [2, 50, 50], [0, 2, 50], [2, 0, 50]])
+    row = describe(rollouts, targets, Ppo(importance_sampling_cap=2.0))
+    assert row == {
+        "reward": pytest.approx((1 + 0 + 0.1 + 1) / 4),
+        "accuracy": 2 / 4,
+        "kl": pytest.approx((2.5 + 0.5 - 1 + 4) / 4),
+        "response_length": 8 / 4,
+        "truncated": 1 / 4,
+        "explained_variance": pytest.approx(1 / 64),
+        "sampler_weight": pytest.approx((3 + 2 + 1.5 + 4) / 8),
+        "sampler_truncated": pytest.approx(3 / 8),
+        "statuses": {"ok": 3, "syntax_error": 1},
+    }
+    uncapped = describe(rollouts, targets, Ppo(importance_sampling_cap=0.0))
+    assert uncapped["sampler_weight"] == pytest.approx((3 + 3 + 1.5 + 7.5) / 8)
+    assert uncapped["sampler_truncated"] == 0.0
+
+
+def test_what_nobody_judged_counts_in_no_figure_of_the_judged() -> None:
+    rollouts = example()
+    row = describe(rollouts, compute_advantages(rollouts, Ppo()), Ppo())
+    assert row["accuracy"] == pytest.approx(2 / 3)
+    assert row["sampler_weight"] == pytest.approx((1.5 + 0.5 + 2 + 1) / 4)
+    assert row["sampler_truncated"] == pytest.approx(1 / 4)
+    assert row["statuses"] == {"ok": 3, "sandbox_error": 1}
+
+
+def test_a_batch_of_which_nothing_was_judged_has_figures_too() -> None:
+    rollouts = make_rollouts([graded_sample("a", [10, 11], 0.0, status="sandbox_error")], [[-1.0, -2.0]])
+    row = describe(rollouts, compute_advantages(rollouts, Ppo()), Ppo())
+    assert (row["sampler_weight"], row["sampler_truncated"], row["accuracy"]) == (1.0, 0.0, 0.0)
+    assert (row["kl"], row["explained_variance"]) == (0.0, 0.0)

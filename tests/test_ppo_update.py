@@ -1,0 +1,362 @@
+"""The update against a plain twin: every response read alone, losses in loops over tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from made_rollouts import graded_sample, make_rollouts, padded
+from reftune.config import Config
+from reftune.config_files import parse_config
+from reftune.model.policy import PolicyWithValue
+from reftune.problem import UserError
+from reftune.sampling.sampler import Sample
+from reftune.stages.ppo import update
+from reftune.training.learner import Learner, LossFn
+from reftune.training.types import AdvantagesAndReturns, Rollouts
+from tiny_models import tiny_model
+
+# prompt, response: three of one question, two of another, one of a third; some begin alike
+TEXTS = [
+    ([3, 4, 5], [10, 11, 12, 13]),
+    ([3, 4, 5], [10, 11, 20]),
+    ([3, 4, 5], [14]),
+    ([6, 7], [10, 15, 16, 17, 1]),
+    ([6, 7], [18, 19]),
+    ([8, 9, 8, 9, 8], [21, 22, 23]),
+]
+TEMPERATURE = 0.7
+SETTINGS = [
+    "model.scratch=tiny", "name=test", f"ppo.temperature={TEMPERATURE}", "ppo.value_coef=0.6",
+    "ppo.clip_range=0.3", "ppo.value_clip_range=0.15", "ppo.max_grad_norm=1e9",
+]  # fmt: skip
+
+
+class Twin:
+    """The same weights in a model of its own, and PPO's equations (docs/algorithm.md) token by token."""
+
+    def __init__(self, policy: PolicyWithValue) -> None:
+        self.model = tiny_model("gpt2").double()
+        self.model.load_state_dict(policy.policy.state_dict())
+        self.backbone = self.model.base_model
+        if policy.value_backbone is not None:
+            self.backbone = tiny_model("gpt2").double().base_model
+            self.backbone.load_state_dict(policy.value_backbone.state_dict())
+        assert policy.value_head is not None
+        self.head = nn.Linear(32, 1, dtype=torch.float64)
+        self.head.load_state_dict(policy.value_head.state_dict())
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the weights under the names that they have in the policy."""
+        found = {f"policy.{name}": p for name, p in self.model.named_parameters()}
+        if self.backbone is not self.model.base_model:
+            found |= {f"value_backbone.{name}": p for name, p in self.backbone.named_parameters()}
+        return found | {f"value_head.{name}": p for name, p in self.head.named_parameters()}
+
+    def read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probability, entropy and value of each token of a response."""
+        ids = torch.tensor([sample.prompt + sample.tokens])
+        before = slice(len(sample.prompt) - 1, -1)
+        probabilities = torch.softmax(self.model(input_ids=ids).logits[0, before] / TEMPERATURE, dim=-1)
+        chosen = torch.stack(
+            [row[token] for row, token in zip(probabilities, sample.tokens, strict=True)]
+        )
+        entropies = -(probabilities * probabilities.log()).sum(-1)
+        states = self.backbone(input_ids=ids).last_hidden_state[0, before]
+        return chosen.log(), entropies, states @ self.head.weight[0] + self.head.bias
+
+    def learn(
+        self, rollouts: Rollouts, targets: AdvantagesAndReturns, rows: Sequence[int], weigh: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of some rows and what the update says of it; `weigh` is alpha."""
+        policy_losses, value_losses, tokens, sums = [], [], 0, Counter[str]()
+        for row in rows:
+            policy_terms, value_terms = [], []
+            logprobs, entropies, values = self.read(rollouts.samples[row].sample)
+            for t in range(len(logprobs)):
+                old, advantage = rollouts.logprobs[row, t].item(), targets.advantages[row, t].item()
+                ratio = torch.exp(logprobs[t]) / math.exp(old)
+                bounded = min(max(ratio.item(), 0.7), 1.3)
+                unclipped = -advantage * ratio
+                policy_terms.append(unclipped if unclipped >= -advantage * bounded else
+                                    torch.tensor(-advantage * bounded))  # fmt: skip
+                before, aim = rollouts.values[row, t].item(), targets.returns[row, t].item()
+                near = min(max(values[t].item(), before - 0.15), before + 0.15)
+                far_off = (values[t] - aim) ** 2 >= (near - aim) ** 2
+                value_terms.append(0.5 * (values[t] - aim) ** 2 if far_off else
+                                   torch.tensor(0.5 * (near - aim) ** 2))  # fmt: skip
+                sums["ratio_mean"] += ratio.item()
+                sums["clip_fraction"] += abs(ratio.item() - 1) > 0.3
+                sums["approx_kl"] += ratio.item() - 1 - (logprobs[t].item() - old)
+                sums["entropy"] += entropies[t].item()
+                sums["logprob_gap"] += abs((logprobs[t] - rollouts.sampler_logprobs[row, t]).item())
+            tokens += len(logprobs)
+            policy_losses.append(sum(policy_terms) / len(policy_terms))
+            value_losses.append(sum(value_terms) / len(value_terms))
+        policy, value = sum(policy_losses) / len(rows), sum(value_losses) / len(rows)
+        loss = policy + weigh * value
+        told = {"loss": loss, "policy_loss": policy, "value_loss": value}
+        return loss, {k: v.item() for k, v in told.items()} | {k: v / tokens for k, v in sums.items()}
+
+
+class Recorder(Learner):
+    """A learner that notes which rows each optimizer step had, and what came of it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.rows: list[list[int]] = []
+        self.told: list[dict[str, float]] = []
+
+    def step(
+        self, rows: Sequence[int], lengths: Sequence[int], loss_fn: LossFn, groups: Any = None
+    ) -> dict[str, float]:
+        self.rows.append(list(rows))
+        self.told.append(super().step(rows, lengths, loss_fn, groups))
+        return self.told[-1]
+
+
+class Lost(Learner):
+    """A learner whose every step gives the same."""
+
+    def __init__(self, *args: Any, **sums: float) -> None:
+        super().__init__(*args)
+        self.sums = sums
+
+    def step(self, *_: Any) -> dict[str, float]:
+        return self.sums
+
+
+def settings(*changes: str) -> Config:
+    return parse_config({}, [*SETTINGS, *changes], "test")
+
+
+def make_policy(critic: str = "shared") -> PolicyWithValue:
+    """Return a policy in float64 (but for the head), so that the twin's gradient can be its own."""
+    policy = PolicyWithValue(tiny_model("gpt2").double(), critic)
+    if policy.value_head is not None:
+        generator = torch.Generator().manual_seed(5)
+        policy.value_head.weight.data.normal_(0, 0.1, generator=generator)
+        policy.value_head.bias.data.fill_(0.3)
+    if policy.value_backbone is not None:  # a copy that has learned something else
+        for parameter in policy.value_backbone.parameters():
+            parameter.data *= 1.1
+    return policy.eval()
+
+
+def make_batch(policy: PolicyWithValue) -> tuple[Rollouts, AdvantagesAndReturns]:
+    """Return rollouts of a policy that has moved since, and targets drawn at random.
+
+    So much that in many tokens a clip takes over, of the ratio and of the value, on either side.
+    """
+    graded = [graded_sample(str(prompt[0]), tokens, 0.0, prompt=prompt) for prompt, tokens in TEXTS]
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(tokens: Tensor, scale: float) -> list[float]:
+        drawn = scale * torch.randn(len(tokens), generator=generator, dtype=torch.float64)
+        return (tokens.detach() + drawn).tolist()
+
+    twin = Twin(policy)
+    read = [twin.read(a.sample) for a in graded]
+    logprobs = [noise(logprobs, 0.4) for logprobs, _, _ in read]
+    sampler = [noise(torch.tensor(row), 0.1) for row in logprobs]
+    values = [noise(values, 0.3) for _, _, values in read]
+    rollouts = make_rollouts(graded, logprobs, sampler=sampler, values=values)
+    zeros = [torch.zeros(len(row)) for row in logprobs]
+    advantages = padded([noise(row, 1.0) for row in zeros])
+    returns = padded([noise(torch.tensor(row), 0.5) for row in values])
+    return rollouts, AdvantagesAndReturns(torch.zeros_like(returns), advantages, returns)
+
+
+def make_learner(
+    policy: PolicyWithValue, config: Config, kind: type[Learner] = Recorder, **more: float
+) -> Any:
+    # Plain gradient steps: Adam would blow rounding of gradients near 0 up to whole steps.
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    budget, norm = config.compute.tokens_per_microbatch, config.ppo.max_grad_norm
+    return kind(policy, optimizer, Accelerator(cpu=True), budget, norm, **more)
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+@pytest.mark.parametrize("budget", [4096, 20])
+def test_loss_and_gradient_are_the_twins(critic: str, budget: int) -> None:
+    policy = make_policy(critic)
+    twin, (rollouts, targets) = Twin(policy), make_batch(policy)
+    config = settings("ppo.ppo_epochs=1", f"compute.tokens_per_microbatch={budget}")
+    loss, expected = twin.learn(rollouts, targets, range(6), 0.6)
+    loss.backward()
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in twin.parameters().values()))
+    told = update(make_learner(policy, config), rollouts, targets, config, 3)
+    # The product's log-probabilities, values and statistics are rounded to float32.
+    assert told == pytest.approx({**expected, "grad_norm": norm}, rel=1e-5)
+    assert 0.2 < expected["clip_fraction"] < 0.8
+    for name, parameter in policy.named_parameters():
+        found, wanted = parameter.grad, twin.parameters()[name].grad
+        assert found is not None
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6 * norm)
+
+
+def test_a_whole_update_is_the_twins_gradient_steps() -> None:
+    policy = make_policy()
+    twin, (rollouts, targets) = Twin(policy), make_batch(policy)
+    config = settings("ppo.ppo_epochs=2", "ppo.minibatch_size=4", "ppo.max_grad_norm=0.3")
+    learner = make_learner(policy, config)
+    told = update(learner, rollouts, targets, config, 3)
+    history = []
+    for rows in learner.rows:  # plain gradient descent, at the learner's rate
+        loss, sums = twin.learn(rollouts, targets, rows, 0.6)
+        gradients = torch.autograd.grad(loss, list(twin.parameters().values()))
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+        assert norm > 0.3, "there is something to clip"
+        for parameter, gradient in zip(twin.parameters().values(), gradients, strict=True):
+            parameter.data -= 0.1 * gradient * 0.3 / norm
+        history.append({**sums, "grad_norm": norm})
+    for found, expected in zip(learner.told, history, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    means = {key: sum(h[key] for h in history) / 4 for key in history[0]}
+    # The gap between sampler and trainer is that of the weights that sampled: of the first minibatch.
+    means["logprob_gap"] = history[0]["logprob_gap"]
+    assert told == pytest.approx(means, rel=1e-4)
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(parameter.double(), twin.parameters()[name], rtol=0, atol=1e-6)
+
+
+def test_without_a_critic_the_value_loss_moves_nothing() -> None:
+    policy = make_policy()
+    twin, (rollouts, targets) = Twin(policy), make_batch(policy)
+    config = settings("ppo.ppo_epochs=1", "ppo.advantage=group")
+    loss, expected = twin.learn(rollouts, targets, range(6), 0.0)
+    loss.backward()
+    told = update(make_learner(policy, config), rollouts, targets, config, 3)
+    assert told["loss"] == pytest.approx(expected["policy_loss"], rel=1e-5)
+    assert told["value_loss"] == pytest.approx(expected["value_loss"], rel=1e-5)
+    found = policy.policy.get_input_embeddings().weight.grad
+    wanted = twin.model.get_input_embeddings().weight.grad
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert policy.value_head is not None
+    assert not policy.value_head.weight.grad.any()
+
+
+def test_each_pass_has_every_row_once_in_minibatches_of_whole_questions() -> None:
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    config = settings("ppo.ppo_epochs=3", "ppo.minibatch_size=4")
+    orders = []
+    for step in (3, 4):
+        learner = make_learner(policy, config)
+        update(learner, rollouts, targets, config, step)
+        assert [len(rows) for rows in learner.rows] == [4, 2] * 3
+        orders += [learner.rows[i] + learner.rows[i + 1] for i in (0, 2, 4)]
+    # Where questions 0, 1, 2 stand is what random.Random("42/update/3/0") and so on make of [0, 1, 2]:
+    # in step 3 [0, 2, 1], [2, 1, 0], [0, 1, 2], then [1, 2, 0], [2, 1, 0], [0, 2, 1].
+    assert orders == [
+        [0, 1, 2, 5, 3, 4], [5, 3, 4, 0, 1, 2], [0, 1, 2, 3, 4, 5],
+        [5, 0, 1, 2, 3, 4], [5, 3, 4, 0, 1, 2], [0, 1, 2, 5, 3, 4],
+    ]  # fmt: skip
+
+
+def test_one_minibatch_of_all_rows_is_the_default() -> None:
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    learner = make_learner(policy, settings())
+    update(learner, rollouts, targets, settings(), 1)
+    assert [sorted(rows) for rows in learner.rows] == [list(range(6))] * 2
+
+
+@pytest.mark.parametrize("size", [3, 6])
+def test_rows_that_nobody_judged_teach_nothing(size: int) -> None:
+    config = settings("ppo.ppo_epochs=1", f"ppo.minibatch_size={size}")
+    weights, steps, told = [], [], []
+    for change in (lambda *given: given, with_an_unjudged_row):
+        policy = make_policy()
+        rollouts, targets = change(*make_batch(policy))
+        learner = make_learner(policy, config)
+        update(learner, rollouts, targets, config, 3)
+        steps.append(learner.rows)
+        told.append(learner.told)
+        weights.append(torch.cat([p.detach().flatten().double() for p in policy.parameters()]))
+    # Unclipped gradient steps: one more row in the mean would shorten them by a quarter or a seventh.
+    assert steps[1] == steps[0]
+    for found, expected in zip(*told, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert found["grad_norm"] > 0.1
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-7)
+
+
+def with_an_unjudged_row(
+    rollouts: Rollouts, targets: AdvantagesAndReturns
+) -> tuple[Rollouts, AdvantagesAndReturns]:
+    """Add a response that nobody judged to the second question, with rubbish for numbers."""
+    unjudged = graded_sample("6", [30, 31], 0.0, prompt=[6, 7], status="sandbox_error")
+    longer = make_rollouts([*rollouts.samples, unjudged], [[0.0] * 5] * 7)
+    for name in ("logprobs", "sampler_logprobs", "values"):
+        getattr(longer, name)[:6] = getattr(rollouts, name)
+        getattr(longer, name)[6:] = -1.0
+    rubbish = torch.full((1, 5), 50.0, dtype=torch.float64)
+    parts = (targets.token_rewards, targets.advantages, targets.returns)
+    return longer, AdvantagesAndReturns(*(torch.cat([part, rubbish]) for part in parts))
+
+
+def test_a_batch_of_which_nothing_was_judged_is_no_update() -> None:
+    policy = make_policy()
+    graded = [graded_sample("a", [10, 11], 0.0, status="sandbox_error")]
+    rollouts = make_rollouts(graded, [[-1.0, -2.0]])
+    nothing = torch.zeros(1, 2, dtype=torch.float64)
+    learner = make_learner(policy, settings())
+    assert (
+        update(learner, rollouts, AdvantagesAndReturns(nothing, nothing, nothing), settings(), 1) == {}
+    )
+    assert learner.rows == []
+
+
+def test_a_non_finite_loss_stops_the_run_and_saves_the_samples(tmp_path: Path) -> None:
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    targets.advantages[3, 1] = math.nan
+    config = settings(f'output_dir="{tmp_path}"', "ppo.minibatch_size=4")
+    learner = make_learner(policy, config)
+    with pytest.raises(UserError) as error:
+        update(learner, rollouts, targets, config, 3)
+    saved = tmp_path / "test" / "ppo" / "non_finite_step_3.json"
+    assert str(error.value) == (
+        f"ppo: the loss is not finite at step 3; its samples are in {saved}. Lower ppo.learning_rate"
+        " or raise ppo.kl_coef under a new --name (the weights before this step are in ppo/checkpoints)"
+    )
+    rows = learner.rows[-1]
+    assert 3 in rows
+    assert [row["id"] for row in json.loads(saved.read_text())] == [str(TEXTS[i][0][0]) for i in rows]
+    assert all(p.isfinite().all() for p in policy.parameters())  # that step was not taken
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"),
+    [(math.inf, 1.0), (math.nan, 1.0), (1.0, math.inf), (1.0, math.nan), (-math.inf, 0)],
+)
+def test_neither_loss_nor_gradient_may_be_non_finite(tmp_path: Path, loss: float, norm: float) -> None:
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    config = settings(f'output_dir="{tmp_path}"')
+    learner = make_learner(policy, config, Lost, loss=loss, grad_norm=float(norm))
+    with pytest.raises(UserError, match="not finite at step 1;"):
+        update(learner, rollouts, targets, config, 1)
+
+
+def test_only_the_main_process_saves_the_samples_of_a_non_finite_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "is_main_process", False)
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    config = settings(f'output_dir="{tmp_path}"')
+    lost = {"loss": math.nan, "grad_norm": 1.0}
+    with pytest.raises(UserError, match="not finite"):
+        update(make_learner(policy, config, Lost, **lost), rollouts, targets, config, 1)
+    assert not list(tmp_path.rglob("*.json"))
