@@ -186,8 +186,12 @@ def make_learner(
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-@pytest.mark.parametrize("budget", [4096, 20])
-def test_loss_and_gradient_are_the_twins(critic: str, budget: int) -> None:
+# All rows at once; some; one in each thread's replica, and then two threads have none.
+@pytest.mark.parametrize(("budget", "threads"), [(4096, 1), (20, 1), (1, 4)])
+def test_loss_and_gradient_are_the_twins(
+    monkeypatch: pytest.MonkeyPatch, critic: str, budget: int, threads: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     policy = make_policy(critic)
     twin, (rollouts, targets) = Twin(policy), make_batch(policy)
     config = settings("ppo.ppo_epochs=1", f"compute.tokens_per_microbatch={budget}")

@@ -155,9 +155,17 @@ def test_a_pack_that_is_read_otherwise_is_not_used(
     assert PackedForward(tiny_model().to(dtype)).supports_packing is packs
 
 
+def test_a_pack_that_says_less_of_everything_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_read_packed", lambda *given: module._read_rows(*given) - 1)
+    assert not PackedForward(tiny_model()).supports_packing
+
+
 def test_a_head_is_plain_where_logits_are_what_it_says_of_the_trunks_states() -> None:
     assert PackedForward(tiny_model("llama")).lm_head_is_linear
     assert not PackedForward(tiny_model("gemma2")).lm_head_is_linear  # a soft cap on top
+    small = {"initializer_range": 0.02, "final_logit_softcapping": 30.0}
+    capped = PackedForward(tiny_model("gemma2", **small))
+    assert not capped.lm_head_is_linear  # even if it hardly shows yet
     assert PackedForward(tiny_model("gemma2", final_logit_softcapping=None)).lm_head_is_linear
     for error in (AttributeError, RuntimeError, TypeError):
         model = tiny_model().train()

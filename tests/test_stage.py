@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,13 @@ def take_steps(
 
 def test_a_stages_directory_is_its_name_in_the_runs(tmp_path: Path) -> None:
     assert make_stage(tmp_path, "reranker/sft").directory == tmp_path / "run" / "reranker/sft"
+
+
+def test_the_parts_of_a_stage_and_of_its_actor_stay_what_they_are(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    for thing, name in ((stage, "prompter"), (stage.generator(make_policy()), "exact")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(thing, name, None)
 
 
 def test_questions_come_in_endless_shuffled_passes_cut_into_steps(tmp_path: Path) -> None:
