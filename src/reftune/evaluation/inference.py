@@ -60,5 +60,5 @@ def _load_generator(config: Config, problems: Sequence[Problem], judge: Judge) -
     prompter = Prompter(load_tokenizer(name), config.prompt, config.data.cot)
     model = load_model(name)
     check_prompts(prompter, problems, model)
-    policy = make_policy(model, device=accelerator.device)
+    policy = make_policy(model, config.model, device=accelerator.device)
     return make_generator(policy, prompter, judge, accelerator, config.compute.sampler_rows)

@@ -74,28 +74,30 @@ def build_model(
 
 def load_policy(
     name: str | Path,
+    settings: Model,
     *,
-    critic: str = "none",
+    critic: bool = False,
     trainable: bool = False,
-    dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> PolicyWithValue:
-    """Load a language model as a policy.
+    """Load a language model as a policy: in float32 to train it, else in the run's precision.
 
     Args:
         name: Hugging Face name or directory.
-        critic, trainable, device: as for `make_policy`.
-        dtype: of the weights.
+        settings, critic, trainable, device: as for `make_policy`.
 
     Raises UserError as `load_model` does.
     """
-    return make_policy(load_model(name, dtype), critic=critic, trainable=trainable, device=device)
+    half = settings.dtype == "bfloat16" and not trainable
+    model = load_model(name, torch.bfloat16 if half else torch.float32)
+    return make_policy(model, settings, critic=critic, trainable=trainable, device=device)
 
 
 def make_policy(
     model: PreTrainedModel,
+    settings: Model,
     *,
-    critic: str = "none",
+    critic: bool = False,
     trainable: bool = False,
     device: torch.device | None = None,
 ) -> PolicyWithValue:
@@ -103,12 +105,14 @@ def make_policy(
 
     Args:
         model: the language model, which is used and not copied.
-        critic: "none", "shared" or "separate", see `PolicyWithValue`.
-        trainable: whether its weights get gradients.
+        settings: of the section [model]; they say what kind of critic there is.
+        critic: whether there is one.
+        trainable: whether the weights get gradients.
         device: where it goes; default: where it is.
     """
     model.eval().requires_grad_(trainable)
-    return PolicyWithValue(model if device is None else model.to(device), critic)  # type: ignore[arg-type]
+    model = model if device is None else model.to(device)  # type: ignore[arg-type]
+    return PolicyWithValue(model, settings.value_model if critic else "none")
 
 
 def save_policy(policy: PolicyWithValue, directory: Path) -> None:

@@ -39,7 +39,7 @@ from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
 def start(run: Run) -> None:
     """Run the stage from the warm-up model, with a frozen copy of it as the reference."""
-    critic = run.config.model.value_model if ADVANTAGES[run.config.ppo.advantage].critic else "none"
+    critic = ADVANTAGES[run.config.ppo.advantage].critic
     policy = run.load_policy("warmup", critic=critic, trainable=True)
     run_ppo(run.stage("ppo", run.prompter("warmup")), policy, run.load_policy("warmup"))
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from reftune.config import Config
@@ -71,13 +70,12 @@ class Run:
         )
 
     def load_policy(
-        self, model: str, *, critic: str = "none", trainable: bool = False
+        self, model: str, *, critic: bool = False, trainable: bool = False
     ) -> PolicyWithValue:
-        """Load a model of this run: to train it, in float32, or just to read it, on the device."""
-        if trainable:
-            return load_policy(self.directory(model), critic=critic, trainable=True)
-        dtype = torch.bfloat16 if self.config.model.dtype == "bfloat16" else torch.float32
-        return load_policy(self.directory(model), dtype=dtype, device=self.accelerator.device)
+        """Load a model of this run: to train it, or just to read it, then on the device."""
+        device = None if trainable else self.accelerator.device  # the learner moves what it trains
+        settings, directory = self.config.model, self.directory(model)
+        return load_policy(directory, settings, critic=critic, trainable=trainable, device=device)
 
     def base_policy(self) -> tuple[PolicyWithValue, Prompter]:
         """Load, or create, the model that SFT and offline self-training start from."""
@@ -87,7 +85,7 @@ class Run:
         model, tokenizer = build_model(config.model, texts, config.seed)
         prompter = Prompter(tokenizer, config.prompt, config.data.cot)
         check_prompts(prompter, self.problems, model)
-        return make_policy(model, trainable=True), prompter
+        return make_policy(model, config.model, trainable=True), prompter
 
     def require(self, stages: Sequence[str]) -> None:
         """Raise UserError unless these stages are finished."""
