@@ -7,10 +7,9 @@ from pathlib import Path
 
 from reftune.evaluation.aggregation import AGGREGATIONS, accuracy_of, within_question_auc
 from reftune.evaluation.statistics import wilson_interval
-from reftune.methods import OPTIONAL
+from reftune.methods import BASELINE, OPTIONAL, label_of
 from reftune.reporting.comparison.run_groups import CHAINS
 from reftune.reporting.pages import interval, p_value, percent, signed
-from reftune.reporting.run.run_files import model_label
 from reproduction.claims import Finding, answers, cost, wrong_chains
 from reproduction.plan import MAIN, seconds_of
 
@@ -57,14 +56,14 @@ def reranking(seeds: Sequence[int]) -> str:
     names = ["one sample", *AGGREGATIONS, "right before wrong"]
     lines = [f"| chains | model | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
     for config in MAIN:
-        for model in ("sft", *OPTIONAL):
+        for model in (BASELINE, *OPTIONAL):
             rows = [row for seed in seeds for row in answers(config, model, seed)]
             k = len(rows[0]["samples"])
             shares = [accuracy_of(rows, AGGREGATIONS["vote"], 1)]
             shares += [accuracy_of(rows, aggregation, k) for aggregation in AGGREGATIONS.values()]
             order = within_question_auc(rows)
             cells = [*map(percent, shares), "" if order is None else percent(order)]
-            lines.append(f"| {CHAINS[config]} | {model_label(model)} | {' | '.join(cells)} |")
+            lines.append(f"| {CHAINS[config]} | {label_of(model)} | {' | '.join(cells)} |")
     explained = (
         "The last column: of a right and a wrong sample of one question, how often the reranker puts the"
         " right one first; 50% is chance, and then reranking is no better than one sample."

@@ -77,7 +77,7 @@ def test_long_texts_are_cut_and_say_so(run_dir: Path) -> None:
 
 
 def test_rollouts_keep_the_first_and_the_last_step() -> None:
-    rows = [sample(step=step, score=0.1) for step in range(1, 101) for _ in range(2)]
+    rows = [sample(step=step, reward=0.1) for step in range(1, 101) for _ in range(2)]
     steps = rollouts_by_step(rows)
     assert (len(steps), steps[0]["step"], steps[-1]["step"]) == (30, 1, 100)
     assert all(len(step["samples"]) == 2 for step in steps)

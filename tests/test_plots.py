@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from reftune.methods import METHODS
 from reftune.reporting.plots import (
     MAX_POINTS,
-    PALETTE,
     line,
     new_plot,
     noisy,
+    palette,
     save_png,
     series,
     styled,
     svg,
 )
-from reftune.reporting.run.stage_plots import ppo_plots, sft_plots
+from reftune.reporting.run.stage_plots import method_plots
 
 
 def test_values_that_are_missing_or_not_finite_are_left_out() -> None:
@@ -37,15 +38,15 @@ def test_a_constant_stays_itself_under_averaging_however_long() -> None:
 
 
 def test_svg_takes_its_colours_and_fonts_from_the_page() -> None:
-    rows = [
-        {"step": s, "loss": 1 / s, "kl": s / 9, "statuses": {"ok": 1, "<i>$x$": 1}} for s in (1, 2, 3)
-    ]
-    drawings = [svg(plot) for plot in sft_plots(rows, {}) + ppo_plots(rows, {}, {})]
+    rows = [{"step": s, "kl": s / 9, "statuses": {"ok": 1, "<i>$x$": 1}} for s in (1, 2, 3)]
+    plots = method_plots(METHODS["sft"], [{"step": 1, "loss": 1.0}], {}, {})
+    plots += method_plots(METHODS["reft"], rows, {}, {})
+    drawings = [svg(plot) for plot in plots]
     assert len(drawings) == 3
     for drawing in drawings:
         assert drawing.startswith("<svg")
         assert not re.search(r"#[0-9a-f]{6}\b(?<!000000)", drawing)  # no colour of its own
-        assert not [light for light, _ in PALETTE.values() if light in drawing]
+        assert not [light for light, _ in palette().values() if light in drawing]
     assert "var(--sft)" in drawings[0]
     assert "var(--reft)" in drawings[1]
     assert "&lt;i&gt;$x$" in drawings[2]
@@ -54,14 +55,15 @@ def test_svg_takes_its_colours_and_fonts_from_the_page() -> None:
 
 def test_no_two_names_share_a_colour() -> None:
     for theme in zip(
-        *PALETTE.values(), strict=True
+        *palette().values(), strict=True
     ):  # or the SVG of one would take the other's variable
         assert len(set(theme)) == len(theme)
 
 
 def test_ids_of_two_svgs_never_meet() -> None:
     rows = [{"step": step, "kl": 0.1, "entropy": 0.1} for step in (1, 2)]
-    first, second = (set(re.findall(r'id="([^"]+)"', svg(plot))) for plot in ppo_plots(rows, {}, {}))
+    plots = method_plots(METHODS["reft"], rows, {}, {})
+    first, second = (set(re.findall(r'id="([^"]+)"', svg(plot))) for plot in plots)
     assert first
     assert not first & second
 

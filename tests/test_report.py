@@ -212,7 +212,7 @@ def test_markdown_shows_the_pictures_beside_it(tmp_path: Path) -> None:
 def test_a_run_that_has_just_begun_lists_what_is_missing(tmp_path: Path) -> None:
     page = Page(write_report(start_run(tmp_path / "run")))
     assert "This run has not been evaluated yet." in page.words
-    assert "Still missing: Data, SFT, PPO, Evaluation." in page.words
+    assert "Still missing: Data, SFT, ReFT, Evaluation." in page.words
     assert "goes on from there: reftune run trial.toml" in page.words
     assert "Accuracy on" not in page.words
     assert json.loads(page.json)["questions"] == []
@@ -231,10 +231,10 @@ def test_a_run_cut_off_in_ppo_shows_what_there_is(tmp_path: Path) -> None:
         file.write('{"step": 4, "rew')
     path = write_report(run)
     page = Page(path)
-    assert "Still missing: PPO (step 3 of 3), Evaluation." in page.words
+    assert "Still missing: ReFT (step 3 of 3), Evaluation." in page.words
     assert "ppo/metrics.jsonl: 1 of 4 lines cannot be read and are left out." in page.words
     assert sum(tag == "svg" for tag, _ in page.tags) == 5
-    assert "- PPO: unfinished (step 3 of 3)" in path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "- ReFT: unfinished (step 3 of 3)" in path.with_suffix(".md").read_text(encoding="utf-8")
 
 
 def test_right_answers_with_a_wrong_chain_are_shown(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_an_unfinished_epoch_is_shown_with_one_decimal(tmp_path: Path) -> None:
     put(run / "ppo/metrics.jsonl", [{"step": 2, "reward": 0.5}])
     words = Page(write_report(run)).words
     assert "SFT unfinished epoch 1.7 of 4" in words
-    assert "PPO unfinished step 2 of 3" in words
+    assert "ReFT unfinished step 2 of 3" in words
 
 
 def test_the_headline_below_the_table_has_the_consoles_width(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_a_page_of_all_methods_shows_their_sections_and_samples(tmp_path: Path) 
     assert "pass@1 pass@64 Warm-up" in page.words  # the rest is a curve
     assert "puts the right one first in 61.2% (Warm-up), 61.2% (SFT)," in page.words
     assert "Still missing: Warm-up samples, Offline-ST, Online-ST, Rerankers." in page.words
-    assert [method["stage"] for method in json.loads(page.json)["rollouts"]] == ["PPO", "Online-ST"]
+    assert [method["stage"] for method in json.loads(page.json)["rollouts"]] == ["ReFT", "Online-ST"]
     inputs = [attributes for tag, attributes in page.tags if tag == "input"]
     assert [i["value"] for i in inputs if i.get("name") == "stage"] == ["0", "1"]
     assert (run / "report_files/accuracy_vote.png").exists()

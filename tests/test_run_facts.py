@@ -8,6 +8,7 @@ from reftune.reporting.run.metadata import facts, stage_states
 from reftune.reporting.run.run_files import Run, read_run
 
 ALL = 'methods = ["offline_st", "online_st", "reft"]\n[evaluation]\nrerank = true\n'
+PPO = "Reinforced fine-tuning (PPO)"
 SOLVED = '"best_validation_accuracy": 0.75'
 
 
@@ -27,12 +28,12 @@ def states(run: Run) -> dict[str, tuple[str, str]]:
 
 
 def test_facts_come_from_settings_and_from_results(run_dir: Path) -> None:
-    assert facts(read_run(run_dir)) == {"PPO": [("steps", "9"), ("learning rate", "5e-05")]}
+    assert facts(read_run(run_dir)) == {PPO: [("steps", "9"), ("learning rate", "5e-05")]}
     write(run_dir / "ppo/result.json", '{"seconds": 12.5}')
     write(run_dir / "data/report.json", '{"train": 100}')
     write(run_dir / "run.json", '{"seed": 3, "versions": {"torch": "2"}}')
     found = facts(read_run(run_dir))
-    assert found["PPO"][-1] == ("seconds", "12.5")
+    assert found[PPO][-1] == ("seconds", "12.5")
     assert found["Data"] == [("training questions", "100")]
     assert found["Run"] == [("seed", "3"), ("torch", "2")]
 
@@ -40,7 +41,7 @@ def test_facts_come_from_settings_and_from_results(run_dir: Path) -> None:
 def test_facts_of_stages_that_a_run_has_not_are_left_out(run_dir: Path) -> None:
     settings = "[offline_st]\nkeep = 10\n[online_st]\nsteps = 5\n[warmup_samples]\nper_question = 100\n"
     write(run_dir / "config.toml", settings + "[reranker]\nepochs = 3\n[ppo]\nsteps = 9\n")
-    assert list(facts(read_run(run_dir))) == ["PPO"]
+    assert list(facts(read_run(run_dir))) == [PPO]
     write(run_dir / "config.toml", f"{ALL}{settings}[reranker]\nepochs = 3\n[ppo]\nsteps = 9\n")
     write(run_dir / "reranker/reft/result.json", '{"best_validation_auc": 0.875}')
     found = facts(read_run(run_dir))
@@ -48,16 +49,16 @@ def test_facts_of_stages_that_a_run_has_not_are_left_out(run_dir: Path) -> None:
         "Warm-up samples",
         "Offline self-training",
         "Online self-training",
-        "PPO",
+        PPO,
         "Rerankers",
     ]
     assert found["Rerankers"] == [("epochs", "3"), ("AUC, ReFT", "0.875")]
 
 
 def test_only_the_stages_that_the_configuration_asks_for_are_listed(run_dir: Path) -> None:
-    assert list(states(read_run(run_dir))) == ["Data", "SFT", "PPO", "Evaluation"]
+    assert list(states(read_run(run_dir))) == ["Data", "SFT", "ReFT", "Evaluation"]
     write(run_dir / "config.toml", ALL)
-    names = ["Data", "SFT", "Warm-up samples", "Offline-ST", "Online-ST", "PPO", "Rerankers"]
+    names = ["Data", "SFT", "Warm-up samples", "Offline-ST", "Online-ST", "ReFT", "Rerankers"]
     assert list(states(read_run(run_dir))) == [*names, "Evaluation"]
 
 
@@ -74,7 +75,7 @@ def test_how_far_each_stage_is(run_dir: Path) -> None:
         "Warm-up samples": ("done", "25.0% of 400 right"),
         "Offline-ST": ("not started", ""),
         "Online-ST": ("unfinished", "step 2 of 8"),
-        "PPO": ("not started", ""),
+        "ReFT": ("not started", ""),
         "Rerankers": ("unfinished", "1 of 4"),
         "Evaluation": ("not started", ""),
     }

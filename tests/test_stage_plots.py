@@ -3,16 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
+from reftune.methods import METHODS
 from reftune.reporting.plots import Plot, save_png
-from reftune.reporting.run.stage_plots import (
-    offline_st_plots,
-    online_st_plots,
-    ppo_plots,
-    reranker_plots,
-    sft_plots,
-    status_shares,
-)
+from reftune.reporting.run.stage_plots import method_plots, status_shares, reranker_plots
 
 SFT_RESULT = {"best_validation_accuracy": 0.715, "warmup_validation_accuracy": 0.655}
 
@@ -30,52 +25,70 @@ def strong_line(plot: Plot, index: int = -1) -> tuple[list[float], list[float]]:
     return list(line.get_xdata()), list(line.get_ydata())
 
 
-def test_nothing_is_drawn_of_what_is_not_there() -> None:
-    assert sft_plots([], {}) == offline_st_plots([], {}, {}) == online_st_plots([], {}, {}) == []
-    assert ppo_plots([], {}, {}) == reranker_plots({}) == reranker_plots({"sft": []}) == []
-    assert names(ppo_plots([{"step": 1, "kl": 0.1}], {}, {})) == ["ppo_kl"]
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_is_drawn_of_what_is_not_there(name: str) -> None:
+    assert method_plots(METHODS[name], [], {}, {}) == []
+    (plot,) = method_plots(METHODS[name], [{"step": 1, "kl": 0.1}], {}, {})
+    assert plot.name == f"{METHODS[name].stage}_kl"
+    assert plot.figure.axes[0].lines[-1].get_color() == METHODS[name].color[0]
+
+
+def test_nothing_is_drawn_of_rerankers_that_are_not_there() -> None:
+    assert reranker_plots({}) == reranker_plots({"sft": []}) == []
 
 
 def test_validation_accuracy_is_shown_beside_what_sft_reached() -> None:
     rows = [{"step": 10, "validation_accuracy": 0.7}, {"step": 20, "validation_accuracy": 0.8}]
-    (plot,) = ppo_plots(rows, SFT_RESULT, {"best_step": 20, "best_validation_accuracy": 0.8})
+    result = {"best_step": 20, "best_validation_accuracy": 0.8}
+    (plot,) = method_plots(METHODS["reft"], rows, result, SFT_RESULT)
     assert words(plot) == ["SFT, best epoch 71.5%", "warm-up 65.5%"]
     assert strong_line(plot) == ([20], [0.8])  # the dot
+    assert plot.caption.endswith("Dot: the best step, which is the ReFT model.")
 
 
-def test_sft_validation_is_drawn_by_epoch() -> None:
+def test_sft_is_drawn_by_epoch_with_dots_for_both_of_its_models() -> None:
     rows = [{"step": 8, "epoch": 1, "validation_accuracy": 0.2}, {"step": 16, "epoch": 2, "loss": 1.0}]
-    loss, validation = sft_plots(rows, {})
-    assert names([loss, validation]) == ["sft_loss", "sft_validation"]
+    result = SFT_RESULT | {"warmup_epoch": 1, "best_epoch": 2}
+    validation, loss = method_plots(METHODS["sft"], rows, result, {})
+    assert names([validation, loss]) == ["sft_validation", "sft_loss"]
     assert strong_line(loss) == ([16.0], [1.0])
-    assert strong_line(validation) == ([1.0], [0.2])
+    curve, warmup, best = (strong_line(validation, i) for i in range(3))
+    assert (curve, warmup, best) == (([1.0], [0.2]), ([1], [0.655]), ([2], [0.715]))
+    assert validation.caption.endswith("which is the SFT model; grey: the warm-up.")
 
 
-def test_off_line_self_training_is_drawn_as_sft_and_beside_it() -> None:
+def test_offline_self_training_is_drawn_by_epoch_and_beside_sft() -> None:
     rows = [{"step": 8, "epoch": 1.0, "loss": 2.0, "validation_accuracy": 0.2}]
-    loss, validation = offline_st_plots(
-        rows, SFT_RESULT, {"best_epoch": 3, "best_validation_accuracy": 0.7}
-    )
-    assert names([loss, validation]) == ["offline_st_loss", "offline_st_validation"]
-    assert strong_line(validation, 0) == ([1.0], [0.2])  # by epoch
+    result = {"best_epoch": 3, "best_validation_accuracy": 0.7}
+    validation, loss = method_plots(METHODS["offline_st"], rows, result, SFT_RESULT)
+    assert names([validation, loss]) == ["offline_st_validation", "offline_st_loss"]
+    assert strong_line(validation, 0) == ([1.0], [0.2])
     assert strong_line(validation) == ([3], [0.7])
     assert words(validation) == ["SFT, best epoch 71.5%", "warm-up 65.5%"]
-    assert "which is the Offline-ST model" in validation.caption
+    assert "which is the Offline-ST model." in validation.caption
 
 
-def test_on_line_self_training_is_drawn_from_the_metrics_that_it_has() -> None:
+def test_online_self_training_is_drawn_from_the_metrics_that_it_has() -> None:
     row = {"step": 1, "accuracy": 0.5, "response_length": 4.0, "statuses": {"ok": 3, "timeout": 1}}
-    assert names(online_st_plots([row], {}, {})) == [
+    assert names(method_plots(METHODS["online_st"], [row], {}, {})) == [
         "online_st_accuracy",
         "online_st_response_length",  # a step without right samples and annotations has no loss
         "online_st_statuses",
     ]
-    accuracy, validation, loss, *_ = online_st_plots(
-        [row | {"loss": 0.3, "validation_accuracy": 0.6}], SFT_RESULT, {}
-    )
+    rows = [row | {"loss": 0.3, "validation_accuracy": 0.6}]
+    accuracy, validation, loss, *_ = method_plots(METHODS["online_st"], rows, {}, SFT_RESULT)
     assert strong_line(accuracy) == ([1.0], [0.5])
     assert strong_line(validation, 0) == ([1.0], [0.6])
     assert strong_line(loss) == ([1.0], [0.3])
+
+
+def test_a_reward_stands_beside_the_accuracy() -> None:
+    rows = [{"step": 1, "accuracy": 0.5, "reward": 0.55}]
+    (plot,) = method_plots(METHODS["reft"], rows, {}, {})
+    assert (plot.name, plot.title) == ("ppo_reward", "Reward and accuracy")
+    assert strong_line(plot, 1) == ([1.0], [0.55])
+    assert strong_line(plot, 3) == ([1.0], [0.5])
+    assert plot.figure.axes[0].lines[3].get_color() == METHODS["reft"].color[0]
 
 
 def test_rerankers_share_their_figures_with_a_line_per_model() -> None:
@@ -93,9 +106,10 @@ def test_rerankers_share_their_figures_with_a_line_per_model() -> None:
 def test_the_files_of_a_whole_run_have_names_of_their_own(tmp_path: Any) -> None:
     rows = [{"step": 1, "epoch": 1, "accuracy": 0.5, "validation_accuracy": 0.5, "loss": 1.0}]
     rows[0] |= {"response_length": 3, "kl": 0.1, "statuses": {"ok": 1}, "validation_auc": 0.5}
-    plots = sft_plots(rows, {}) + offline_st_plots(rows, {}, {}) + online_st_plots(rows, {}, {})
-    plots += ppo_plots(rows, {}, {}) + reranker_plots({"sft": rows})
-    assert len({save_png(plot, tmp_path) for plot in plots}) == len(plots) == 16
+    stages = {method.stage: method for method in METHODS.values()}.values()
+    plots = [plot for method in stages for plot in method_plots(method, rows, {}, {})]
+    plots += reranker_plots({"sft": rows})
+    assert len({save_png(plot, tmp_path) for plot in plots}) == len(plots) == 4 * 6 + 2
 
 
 def test_status_shares_by_hand() -> None:

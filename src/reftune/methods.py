@@ -13,11 +13,11 @@ class Method:
 
     Args:
         label: the model's name in tables and figures.
-        title: the stage's name in sentences and headings.
+        title: the stage's name in headings.
         stage: the stage that makes the model; `[stage]` in the configuration has its settings.
         run: `module:function`, which is called with the `Run` and fills the stage's directory.
         needs: stages that must be finished before.
-        unit: what the stage counts in.
+        unit: what the stage counts in; how far it counts is the setting `epochs` or `steps`.
         color: of the model's lines and bars, on a light and on a dark page.
         directory: where the run keeps the model; default: the stage's.
         optional: whether `methods` in the configuration chooses it; the others are always there.
@@ -54,11 +54,23 @@ METHODS: dict[str, Method] = {
         "reftune.stages.self_training:start_online", ("sft",), "step", ("#1f8a80", "#58c4b8"),
     ),
     "reft": Method(
-        "ReFT", "PPO", "ppo", "reftune.stages.ppo:start", ("sft",), "step", ("#2458c5", "#7fabff")
+        "ReFT", "Reinforced fine-tuning (PPO)", "ppo", "reftune.stages.ppo:start", ("sft",), "step",
+        ("#2458c5", "#7fabff"),
     ),
 }  # fmt: skip
 
 OPTIONAL = tuple(name for name, method in METHODS.items() if method.optional)
+BASELINE, MAIN = "sft", "reft"  # every method is compared with the one, and the other with every method
+
+
+def label_of(model: str) -> str:
+    """Return the name under which a model is shown."""
+    return METHODS[model].label if model in METHODS else model
+
+
+def methods_by_stage() -> dict[str, Method]:
+    """Return what each stage is for: of several models that it makes, the last."""
+    return {method.stage: method for method in METHODS.values()}
 
 
 def directory_of(model: str) -> str:

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from reftune.reporting.plots import LIGHT, Plot, legend_above, new_plot, styled
-from reftune.reporting.run.run_files import model_label
+from reftune.methods import label_of
+from reftune.reporting.plots import LIGHT, Plot, colour_of, legend_above, new_plot, styled
 
 Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # aggregation -> model -> samples -> accuracy
 
@@ -57,8 +57,8 @@ def curve_plots(prefix: str, curves: Curves) -> list[Plot]:
             plot, ax = new_plot(name, title, caption, xlabel="samples k", percent=True)
             for model, points in models.items():
                 ax.plot(
-                    list(points), list(points.values()), color=_colour(model), marker="o",
-                    markersize=3.5, label=model_label(model),
+                    list(points), list(points.values()), color=colour_of(model), marker="o",
+                    markersize=3.5, label=label_of(model),
                 )  # fmt: skip
             _powers_of_two(ax, sorted({k for points in models.values() for k in points}))
             legend_above(ax, len(models))
@@ -79,11 +79,11 @@ def bar_plot(name: str, title: str, caption: str, bars: Sequence[Bar]) -> Plot:
         shift = (place - (len(models) - 1) / 2) * width
         x = place if one else groups.index(bar.group) + shift
         _bar(ax, bar, x, width, numbered=len(bars) <= MANY_BARS)
-    labels = [model_label(model) for model in models] if one else [_short(group) for group in groups]
+    labels = [label_of(model) for model in models] if one else [_short(group) for group in groups]
     ax.set_xticks(np.arange(len(labels)), labels)
     ax.set_ylim(0, 1.1 * max(max(bar.interval[1], bar.reported or 0) for bar in bars) or 1)
     handles: list[Artist] = [
-        Patch(color=_colour(model), label=model_label(model)) for model in models if not one
+        Patch(color=colour_of(model), label=label_of(model)) for model in models if not one
     ]
     if any(bar.reported is not None for bar in bars):
         handles.append(ax.plot([], [], **REPORTED, label="as reported")[0])
@@ -92,7 +92,7 @@ def bar_plot(name: str, title: str, caption: str, bars: Sequence[Bar]) -> Plot:
 
 
 def _bar(ax: Axes, bar: Bar, x: float, width: float, *, numbered: bool) -> None:
-    ax.bar(x, bar.accuracy, 0.92 * width, color=_colour(bar.model), linewidth=0)
+    ax.bar(x, bar.accuracy, 0.92 * width, color=colour_of(bar.model), linewidth=0)
     ax.plot([x, x], bar.interval, color=LIGHT["ink"], linewidth=1.2)
     if bar.reported is not None:
         ax.plot(x + 0.3 * width, bar.reported, **REPORTED)
@@ -113,7 +113,3 @@ def _powers_of_two(ax: Axes, ks: Sequence[int]) -> None:
 
 def _short(label: str) -> str:
     return textwrap.fill(label, 22)
-
-
-def _colour(model: str) -> str:
-    return LIGHT.get(model, LIGHT["muted"])

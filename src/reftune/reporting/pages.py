@@ -9,7 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from reftune.reporting.plots import PALETTE, svg
+from reftune.methods import METHODS
+from reftune.reporting.plots import palette, svg
 
 
 def render(template: str, context: Mapping[str, Any], path: Path) -> Path:
@@ -26,7 +27,7 @@ def render(template: str, context: Mapping[str, Any], path: Path) -> Path:
     )
     environment.filters |= {"svg": svg, "percent": percent, "interval": interval}
     environment.filters |= {"signed": signed, "p_value": p_value, "table_text": table_text}
-    environment.globals["palette"] = PALETTE
+    environment.globals |= {"palette": palette(), "models": list(METHODS)}
     text = environment.get_template(template).render(context)
     path.write_text(text, encoding="utf-8", errors="replace")  # a lone surrogate cannot be written
     return path

@@ -17,20 +17,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from reftune.methods import METHODS
+
 Row = Mapping[str, Any]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-# Every colour of the report, as (light page, dark page). Figures are drawn in the light ones; in SVG
-# each becomes the CSS variable of its name, so that one drawing follows the reader's theme.
+# The page's own colours, as (light page, dark page); models bring theirs. Figures are drawn in the light
+# ones; in SVG each becomes the CSS variable of its name: one drawing follows the reader's theme.
 PALETTE = {
     "ink": ("#1d2733", "#e7eaef"),
     "muted": ("#667085", "#9aa4b2"),
     "grid": ("#e6e9ee", "#2a323d"),
-    "warmup": ("#7f8a9a", "#a3adbb"),
-    "sft": ("#c2691b", "#f0a45d"),
-    "offline_st": ("#a4488c", "#de8fca"),
-    "online_st": ("#1f8a80", "#58c4b8"),
-    "reft": ("#2458c5", "#7fabff"),
     "right": ("#5f8de0", "#5b83cc"),
     "wrong": ("#ced7e6", "#414c5e"),
     "fail-1": ("#efb643", "#d9a43c"),
@@ -51,7 +48,6 @@ STYLE: dict[Any, Any] = {
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
     "font.size": 8.5,
     "grid.color": LIGHT["grid"],
     "grid.linewidth": 0.8,
@@ -82,17 +78,27 @@ class Plot:
 styled = matplotlib.rc_context(STYLE)  # decorates functions that draw
 
 
+def palette() -> dict[str, tuple[str, str]]:
+    """Return every colour of a page by its name; a model's is that of the model."""
+    return PALETTE | {model: method.color for model, method in METHODS.items()}
+
+
+def colour_of(model: str) -> str:
+    """Return the colour in which a model is drawn."""
+    return METHODS[model].color[0] if model in METHODS else LIGHT["muted"]
+
+
 def svg(plot: Plot) -> str:
     """Return the plot as an inline SVG element whose colours are the page's CSS variables."""
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context(
-        STYLE | {"svg.hashsalt": plot.name}
-    ):  # ids must differ between the figures of a page
+    salt = {"svg.hashsalt": plot.name}  # ids must differ between the figures of a page
+    with matplotlib.rc_context(STYLE | salt):
+        _lay_out(plot.figure)
         plot.figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
     text = re.sub(r' id="[^"]*_[^"]*"', "", text[text.index("<svg") :])  # group names, the same in each
-    for name, light in LIGHT.items():
+    for name, (light, _) in palette().items():
         text = text.replace(light, f"var(--{name})")
     return text
 
@@ -101,6 +107,7 @@ def save_png(plot: Plot, directory: Path) -> Path:
     """Write the plot as `directory`/NAME.png, on white, and return the path."""
     path = directory / f"{plot.name}.png"
     with matplotlib.rc_context(STYLE):
+        _lay_out(plot.figure)
         plot.figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
     return path
 
@@ -115,7 +122,7 @@ def new_plot(
     wide: bool = False,
 ) -> tuple[Plot, Axes]:
     """Return an empty figure and where to draw in it; call it, and draw, under `styled`."""
-    figure = Figure(figsize=(9.6 if wide else 4.6, 2.3))
+    figure = Figure(figsize=(9.6 if wide else 4.6, 2.3), layout="constrained")
     ax = figure.add_subplot()
     ax.set_xlabel(xlabel)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=STEPS))
@@ -187,3 +194,10 @@ def legend_above(ax: Axes, entries: int, handles: Sequence[Artist] | None = None
             loc="lower left", bbox_to_anchor=(0, 1), ncols=entries, borderaxespad=0.2,
             handlelength=1, handletextpad=0.5, columnspacing=1, **named,
         )  # fmt: skip
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place the parts of a figure once; matplotlib would do it twice for each file."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)

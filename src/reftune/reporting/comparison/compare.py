@@ -18,12 +18,11 @@ from reftune.evaluation.statistics import (
     sign_flip,
     wilson_interval,
 )
-from reftune.methods import METHODS, OPTIONAL
+from reftune.methods import BASELINE, MAIN, METHODS
 from reftune.reporting.comparison.finished_runs import FinishedRun, read_finished_runs
 from reftune.reporting.comparison.paper_numbers import Reported, reported
 from reftune.reporting.comparison.run_groups import RunGroup, group_runs
 
-BASELINE, MAIN = "sft", "reft"  # every method is compared with the one, and the other with every method
 AGGREGATION_ORDER = ("greedy", *AGGREGATIONS)
 
 Side = tuple[Sequence[FinishedRun], str]  # runs, and the model of them that is meant
@@ -153,8 +152,9 @@ def _cells(group: RunGroup, samples: int) -> Iterator[Cell]:
 
 def _within(group: RunGroup, samples: int) -> Iterator[Difference]:
     """Compare every method with SFT, and ReFT with every other method, on the seeds that have both."""
-    pairs = [(BASELINE, method) for method in OPTIONAL]
-    pairs += [(method, MAIN) for method in OPTIONAL if method != MAIN]
+    methods = [name for name, method in METHODS.items() if method.optional]
+    pairs = [(BASELINE, method) for method in methods]
+    pairs += [(method, MAIN) for method in methods if method != MAIN]
     for base, method in pairs:
         runs = [run for run in _runs_of(group, method) if base in run.answers]
         yield from _differences(group, (runs, base), group, (runs, method), samples)

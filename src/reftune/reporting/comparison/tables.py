@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reftune.methods import BASELINE, MAIN, label_of
 from reftune.problem import Row
 from reftune.reporting.accuracy_plots import Bar
-from reftune.reporting.comparison.compare import BASELINE, Cell, Comparison, Difference
+from reftune.reporting.comparison.compare import Cell, Comparison, Difference
 from reftune.reporting.pages import interval, p_value, percent, signed
-from reftune.reporting.run.run_files import model_label
 
 CSV_COLUMNS = (
     "quantity", "group", "chains", "method", "base_group", "base_method", "aggregation", "samples",
@@ -73,7 +73,7 @@ def accuracy_sections(comparison: Comparison) -> list[Section]:
             mine = [c for c in comparison.cells if (c.group, c.method) == (group.label, method)]
             if mine:
                 fewer = f" ({mine[0].seeds} of {seeds} seeds)" if mine[0].seeds < seeds else ""
-                label = model_label(method) + fewer
+                label = label_of(method) + fewer
                 rows.append(TableRow(label, method, _by_aggregation(comparison, mine)))
         sections.append(Section(title, rows))
     return sections
@@ -90,7 +90,7 @@ def difference_sections(comparison: Comparison) -> list[Section]:
         within = base == group
         rows = [
             TableRow(
-                _pair(cells[0]) if within else model_label(method), method,
+                _pair(cells[0]) if within else label_of(method), method,
                 _by_aggregation(comparison, cells),
             )
             for (_, method), cells in pairs.items()
@@ -168,7 +168,7 @@ def _sentence(comparison: Comparison, row: Difference) -> str:
     seeds = f" (mean of {row.seeds} seeds)" if row.seeds > 1 else ""
     answers = f"answers {percent(b)} of {comparison.questions} unseen questions{seeds}"
     gain = f"{signed(row.difference)} points, 95% interval {interval(row.interval)}"
-    better, base = model_label(row.method), model_label(row.base_method)
+    better, base = label_of(row.method), label_of(row.base_method)
     p = f"corrected {p_value(row.p_holm)}"
     return f"{group}{better} {answers}, {base} {percent(a)}: {gain}, {p}."
 
@@ -178,8 +178,9 @@ def _main(comparison: Comparison) -> list[Difference]:
     found: dict[str, Difference] = {}
     for row in comparison.differences:
         against_sft = row.group == row.base_group and row.base_method == BASELINE
-        if row.aggregation == "greedy" and against_sft:
-            found[row.group] = row  # ReFT comes last
+        main = row.group in found and found[row.group].method == MAIN
+        if row.aggregation == "greedy" and against_sft and not main:
+            found[row.group] = row
     return list(found.values())
 
 
@@ -192,7 +193,7 @@ def _accuracy(comparison: Comparison, group: str, method: str) -> float:
 
 
 def _pair(row: Difference) -> str:
-    return f"{model_label(row.method)} against {model_label(row.base_method)}"
+    return f"{label_of(row.method)} against {label_of(row.base_method)}"
 
 
 def _by_aggregation(comparison: Comparison, found: Sequence[Any]) -> list[Any]:

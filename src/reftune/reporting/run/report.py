@@ -10,22 +10,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from reftune.methods import BASELINE, MAIN, METHODS, label_of, methods_by_stage
 from reftune.problem import UserError
 from reftune.reporting.accuracy_plots import curve_plots
 from reftune.reporting.pages import interval, percent, render
 from reftune.reporting.plots import Plot, save_png
-from reftune.reporting.run.metadata import TRAINING, facts, stage_states
-from reftune.reporting.run.run_files import Run, model_label, read_run, setting
+from reftune.reporting.run.metadata import facts, stage_states
+from reftune.reporting.run.run_files import Run, read_run, setting
 from reftune.reporting.run.sample_browser import questions, rollouts_by_step
-from reftune.reporting.run.stage_plots import (
-    offline_st_plots,
-    online_st_plots,
-    ppo_plots,
-    reranker_plots,
-    sft_plots,
-)
+from reftune.reporting.run.stage_plots import method_plots, reranker_plots
 from reftune.reporting.run.summary import (
-    MAIN_PAIR,
     accuracies,
     comparisons,
     curves,
@@ -81,25 +75,19 @@ def final_table(run_dir: Path) -> Group:
 
 
 def _plots(run: Run) -> dict[str, list[Plot]]:
-    """Draw the stages in the order in which they run."""
-    metrics, results = run.metrics, run.results
-    rerankers = {key.removeprefix("reranker/"): rows for key, rows in metrics.items() if "/" in key}
-    stages = {
-        "offline_st": ("Offline self-training", offline_st_plots),
-        "online_st": ("Online self-training", online_st_plots),
-        "ppo": ("Reinforced fine-tuning (PPO)", ppo_plots),
-    }
-    groups = {"Supervised fine-tuning": sft_plots(metrics["sft"], results["sft"])}
-    groups |= {
-        title: draw(metrics[stage], results["sft"], results[stage])
-        for stage, (title, draw) in stages.items()
-    }
+    """Draw the stages in the order in which they run, all but the baseline's beside the baseline."""
+    baseline = METHODS[BASELINE].stage
+    groups = {}
+    for stage, method in methods_by_stage().items():
+        beside = {} if stage == baseline else run.results[baseline]
+        groups[method.title] = method_plots(method, run.metrics[stage], run.results[stage], beside)
+    rerankers = {key.removeprefix("reranker/"): rows for key, rows in run.metrics.items() if "/" in key}
     return groups | {"Rerankers": reranker_plots(rerankers)}
 
 
 def _context(run: Run) -> dict[str, Any]:
     """Return everything that both templates show, the plots aside."""
-    kept, counts = questions(run, MAIN_PAIR)
+    kept, counts = questions(run, (BASELINE, MAIN))
     states = stage_states(run)
     gained = [q for q in kept if q["gained"]]
     return {
@@ -119,12 +107,12 @@ def _context(run: Run) -> dict[str, Any]:
         "config": (run.directory / "config.toml").read_text(encoding="utf-8"),
         "examples": gained[:EXAMPLES_IN_MARKDOWN],
         "browser": {
-            "models": [{"key": key, "label": model_label(key)} for key in run.answers],
-            "pair": [model_label(key) for key in MAIN_PAIR],
+            "models": [{"key": key, "label": label_of(key)} for key in run.answers],
+            "pair": [label_of(key) for key in (BASELINE, MAIN)],
             "questions": kept,
             "counts": counts,
             "rollouts": [
-                {"stage": TRAINING[stage][0], "steps": rollouts_by_step(rows)}
+                {"stage": methods_by_stage()[stage].label, "steps": rollouts_by_step(rows)}
                 for stage, rows in reversed(run.samples.items())
                 if rows
             ],

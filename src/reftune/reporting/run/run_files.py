@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reftune.methods import METHODS, OPTIONAL, planned_models, planned_stages
+from reftune.methods import METHODS, methods_by_stage, planned_models, planned_stages
 from reftune.problem import Row, UserError
 
-STAGES = planned_stages(OPTIONAL, rerank=True)[:-1]  # all there can be, the evaluation aside
-ONLINE_STAGES = tuple(m.stage for m in METHODS.values() if m.unit == "step")  # they log some samples
 SAMPLE = {"question", "answer", "completion", "status", "correct"}  # what every sample's row has
 
 
@@ -45,11 +43,6 @@ class Run:
         return planned_models(self.config.get("methods", ["reft"]))
 
 
-def model_label(key: str) -> str:
-    """Return the name under which a model is shown."""
-    return METHODS[key].label if key in METHODS else key
-
-
 def read_run(directory: Path) -> Run:
     """Read a run directory as far as the run has come.
 
@@ -59,11 +52,12 @@ def read_run(directory: Path) -> Run:
     run.info = _read_json(directory / "run.json")
     run.data = _read_json(directory / "data/report.json")
     run.evaluation = _read_json(directory / "evaluation/result.json")
-    for stage in STAGES:
+    for stage in planned_stages([*METHODS], rerank=True)[:-1]:  # all there can be, but the evaluation
         run.results[stage] = _read_json(directory / stage / "result.json")
         run.metrics[stage] = _by_step(_read_rows(run, f"{stage}/metrics.jsonl", {"step"}))
-    for stage in ONLINE_STAGES:
-        run.samples[stage] = _read_rows(run, f"{stage}/samples.jsonl", SAMPLE | {"step"})
+    for stage, method in methods_by_stage().items():
+        if method.unit == "step":  # an online method, which logs some of its samples
+            run.samples[stage] = _read_rows(run, f"{stage}/samples.jsonl", SAMPLE | {"step"})
     for model in dict.fromkeys([*METHODS, *run.evaluation.get("models", {})]):
         if rows := _read_rows(run, f"evaluation/{model}.jsonl", SAMPLE | {"id"}):
             run.answers[model] = rows

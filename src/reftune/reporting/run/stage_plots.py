@@ -1,18 +1,19 @@
-"""The learning curves of a run's stages."""
+"""The learning curves of a run's stages: each figure is drawn where its metrics are."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from reftune.methods import BASELINE, METHODS, Method, label_of
 from reftune.reporting.plots import (
     LIGHT,
     Array,
     Plot,
     Row,
+    colour_of,
     dot,
     legend_above,
     level,
@@ -23,83 +24,44 @@ from reftune.reporting.plots import (
     styled,
     thin,
 )
-from reftune.reporting.run.run_files import model_label
 
-
-@dataclass(frozen=True)
-class _Look:
-    """The stage that a figure shows (its file name starts with it) and the model that comes of it."""
-
-    stage: str
-    model: str
-
-    @property
-    def colour(self) -> str:
-        return LIGHT[self.model]
-
-
-SFT, OFFLINE_ST = _Look("sft", "sft"), _Look("offline_st", "offline_st")
-ONLINE_ST, PPO = _Look("online_st", "online_st"), _Look("ppo", "reft")
-
-KL = ("kl", "KL divergence", "How far the policy has moved from the warm-up model.")
-ENTROPY = ("entropy", "Entropy", "How undecided the policy is per token. A fall to 0 ends exploration.")
-LENGTH = ("response_length", "Response length", "Mean number of tokens in a sampled chain.")
-EXPLAINED = (
-    "explained_variance",
-    "Explained variance",
-    "What the critic foresees of the returns: 1 all, 0 nothing.",
+# Metrics with a figure of their own: key, title, caption.
+SINGLE = (
+    ("kl", "KL divergence", "How far the policy has moved from the warm-up model."),
+    ("entropy", "Entropy", "How undecided the policy is per token. A fall to 0 ends exploration."),
+    (
+        "loss",
+        "Training loss",
+        "Cross-entropy of the chains learned from; PPO's policy and value losses.",
+    ),
+    ("response_length", "Response length", "Mean number of tokens in a sampled chain."),
+    (
+        "explained_variance",
+        "Explained variance",
+        "What the critic foresees of the returns: 1 all, 0 nothing.",
+    ),
+    (
+        "logprob_gap",
+        "Sampler and trainer",
+        "Gap between their log-probabilities. It should not exceed rounding.",
+    ),
+    ("clip_fraction", "Clip fraction", "Share of the tokens whose update the PPO clip cut off."),
 )
-GAP = (
-    "logprob_gap",
-    "Sampler and trainer",
-    "Gap between their log-probabilities. It should not exceed rounding.",
-)
-CLIP = ("clip_fraction", "Clip fraction", "Share of the tokens whose update the PPO clip cut off.")
-LOSS = ("loss", "Training loss", "Cross-entropy of annotated and sampled right chains, per step.")
 
 
 @styled
-def sft_plots(rows: Sequence[Row], result: Row) -> list[Plot]:
-    """Draw the supervised stage from its metrics and its result (empty while unfinished)."""
-    caption = "On held-out questions. Dots: where ReFT starts, and the best epoch (the SFT baseline)."
-    loss = ("loss", "SFT: training loss", "Cross-entropy of the annotated chains, per step.")
-    plots = [_single(SFT, rows, *loss)]
-    x, y = series(rows, "validation_accuracy", x="epoch")
-    if len(x):
-        plot, ax = new_plot(
-            "sft_validation", "SFT: validation accuracy", caption, xlabel="epoch", percent=True
-        )
-        line(ax, x, y, SFT.colour)
-        dot(ax, result, "warmup_epoch", "warmup_validation_accuracy", LIGHT["warmup"])
-        dot(ax, result, "best_epoch", "best_validation_accuracy", SFT.colour)
-        plots.append(plot)
-    return _drawn(plots)
+def method_plots(method: Method, rows: Sequence[Row], result: Row, baseline: Row) -> list[Plot]:
+    """Draw a method's stage from its metrics.
 
-
-@styled
-def offline_st_plots(rows: Sequence[Row], sft_result: Row, result: Row) -> list[Plot]:
-    """Draw offline self-training from its metrics and both stages' results."""
-    return _drawn(
-        [_single(OFFLINE_ST, rows, *LOSS), _validation(OFFLINE_ST, rows, sft_result, result, "epoch")]
-    )
-
-
-@styled
-def online_st_plots(rows: Sequence[Row], sft_result: Row, result: Row) -> list[Plot]:
-    """Draw online self-training from its metrics and both stages' results."""
-    sampled = ("accuracy", "Accuracy of the samples", "Share of the sampled training chains with the"
-               " right answer.")  # fmt: skip
-    plots = [_single(ONLINE_ST, rows, *sampled), _validation(ONLINE_ST, rows, sft_result, result)]
-    plots += [_single(ONLINE_ST, rows, *texts) for texts in (LOSS, LENGTH)]
-    return _drawn([*plots, _statuses(ONLINE_ST, rows)])
-
-
-@styled
-def ppo_plots(rows: Sequence[Row], sft_result: Row, result: Row) -> list[Plot]:
-    """Draw the reinforced stage from its metrics and both stages' results (empty while unfinished)."""
-    plots = [_reward(rows), _validation(PPO, rows, sft_result, result)]
-    plots += [_single(PPO, rows, *texts) for texts in (KL, ENTROPY, LENGTH, EXPLAINED, GAP, CLIP)]
-    return _drawn([*plots, _statuses(PPO, rows)])
+    Args:
+        method: which its stage is for; the names of its figures start with the stage's.
+        rows: of metrics.jsonl.
+        result: of the stage, empty while it is unfinished.
+        baseline: result of the stage whose levels are drawn beside it, empty for none.
+    """
+    plots = [_accuracy(method, rows), _validation(method, rows, result, baseline)]
+    plots += [_single(method, rows, *texts) for texts in SINGLE]
+    return _drawn([*plots, _statuses(method, rows)])
 
 
 @styled
@@ -142,43 +104,45 @@ def _drawn(plots: Sequence[Plot | None]) -> list[Plot]:
     return [plot for plot in plots if plot is not None]
 
 
-def _single(look: _Look, rows: Sequence[Row], key: str, title: str, caption: str) -> Plot | None:
+def _single(method: Method, rows: Sequence[Row], key: str, title: str, caption: str) -> Plot | None:
     x, y = series(rows, key)
     if not len(x):
         return None
-    plot, ax = new_plot(f"{look.stage}_{key}", title, caption)
-    noisy(ax, x, y, look.colour)
+    plot, ax = new_plot(f"{method.stage}_{key}", title, caption)
+    noisy(ax, x, y, method.color[0])
     return plot
 
 
-def _reward(rows: Sequence[Row]) -> Plot | None:
-    curves = [(key, *series(rows, key)) for key in ("reward", "accuracy")]
-    if not any(len(x) for _, x, _ in curves):
-        return None
-    caption = "Of the sampled training chains: mean score, and share with the right answer."
-    plot, ax = new_plot("ppo_reward", "Reward and accuracy", caption)
-    for (key, x, y), colour in zip(curves, (LIGHT["warmup"], PPO.colour), strict=True):
-        noisy(ax, x, y, colour, label=key)
+def _accuracy(method: Method, rows: Sequence[Row]) -> Plot | None:
+    """Draw how good the samples are, and what reward they got where there is one."""
+    reward, accuracy = series(rows, "reward"), series(rows, "accuracy")
+    if not len(reward[0]):
+        caption = "Share of the sampled training chains with the right answer."
+        return _single(method, rows, "accuracy", "Accuracy of the samples", caption)
+    caption = "Of the sampled training chains: mean reward, and share with the right answer."
+    plot, ax = new_plot(f"{method.stage}_reward", "Reward and accuracy", caption)
+    noisy(ax, *reward, LIGHT["muted"], label="reward")
+    noisy(ax, *accuracy, method.color[0], label="accuracy")
     ax.legend(loc="lower right", labelcolor="linecolor", handlelength=1.2)
     return plot
 
 
-def _validation(
-    look: _Look, rows: Sequence[Row], sft_result: Row, result: Row, unit: str = "step"
-) -> Plot | None:
-    x, y = series(rows, "validation_accuracy", x=unit)
+def _validation(method: Method, rows: Sequence[Row], result: Row, baseline: Row) -> Plot | None:
+    x, y = series(rows, "validation_accuracy", x=method.unit)
     if not len(x):
         return None
-    best = f"Dot: the best {unit}, which is the {model_label(look.model)} model."
-    caption = f"On the same held-out questions as SFT. {best}"
-    plot, ax = new_plot(
-        f"{look.stage}_validation", "Validation accuracy", caption, xlabel=unit, percent=True
-    )
-    line(ax, x, y, look.colour)
+    caption = f"On held-out questions. Dot: the best {method.unit}, which is the {method.label} model"
+    caption += "; grey: the warm-up." if f"warmup_{method.unit}" in result else "."
+    name = f"{method.stage}_validation"
+    plot, ax = new_plot(name, "Validation accuracy", caption, xlabel=method.unit, percent=True)
+    line(ax, x, y, method.color[0])
     ax.margins(y=0.15)  # room for the labels of the levels
-    level(ax, sft_result.get("best_validation_accuracy"), "SFT, best epoch", SFT.colour, above=True)
-    level(ax, sft_result.get("warmup_validation_accuracy"), "warm-up", LIGHT["warmup"], above=False)
-    dot(ax, result, f"best_{unit}", "best_validation_accuracy", look.colour)
+    best, warmup = "best_validation_accuracy", "warmup_validation_accuracy"
+    best_baseline = f"{label_of(BASELINE)}, best {METHODS[BASELINE].unit}"
+    level(ax, baseline.get(best), best_baseline, colour_of(BASELINE), above=True)
+    level(ax, baseline.get(warmup), "warm-up", colour_of("warmup"), above=False)
+    dot(ax, result, f"warmup_{method.unit}", warmup, colour_of("warmup"))
+    dot(ax, result, f"best_{method.unit}", best, method.color[0])
     return plot
 
 
@@ -191,17 +155,17 @@ def _together(
     plot, ax = new_plot(f"reranker_{key}", title, caption, xlabel=unit)
     draw = noisy if unit == "step" else line
     for model, (x, y) in curves.items():
-        draw(ax, x, y, LIGHT.get(model, LIGHT["muted"]), label=model_label(model))
+        draw(ax, x, y, colour_of(model), label=label_of(model))
     legend_above(ax, len(curves))
     return plot
 
 
-def _statuses(look: _Look, rows: Sequence[Row]) -> Plot | None:
+def _statuses(method: Method, rows: Sequence[Row]) -> Plot | None:
     rows = [row for row in rows if row.get("statuses")]
     if not rows:
         return None
     caption = "What became of the sampled chains, as shares of each step."
-    plot, ax = new_plot(f"{look.stage}_statuses", "Outcomes", caption, percent=True, wide=True)
+    plot, ax = new_plot(f"{method.stage}_statuses", "Outcomes", caption, percent=True, wide=True)
     names, shares = status_shares(rows)
     x = np.array([row["step"] for row in rows], float)
     x, *layers = thin(x, *shares)

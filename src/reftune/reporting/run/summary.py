@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reftune.methods import BASELINE, MAIN, label_of
 from reftune.problem import Row
 from reftune.reporting.accuracy_plots import Curves
 from reftune.reporting.pages import interval, p_value, signed
-from reftune.reporting.run.run_files import Run, model_label
+from reftune.reporting.run.run_files import Run
 
-MAIN_PAIR = ("sft", "reft")  # the comparison that the method is about
 FEW_MODELS = 3  # up to here all comparisons are shown
 MANY_PASSES = 4  # beyond, pass@k is a curve, and only its ends are in the table
 
@@ -21,15 +21,11 @@ def headline(run: Run) -> str:
     row = _main_comparison(run)
     if row is not None:
         a, b = (models[row[key]]["greedy"]["accuracy"] for key in ("a", "b"))
-        answers = f"{model_label(row['b'])} answers {b:.1%} of {n} unseen questions"
+        answers = f"{label_of(row['b'])} answers {b:.1%} of {n} unseen questions"
         gain = f"{signed(row['difference'])} points, 95% interval {interval(row['interval'])}"
-        return (
-            f"{answers}, {model_label(row['a'])} {a:.1%}: {gain}, McNemar {p_value(row['mcnemar_p'])}."
-        )
+        return f"{answers}, {label_of(row['a'])} {a:.1%}: {gain}, McNemar {p_value(row['mcnemar_p'])}."
     if models:
-        parts = [
-            f"{model_label(key)} {model['greedy']['accuracy']:.1%}" for key, model in models.items()
-        ]
+        parts = [f"{label_of(key)} {model['greedy']['accuracy']:.1%}" for key, model in models.items()]
         return f"Right answers on {n} unseen questions: {', '.join(parts)}."
     return "This run has not been evaluated yet."
 
@@ -42,7 +38,7 @@ def verdict(run: Run) -> str:
     low, high = row["interval"]
     if low > 0 or high < 0:
         better, worse = (row["b"], row["a"]) if low > 0 else (row["a"], row["b"])
-        return f"The interval excludes 0: {model_label(better)} is better than {model_label(worse)}."
+        return f"The interval excludes 0: {label_of(better)} is better than {label_of(worse)}."
     return "The interval includes 0: these questions do not tell the two models apart."
 
 
@@ -56,7 +52,7 @@ def accuracies(evaluation: Row) -> dict[str, Any]:
     if len(ks) > MANY_PASSES:
         ks = [ks[0], ks[-1]]
     rows = [
-        {"key": key, "label": model_label(key), "cells": [model.get(name) for name in aggregations]}
+        {"key": key, "label": label_of(key), "cells": [model.get(name) for name in aggregations]}
         | {"passes": [model.get("pass", {}).get(k) for k in ks]}
         for key, model in models.items()
     ]
@@ -67,7 +63,7 @@ def accuracies(evaluation: Row) -> dict[str, Any]:
 def wrong_chains(evaluation: Row) -> list[Row]:
     """List the models whose right answers have chains that could be checked."""
     return [
-        {"key": key, "label": model_label(key)} | model["right_answer_wrong_chain"]
+        {"key": key, "label": label_of(key)} | model["right_answer_wrong_chain"]
         for key, model in evaluation.get("models", {}).items()
         if "right_answer_wrong_chain" in model
     ]
@@ -77,7 +73,7 @@ def reranker_orders(evaluation: Row) -> list[tuple[str, float]]:
     """Return how often each model's reranker puts a right sample before a wrong one of a question."""
     found = {key: m.get("rerank", {}) for key, m in evaluation.get("models", {}).items()}
     orders = {key: rerank.get("within_question_auc") for key, rerank in found.items()}
-    return [(model_label(key), share) for key, share in orders.items() if share is not None]
+    return [(label_of(key), share) for key, share in orders.items() if share is not None]
 
 
 def comparisons(evaluation: Row) -> dict[str, list[Row]]:
@@ -89,10 +85,10 @@ def comparisons(evaluation: Row) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {"shown": [], "folded": []}
     for row in evaluation.get("comparisons", []):
         pair = (row["a"], row["b"])
-        main = pair == MAIN_PAIR or (
-            row["aggregation"] == "greedy" and not {*pair}.isdisjoint(MAIN_PAIR)
+        main = pair == (BASELINE, MAIN) or (
+            row["aggregation"] == "greedy" and not {*pair}.isdisjoint((BASELINE, MAIN))
         )
-        label = f"{model_label(row['b'])} against {model_label(row['a'])}"
+        label = f"{label_of(row['b'])} against {label_of(row['a'])}"
         named = {"label": label, "aggregation": _aggregation_label(row["aggregation"], models)}
         found["shown" if main or len(models) <= FEW_MODELS else "folded"].append(row | named)
     if found["folded"]:
@@ -111,7 +107,7 @@ def curves(evaluation: Row) -> Curves:
 
 def _main_comparison(run: Run) -> Row | None:
     rows = [row for row in run.evaluation.get("comparisons", []) if row["aggregation"] == "greedy"]
-    main = [row for row in rows if (row["a"], row["b"]) == MAIN_PAIR]
+    main = [row for row in rows if (row["a"], row["b"]) == (BASELINE, MAIN)]
     return next(iter(main + rows), None)
 
 
