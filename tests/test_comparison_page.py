@@ -16,6 +16,7 @@ from reftune.reporting.comparison.page import default_directory, terminal_tables
 from written_runs import add_reranker, write_run
 
 HOSTILE = "<img src=x onerror=alert(1)>|`[a](b)` & {{ 7 * 7 }}"
+PAPER = Path(__file__).parents[1] / "reproduction" / "paper.toml"
 METHODS = ("warmup", "sft", "offline_st", "online_st", "reft")
 
 
@@ -155,7 +156,7 @@ def test_reported_numbers_stand_beside_ours(tmp_path: Path) -> None:
     data = {"test": "data/gsm8k_test_set.json", "cot": "program"}
     right = {"sft": draw(0.5, 1, 40), "online_st": draw(0.6, 2, 40), "reft": draw(0.7, 3, 40)}
     run = write_run(tmp_path / "run", right, data=data, model={"name": "codellama/CodeLlama-7b-hf"})
-    found = compare_runs([run])
+    found = compare_runs([run], reported=PAPER)
     page = write_comparison(found, tmp_path / "out")
     words = Page(page).words
     assert "as reported" in words
@@ -164,7 +165,8 @@ def test_reported_numbers_stand_beside_ours(tmp_path: Path) -> None:
     text = page.with_suffix(".md").read_text(encoding="utf-8")
     assert "| method | greedy | as reported |" in text
     assert re.search(r"\| SFT \| .* \| 63.68% \|$", text, re.MULTILINE)
-    assert "paper 75.28%" in "\n".join(printed(found, 80))
+    assert "reported ~67.85% ReFT" in " ".join(" ".join(printed(found, 80)).split())
+    assert "As reported by the paper (Luong et al." in words
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -208,7 +210,8 @@ def test_the_command_writes_the_page_and_prints_the_table(
     names = [
         str(write_run(tmp_path / f"run-{seed}", right, seed=seed, samples=samples)) for seed in (1, 2)
     ]
-    assert run_cli(monkeypatch, *names, "--k", "1", "--out", str(tmp_path / "out")) == 0
+    out = ["--out", str(tmp_path / "out"), "--reported", str(PAPER)]
+    assert run_cli(monkeypatch, *names, "--k", "1", *out) == 0
     shown = capsys.readouterr()
     assert "ReFT answers 75.0% of 4 unseen questions (mean of 2 seeds), SFT 50.0%" in " ".join(
         shown.out.split()

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference, GroupFacts
-from reftune.reporting.comparison.paper_numbers import Reported
+from reftune.reporting.comparison.reported import Number
 from reftune.reporting.comparison.tables import (
     CSV_COLUMNS,
     accuracy_sections,
@@ -44,6 +44,9 @@ def comparison(cells: list[Cell], differences: list[Difference], **values: Any) 
     return replace(found, **values)
 
 
+NUMBER = Number(
+    model="m", data="d", chains="program", method="reft", aggregation="vote", samples=8, accuracy=78
+)
 ONE = comparison(
     [cell("sft", 0.634), cell("reft", 0.881), cell("reft", 0.9, aggregation="vote", samples=8)],
     [difference("sft", "reft")],
@@ -120,12 +123,12 @@ def test_differences_stand_within_groups_then_between_them() -> None:
 
 def test_reported_numbers_have_a_column_only_where_there_are_any() -> None:
     assert reported_columns(ONE) == [False, False]
-    cells = [*ONE.cells[:2], replace(ONE.cells[2], reported=Reported(0.78))]
-    found = replace(ONE, cells=cells)
+    cells = [*ONE.cells[:2], replace(ONE.cells[2], reported=NUMBER)]
+    found = replace(ONE, cells=cells, source="somebody")
     assert reported_columns(found) == [False, True]
     assert bars(found, "vote")[0].reported == 0.78
     assert [bar.reported for bar in bars(found, "greedy")] == [None, None]
-    assert any("As reported" in text for text in notes(found))
+    assert "As reported by somebody; ~ read second-hand." in notes(found)
     assert not any("As reported" in text for text in notes(ONE))
 
 

@@ -173,6 +173,10 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="directories of finished runs")],
     out: Annotated[Path | None, typer.Option(help="default: comparison/ beside the runs")] = None,
     k: Annotated[int | None, typer.Option(help="samples per question to use; default: all")] = None,
+    reported: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of others' numbers to show beside, as reproduction/paper.toml"),
+    ] = None,
 ) -> None:
     """Put finished runs side by side: accuracies, paired differences, corrected p-values.
 
@@ -183,7 +187,7 @@ def compare(
     from reftune.reporting.comparison.compare import compare_runs
     from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
 
-    comparison = compare_runs(runs, k)
+    comparison = compare_runs(runs, k, reported)
     page = write_comparison(comparison, out or default_directory(runs))
     Console().print(terminal_tables(comparison))
     _say(f"comparison: {page}")

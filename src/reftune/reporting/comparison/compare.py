@@ -20,7 +20,7 @@ from reftune.evaluation.statistics import (
 )
 from reftune.methods import BASELINE, MAIN, METHODS
 from reftune.reporting.comparison.finished_runs import FinishedRun, read_finished_runs
-from reftune.reporting.comparison.paper_numbers import Reported, reported
+from reftune.reporting.comparison.reported import Number, ReportedNumbers, read_reported
 from reftune.reporting.comparison.run_groups import RunGroup, group_runs
 
 AGGREGATION_ORDER = ("greedy", *AGGREGATIONS)
@@ -47,7 +47,7 @@ class Cell:
     interval: tuple[float, float]
     lowest: float
     highest: float
-    reported: Reported | None = None
+    reported: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,12 @@ class Comparison:
     drawn: list[int]  # per question, by the runs
     methods: list[str]
     aggregations: list[str]
+    source: str = ""  # of reported numbers
 
 
-def compare_runs(directories: Sequence[Path], k: int | None = None) -> Comparison:
+def compare_runs(
+    directories: Sequence[Path], k: int | None = None, reported: Path | None = None
+) -> Comparison:
     """Compare finished runs that were tested on the same questions.
 
     Runs of the same settings are seeds of one group and are pooled. In each group every method is
@@ -108,13 +111,15 @@ def compare_runs(directories: Sequence[Path], k: int | None = None) -> Compariso
     Args:
         directories: of the runs; the group of the first one is what other groups are compared with.
         k: samples per question to use, the first ones drawn; default as many as all runs have.
+        reported: file of numbers to stand beside those of the same setting, see `ReportedNumbers`.
 
     Raises UserError if a run is not finished or given twice, if the runs were not tested on the same
     questions, or have fewer than `k` samples.
     """
+    numbers = None if reported is None else read_reported(reported)
     runs, samples = read_finished_runs(directories, k)
     groups = group_runs(runs)
-    cells = [cell for group in groups for cell in _cells(group, samples)]
+    cells = [cell for group in groups for cell in _cells(group, samples, numbers)]
     differences = [found for group in groups for found in _within(group, samples)]
     differences += [found for group in groups[1:] for found in _between(groups[0], group, samples)]
     corrected = holm([found.p for found in differences])
@@ -130,10 +135,11 @@ def compare_runs(directories: Sequence[Path], k: int | None = None) -> Compariso
         aggregations=[
             name for name in AGGREGATION_ORDER if any(cell.aggregation == name for cell in cells)
         ],
+        source="" if numbers is None else numbers.source,
     )
 
 
-def _cells(group: RunGroup, samples: int) -> Iterator[Cell]:
+def _cells(group: RunGroup, samples: int, numbers: ReportedNumbers | None) -> Iterator[Cell]:
     config = group.runs[0].config
     for method in METHODS:
         runs = _runs_of(group, method)
@@ -146,7 +152,8 @@ def _cells(group: RunGroup, samples: int) -> Iterator[Cell]:
                 aggregation=aggregation, samples=k,
                 questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
                 interval=_accuracy_interval(right, group), lowest=float(by_seed.min()),
-                highest=float(by_seed.max()), reported=reported(config, method, aggregation, k),
+                highest=float(by_seed.max()),
+                reported=numbers.find(config, method, aggregation, k) if numbers else None,
             )  # fmt: skip
 
 

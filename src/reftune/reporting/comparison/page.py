@@ -116,7 +116,7 @@ def _accuracy_text(cell: Cell | None) -> str:
     if cell.seeds > 1:
         lines.append(f"{100 * cell.lowest:.1f} to {100 * cell.highest:.1f}")
     if cell.reported:
-        lines.append(f"paper {cell.reported}")
+        lines += ["reported", str(cell.reported)]
     return "\n".join(lines)
 
 

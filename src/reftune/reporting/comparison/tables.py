@@ -57,7 +57,7 @@ def columns(comparison: Comparison) -> list[str]:
 
 
 def reported_columns(comparison: Comparison) -> list[bool]:
-    """Tell for which aggregations the paper has numbers."""
+    """Tell for which aggregations there are reported numbers."""
     with_number = {cell.aggregation for cell in comparison.cells if cell.reported}
     return [name in with_number for name in comparison.aggregations]
 
@@ -102,7 +102,7 @@ def difference_sections(comparison: Comparison) -> list[Section]:
 def bars(comparison: Comparison, aggregation: str) -> list[Bar]:
     """Return the accuracies of one aggregation as bars."""
     return [
-        Bar(c.group, c.method, c.accuracy, c.interval, c.reported.accuracy if c.reported else None)
+        Bar(c.group, c.method, c.accuracy, c.interval, c.reported.share if c.reported else None)
         for c in comparison.cells
         if c.aggregation == aggregation
     ]
@@ -134,7 +134,7 @@ def notes(comparison: Comparison) -> list[str]:
     elif comparison.samples < comparison.drawn[0]:
         texts.append(f"Of {comparison.drawn[0]} samples per question the first {comparison.samples}.")
     if any(reported_columns(comparison)):
-        texts.append("As reported: by the paper, with its models and splits; ~ read second-hand.")
+        texts.append(f"As reported by {comparison.source}; ~ read second-hand.")
     return texts
 
 
@@ -145,7 +145,7 @@ def csv_rows(comparison: Comparison) -> Iterator[Row]:
         yield _csv_row(cell, chains, quantity="accuracy", value=cell.accuracy) | {
             "lowest_seed": cell.lowest,
             "highest_seed": cell.highest,
-            "as_reported": cell.reported.accuracy if cell.reported else None,
+            "as_reported": cell.reported.share if cell.reported else None,
             "second_hand": cell.reported.second_hand if cell.reported else None,
         }
     for row in comparison.differences:

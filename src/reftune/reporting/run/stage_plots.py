@@ -32,7 +32,7 @@ SINGLE = (
     (
         "loss",
         "Training loss",
-        "Cross-entropy of the chains learned from; PPO's policy and value losses.",
+        "What each step of the optimizer makes smaller.",
     ),
     ("response_length", "Response length", "Mean number of tokens in a sampled chain."),
     (
@@ -150,7 +150,8 @@ def _together(
     rows: Mapping[str, Sequence[Row]], key: str, unit: str, title: str, caption: str
 ) -> Plot | None:
     curves = {model: series(found, key, x=unit) for model, found in rows.items()}
-    if not any(len(x) for x, _ in curves.values()):
+    curves = {model: (x, y) for model, (x, y) in curves.items() if len(x)}
+    if not curves:
         return None
     plot, ax = new_plot(f"reranker_{key}", title, caption, xlabel=unit)
     draw = noisy if unit == "step" else line
