@@ -139,9 +139,9 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     [
         ("result.json", '{"models": 3}', r"result\.json: cannot be read"),
         ("result.json", "[]", r"result\.json: cannot be read"),
-        ("sft.jsonl", '{"id"', r"sft\.jsonl: cannot be read .*; delete it with result\.json beside it"),
-        ("sft.jsonl", '{"id": "q0"}', r"sft\.jsonl: cannot be read .*question q0 has 0 samples"),
-        ("sft.jsonl", "[]", r"sft\.jsonl: cannot be read"),
+        ("sft.jsonl", '{"id"', r"sft\.jsonl:1: not JSON .*; delete it with result\.json beside it"),
+        ("sft.jsonl", '{"id": "q0"}', r"sft\.jsonl:1: has no answer; delete it with result\.json"),
+        ("sft.jsonl", "[]", r"sft\.jsonl:1: not an object; delete it with result\.json"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, text: str, message: str) -> None:

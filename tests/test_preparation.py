@@ -10,7 +10,7 @@ import pytest
 
 from reftune.data.derive.preparation import DATA_SETS, Preparation, describe, prepare
 from reftune.data.problems import load_problems
-from reftune.data.sources import read_rows
+from reftune.data.sources import load_rows
 from reftune.problem import Cot, Problem, UserError
 
 GSM8K = {
@@ -314,7 +314,7 @@ def test_the_hub_is_asked_by_default(name: str) -> None:
 def test_real_programs_are_derived(
     shared_data: Path, tmp_path: Path, name: str, source: str, least: int
 ) -> None:
-    rows = [row for _, row in read_rows(str(shared_data / source), "train", None)][:200]
+    rows = [row for _, row in load_rows(str(shared_data / source), "train", None)][:200]
     done = prepare(
         name, "program", source=lines(tmp_path / "rows.jsonl", *rows), out=tmp_path / "out.jsonl"
     )

@@ -202,6 +202,13 @@ def test_bad_item_of_a_json_array_is_named(tmp_path: Path) -> None:
         load_problems(str(path), cot="natural")
 
 
+def test_an_array_may_stand_behind_a_mark_of_utf_8_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('\ufeff\n \n [{"question": "?", "answer": 1}]')
+    [problem] = load_problems(str(path), cot="natural")
+    assert problem.answer == "1"
+
+
 @pytest.mark.parametrize(
     "source", ["missing.jsonl", "missing.parquet", "./missing", "/a/b/c", "~/missing.csv"]
 )

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from reftune.problem import Row, UserError
 
-from reftune.problem import UserError
+ONE_PER_LINE = "write one object per line"
+PlacedRow = tuple[str, Row]  # where it stands (file and line), and what it holds
 
 
 @contextmanager
@@ -59,6 +60,15 @@ def writing_to(out: Path) -> Iterator[None]:
         raise UserError(f"{out}: cannot be written ({error}); give another --out") from error
 
 
+@contextmanager
+def reading_from(path: Path, fix: str) -> Iterator[None]:
+    """Raise UserError if the block cannot read `path` as text."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); {fix}") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, as a whole or not at all."""
     with atomic_file(path) as temporary:
@@ -78,8 +88,50 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read what `write_jsonl` or a stage's log wrote."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return [row for _, row in read_rows(path, "delete it and run its stage again")]
+
+
+def read_rows(path: Path, fix: str = ONE_PER_LINE, bad: list[str] | None = None) -> Iterator[PlacedRow]:
+    """Yield the objects of a JSONL file, each with its place; blank lines are skipped.
+
+    Args:
+        path: a file in UTF-8.
+        fix: what the user is told to do about a file or a line that cannot be read.
+        bad: takes what is said of such lines; without it the first one raises UserError.
+    """
+    errors = "strict" if bad is None else "replace"
+    # Only \n ends a line: texts may hold U+2028, at which splitlines() would cut.
+    with reading_from(path, fix), path.open(encoding="utf-8-sig", newline="\n", errors=errors) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                row = require_object(parse_json(line.rstrip("\n"), path, fix, number), place, fix)
+            except UserError as error:
+                if bad is None:
+                    raise
+                bad.append(str(error))
+            else:
+                yield place, row
+
+
+def parse_json(text: str, path: Path, fix: str = ONE_PER_LINE, line: int = 1) -> Any:
+    """Parse JSON that begins in line `line` of a file; anything else is a UserError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line, reason = line + error.lineno - 1, f"{error.msg}, column {error.colno}"
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        reason = str(error)
+    raise UserError(f"{path}:{line}: not JSON ({reason}); {fix}")
+
+
+def require_object(value: Any, place: str, fix: str = ONE_PER_LINE) -> Row:
+    """Return a value that is a JSON object; any other is a UserError."""
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: not an object; {fix}")
+    return value
 
 
 @contextmanager
@@ -87,7 +139,7 @@ def full_disk_is_named(target: Path) -> Iterator[None]:
     """Turn the ways in which libraries report a full disk into one sentence."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         if not _means_full_disk(error, target.parent):
             raise
         raise UserError(
@@ -101,7 +153,8 @@ def _means_full_disk(error: Exception, directory: Path) -> bool:
         return "file write failed" in str(error) or shutil.disk_usage(directory).free < 2**20
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "No space left" in str(error) or "quota" in str(error)
+    named = type(error).__name__ == "SafetensorError"  # by its name: to import it takes time
+    return named and ("No space left" in str(error) or "quota" in str(error))
 
 
 def sync_files(directory: Path) -> None:

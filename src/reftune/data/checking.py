@@ -18,7 +18,8 @@ from reftune.data.formats import (
     require_new_id,
 )
 from reftune.data.problems import question_key
-from reftune.data.sources import Row, read_rows
+from reftune.data.sources import load_rows
+from reftune.files import PlacedRow
 from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
 from reftune.model.loading import load_tokenizer
@@ -74,7 +75,7 @@ def check_source(
 
     Raises UserError if the source cannot be read at all, or is in no known format.
     """
-    rows = list(read_rows(source, split, subset))
+    rows = list(load_rows(source, split, subset))
     if not rows:
         raise UserError(f"{source}: no problems in it; each needs a question and an answer")
     if columns is None:
@@ -120,7 +121,7 @@ def describe(check: Check) -> list[str]:
     return lines
 
 
-def _kind(rows: Sequence[Row], columns: Columns | None) -> Cot:
+def _kind(rows: Sequence[PlacedRow], columns: Columns | None) -> Cot:
     for where, row in rows:
         try:
             if is_program(read_fields(where, row, columns).chain):
@@ -130,7 +131,7 @@ def _kind(rows: Sequence[Row], columns: Columns | None) -> Cot:
     return "natural"
 
 
-def _read(check: Check, rows: Sequence[Row], columns: Columns | None) -> None:
+def _read(check: Check, rows: Sequence[PlacedRow], columns: Columns | None) -> None:
     """Keep the problems that training could use, and say what is wrong with the others."""
     places: dict[str, str] = {}
     for number, (where, row) in enumerate(rows, start=1):

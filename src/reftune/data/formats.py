@@ -13,7 +13,7 @@ from typing import Any
 
 from reftune.config import Columns
 from reftune.data.options import read_options, write_options
-from reftune.data.sources import Row
+from reftune.files import PlacedRow
 from reftune.grading.answers import extract_choice
 from reftune.problem import Cot, Problem, UserError
 
@@ -101,7 +101,7 @@ def known_columns(where: str, row: dict[str, Any]) -> Columns:
     raise UserError(f"{where}: has {listed(row)}, not 'question' and 'answer'; set data.columns")
 
 
-def require_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
+def require_columns(source: str, rows: Sequence[PlacedRow], columns: Columns) -> None:
     """Refuse column names that no row has; a test set may lack the chains of its training set."""
     for key, name in columns:
         if key != "chain" and name is not None and not any(name in row for _, row in rows):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reftune.config import Columns, Data
 from reftune.data.formats import read_problem, require_columns, require_new_id
-from reftune.data.sources import read_rows
+from reftune.data.sources import load_rows
 from reftune.data.synthetic.generator import generate
 from reftune.grading.answers import check_answer
 from reftune.problem import Cot, Problem, UserError
@@ -94,7 +94,7 @@ def load_problems(
         check_answers: refuse answers that the built-in judge cannot grade (your own reward may).
         new_ids: what the ids of problems without one start with; default: the file's name.
     """
-    rows = list(read_rows(source, split, subset))
+    rows = list(load_rows(source, split, subset))
     if not rows:
         raise UserError(f"{source}: no problems in it; each needs a question and an answer")
     if columns:

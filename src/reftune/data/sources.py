@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reftune.files import ONE_PER_LINE, PlacedRow, parse_json, read_rows, reading_from, require_object
 from reftune.problem import UserError
 
 JSON_SUFFIXES = (".json", ".jsonl")
 TABLE_BUILDERS = {".csv": "csv", ".parquet": "parquet"}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
-Row = tuple[str, dict[str, Any]]  # where it stands (file and line), and its fields
 
-
-def read_rows(source: str, split: str, subset: str | None) -> Iterator[Row]:
+def load_rows(source: str, split: str, subset: str | None) -> Iterator[PlacedRow]:
     """Return the rows of `source`; split and subset are those of a directory or hub data set.
 
     Raises UserError, here or on the way through, for what cannot be read.
@@ -37,32 +35,19 @@ def read_rows(source: str, split: str, subset: str | None) -> Iterator[Row]:
     raise UserError(f"{source}: unknown kind of file; use .json, .jsonl, .csv or .parquet")
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if text.lstrip().startswith("["):
-        located = [(f"{path}: item {n}", row) for n, row in enumerate(_parse(text, path, 1), start=1)]
-    else:
-        lines = enumerate(text.split("\n"), start=1)  # splitlines() would cut at U+2028
-        located = [(f"{path}:{n}", _parse(line, path, n)) for n, line in lines if line.strip()]
-    for where, row in located:
-        if not isinstance(row, dict):
-            raise UserError(f'{where}: not an object; write {{"question": ..., "answer": ...}}')
-        yield where, row
+def _json_rows(path: Path) -> Iterator[PlacedRow]:
+    """Return the items of an array, or one object per line."""
+    with reading_from(path, ONE_PER_LINE), path.open(encoding="utf-8-sig") as file:
+        start = next((line for line in file if line.strip()), "")
+        if not start.lstrip().startswith("["):
+            return read_rows(path)
+        file.seek(0)
+        items = enumerate(parse_json(file.read(), path), start=1)
+    places = ((f"{path}: item {number}", item) for number, item in items)
+    return ((place, require_object(item, place)) for place, item in places)
 
 
-def _parse(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{first_line + error.lineno - 1}"
-        reason = f"{error.msg}, column {error.colno}"
-        raise UserError(f"{where}: not JSON ({reason}); write one object per line") from error
-
-
-def _dataset_rows(source: str, builder: str, **options: Any) -> Iterator[Row]:
+def _dataset_rows(source: str, builder: str, **options: Any) -> Iterator[PlacedRow]:
     # Imported here: it takes a second, which JSON files need not wait for.
     from datasets import load_dataset
 

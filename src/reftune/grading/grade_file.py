@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reftune.config import Compute, Prompt
-from reftune.files import write_jsonl, writing_to
+from reftune.files import read_rows, write_jsonl, writing_to
 from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
 from reftune.problem import Cot, Problem, Status, UserError, Verdict
@@ -99,7 +98,7 @@ def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
 
 def _read(path: Path, cot: Cot, checked: bool) -> tuple[list[Problem], list[str]]:
     problems, completions = [], []
-    for where, row in _rows(path):
+    for where, row in read_rows(path, f"write {_EXAMPLE}"):
         problem = _problem(where, row)
         if checked and (complaint := check_answer(problem, cot)):
             raise UserError(f"{where}: {complaint}")
@@ -111,24 +110,6 @@ def _read(path: Path, cot: Cot, checked: bool) -> tuple[list[Problem], list[str]
     if not problems:
         raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
     return problems, completions
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the content of each line that is not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would cut at U+2028
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}); write {_EXAMPLE}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: not an object; write {_EXAMPLE}")
-        yield f"{path}:{number}", row
 
 
 def _problem(where: str, row: dict[str, Any]) -> Problem:

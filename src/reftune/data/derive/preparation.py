@@ -32,8 +32,8 @@ from reftune.data.formats import (
     to_problem,
 )
 from reftune.data.problems import write_problems
-from reftune.data.sources import Row, read_rows
-from reftune.files import atomic_file, writing_to
+from reftune.data.sources import load_rows
+from reftune.files import PlacedRow, atomic_file, writing_to
 from reftune.grading.answers import check_answer, parse_number
 from reftune.problem import Cot, Problem, UserError, Verdict
 
@@ -107,7 +107,7 @@ def prepare(
     out = out or Path(f"{name}_{cot}_{origin}.jsonl")
     if out.resolve() == local.resolve():
         raise UserError(f"{out}: is the source; give another --out")
-    rows = list(read_rows(source, split, None if local.exists() else data_set.subset))
+    rows = list(load_rows(source, split, None if local.exists() else data_set.subset))
     if not rows:
         raise UserError(f"{source}: no problems in it")
     _require_columns(name, rows[0])
@@ -142,7 +142,7 @@ def _find(name: str) -> DataSet:
     return DATA_SETS[name]
 
 
-def _require_columns(name: str, row: Row) -> None:
+def _require_columns(name: str, row: PlacedRow) -> None:
     """Refuse a source in which the data set cannot be."""
     formats = (DATA_SETS[name].columns, _OFFICIAL, _OWN)
     if not any(set(columns) <= row[1].keys() for columns in formats):
@@ -153,7 +153,7 @@ def _require_columns(name: str, row: Row) -> None:
 
 
 def _read(
-    rows: Sequence[Row], name: str, prefix: str, cot: Cot, dropped: dict[str, list[str]]
+    rows: Sequence[PlacedRow], name: str, prefix: str, cot: Cot, dropped: dict[str, list[str]]
 ) -> list[Problem]:
     """Return the problems that have a chain, or for which one can be derived."""
     options, problems = DATA_SETS[name].options, []

@@ -12,12 +12,13 @@ from typing import Any
 from reftune.config import Config
 from reftune.config_files import load_config
 from reftune.evaluation.aggregation import available, curve, pass_curve
+from reftune.files import read_rows
 from reftune.methods import METHODS
 from reftune.problem import AnsweredQuestion, Row, UserError
 
 Questions = dict[str, tuple[str, str]]  # id -> question, right answer
 Curves = dict[str, dict[int, float]]  # by aggregation, and "pass" for pass@k; by number of samples
-KEPT = ("id", "question", "answer", "completion", "correct", "samples")  # of a row
+KEYS = {"id", "question", "answer", "completion", "correct"}  # what every row has
 
 
 @dataclass(frozen=True)
@@ -100,20 +101,15 @@ def _models(directory: Path) -> dict[str, Row]:
 
 def _read_rows(path: Path, samples: int) -> Iterator[Any]:
     """Read a model's answers without the texts of its samples, which are most of the file."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                chosen = row.get("samples", [])[:samples]
-                if len(chosen) < samples:
-                    raise ValueError(f"question {row['id']} has {len(chosen)} samples")
-                row["samples"] = [{k: v for k, v in s.items() if k != "completion"} for s in chosen]
-                yield {key: row[key] for key in KEPT}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        told = f"{path}: cannot be read ({error})"
-        raise UserError(
-            f"{told}; delete it with result.json beside it and run the stage again"
-        ) from None
+    fix = "delete it with result.json beside it and run the stage again"
+    for place, row in read_rows(path, fix):
+        if missing := KEYS - row.keys():
+            raise UserError(f"{place}: has no {min(missing)}; {fix}")
+        drawn = row.get("samples", [])[:samples]
+        if len(drawn) < samples:
+            raise UserError(f"{place}: question {row['id']} has {len(drawn)} samples; {fix}")
+        row["samples"] = [sample | {"completion": ""} for sample in drawn]
+        yield row
 
 
 def _require_same(

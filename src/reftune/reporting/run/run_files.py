@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reftune.files import read_rows
 from reftune.methods import METHODS, methods_by_stage, planned_models, planned_stages
 from reftune.problem import Row, UserError
 
@@ -98,22 +99,15 @@ def _read_json(path: Path) -> Row:
 
 def _read_rows(run: Run, name: str, keys: Set[str]) -> list[Row]:
     """Read a JSONL file of the run; lines without these keys are counted in `run.unreadable`."""
-    path = run.directory / name
+    path, bad = run.directory / name, list[str]()
     if not path.exists():
         return []
-    rows = [_parse(line, keys) for line in path.read_bytes().splitlines() if line.strip()]
-    bad = rows.count(None)
-    if bad:
-        run.unreadable.append(f"{name}: {bad} of {len(rows)} lines cannot be read and are left out")
-    return [row for row in rows if row is not None]
-
-
-def _parse(line: bytes, keys: Set[str]) -> Row | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) and value.keys() >= keys else None
+    rows = [row for _, row in read_rows(path, bad=bad)]
+    good = [row for row in rows if row.keys() >= keys]
+    total = len(bad) + len(rows)
+    if left_out := total - len(good):
+        run.unreadable.append(f"{name}: {left_out} of {total} lines cannot be read and are left out")
+    return good
 
 
 def _by_step(rows: Sequence[Row]) -> list[Row]:
