@@ -12,7 +12,7 @@ import numpy as np
 from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.evaluation.statistics import bootstrap_means, holm, sign_flip
 from reftune.files import read_json, read_jsonl
-from reftune.problem import Row
+from reftune.problem import AnsweredQuestion
 from reftune.reporting.comparison.run_groups import CHAINS
 from reproduction.plan import MAIN, Cell
 
@@ -123,7 +123,7 @@ def _measure(
 
 
 @lru_cache(maxsize=128)
-def answers(config: str, model: str, seed: int) -> list[Row]:
+def answers(config: str, model: str, seed: int) -> list[AnsweredQuestion]:
     """Return a model's answers to the test questions."""
     return read_jsonl(Cell(config, seed).run_dir / "evaluation" / f"{model}.jsonl")
 

@@ -7,7 +7,7 @@ import pytest
 
 from reftune.methods import METHODS
 from reftune.reporting.plots import Plot, save_png
-from reftune.reporting.run.stage_plots import method_plots, status_shares, reranker_plots
+from reftune.reporting.run.stage_plots import method_plots, reranker_plots, status_shares
 
 SFT_RESULT = {"best_validation_accuracy": 0.715, "warmup_validation_accuracy": 0.655}
 

@@ -106,3 +106,9 @@ class CountedRow(GradedRow):
     """A completion of a question and how often it was drawn."""
 
     count: int
+
+
+class LoggedRow(GradedRow):
+    """A sample that an online stage logged, and the step in which it was drawn."""
+
+    step: int

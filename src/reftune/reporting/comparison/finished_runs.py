@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from reftune.config import Config
 from reftune.config_files import load_config
@@ -99,7 +99,7 @@ def _models(directory: Path) -> dict[str, Row]:
         raise UserError(f"{path}: cannot be read ({error}); delete it and run the stage again") from None
 
 
-def _read_rows(path: Path, samples: int) -> Iterator[Any]:
+def _read_rows(path: Path, samples: int) -> Iterator[AnsweredQuestion]:
     """Read a model's answers without the texts of its samples, which are most of the file."""
     fix = "delete it with result.json beside it and run the stage again"
     for place, row in read_rows(path, fix):
@@ -109,7 +109,7 @@ def _read_rows(path: Path, samples: int) -> Iterator[Any]:
         if len(drawn) < samples:
             raise UserError(f"{place}: question {row['id']} has {len(drawn)} samples; {fix}")
         row["samples"] = [sample | {"completion": ""} for sample in drawn]
-        yield row
+        yield cast(AnsweredQuestion, row)
 
 
 def _require_same(

@@ -12,7 +12,7 @@ from typing import Any
 
 from reftune.files import read_rows
 from reftune.methods import METHODS, methods_by_stage, planned_models, planned_stages
-from reftune.problem import Row, UserError
+from reftune.problem import AnsweredQuestion, LoggedRow, Row, UserError
 
 SAMPLE = {"question", "answer", "completion", "status", "correct"}  # what every sample's row has
 
@@ -27,9 +27,9 @@ class Run:
     data: Row = field(default_factory=dict)
     metrics: dict[str, list[Row]] = field(default_factory=dict)  # by stage
     results: dict[str, Row] = field(default_factory=dict)  # by stage
-    samples: dict[str, list[Row]] = field(default_factory=dict)  # by stage
+    samples: dict[str, list[LoggedRow]] = field(default_factory=dict)  # by stage
     evaluation: Row = field(default_factory=dict)
-    answers: dict[str, list[Row]] = field(default_factory=dict)
+    answers: dict[str, list[AnsweredQuestion]] = field(default_factory=dict)  # by model
     unreadable: list[str] = field(default_factory=list)
 
     @property
@@ -97,7 +97,7 @@ def _read_json(path: Path) -> Row:
     return value
 
 
-def _read_rows(run: Run, name: str, keys: Set[str]) -> list[Row]:
+def _read_rows(run: Run, name: str, keys: Set[str]) -> list[Any]:
     """Read a JSONL file of the run; lines without these keys are counted in `run.unreadable`."""
     path, bad = run.directory / name, list[str]()
     if not path.exists():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from reftune.problem import Row
+from reftune.problem import GradedRow, LoggedRow, Row
 from reftune.reporting.run.run_files import Run
 
 MAX_QUESTIONS = 200  # embedded in the page
@@ -34,7 +34,7 @@ def questions(run: Run, pair: tuple[str, str]) -> tuple[list[Row], dict[str, int
     return _varied(everything), counts | {"all": len(everything)}
 
 
-def rollouts_by_step(rows: Sequence[Row]) -> list[Row]:
+def rollouts_by_step(rows: Sequence[LoggedRow]) -> list[Row]:
     """Group the logged training samples by step, at most MAX_ROLLOUT_STEPS evenly spread steps."""
     steps: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
@@ -56,7 +56,7 @@ def _varied(questions: list[Row]) -> list[Row]:
     return [questions[index] for index in sorted(chosen)]
 
 
-def _chain(row: Mapping[str, Any]) -> Row:
+def _chain(row: GradedRow) -> Row:
     value = row.get("value")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
