@@ -12,6 +12,7 @@ from reftune.evaluation.statistics import (
     area_under_curve,
     bootstrap_difference,
     bootstrap_means,
+    coin_flips,
     holm,
     majority_vote,
     mcnemar,
@@ -54,6 +55,16 @@ def test_wilson_interval_widens_with_confidence() -> None:
     assert wilson_interval(50, 100, confidence=0.99) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("correct", "n"), [(0, 1), (1, 1), (3, 7), (0, 1319), (712, 1000), (1319, 1319)]
+)
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_wilson_interval_agrees_with_scipy(correct: int, n: int, confidence: float) -> None:
+    expected = stats.binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    found = wilson_interval(correct, n, confidence)
+    assert found == pytest.approx((expected.low, expected.high), rel=1e-12, abs=0)
+
+
 def test_wilson_interval_without_questions_says_nothing() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
@@ -76,6 +87,20 @@ def test_mcnemar_is_the_exact_binomial_tail(losses: int, gains: int) -> None:
     tail = Fraction(sum(math.comb(n, i) for i in range(min(losses, gains) + 1)), 2**n)
     expected = float(min(Fraction(1), 2 * tail))
     assert mcnemar(*paired(10, losses, gains, 10)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 64, 1319, 5000])
+def test_flips_of_a_fair_coin_agree_with_scipy(n: int) -> None:
+    expected = stats.binom.pmf(np.arange(n + 1), n, 0.5)
+    likely = expected > 1e-300  # scipy's thin tails are not exact
+    found = np.array(coin_flips(n))
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found[likely], expected[likely], rtol=1e-10)
+
+
+def test_mcnemar_of_thousands_agrees_with_scipy() -> None:
+    expected = stats.binomtest(2600, 5000).pvalue
+    assert mcnemar(*paired(100, 2400, 2600, 100)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_mcnemar_without_discordant_pairs_is_one() -> None:
@@ -180,6 +205,14 @@ def test_area_under_curve_counts_pairs_in_right_order() -> None:
     assert area_under_curve([], []) == 0.5
     with pytest.raises(ValueError, match="shorter"):
         area_under_curve([0.2, 0.7, 0.1], [True, False])
+
+
+def test_area_under_curve_agrees_with_scipy_where_many_tie() -> None:
+    rng = np.random.default_rng(5)
+    scores, labels = rng.integers(0, 9, 200).astype(float), rng.random(200) < 0.3
+    u = stats.mannwhitneyu(scores[labels], scores[~labels]).statistic
+    found = area_under_curve(scores.tolist(), labels.tolist())
+    assert found == pytest.approx(u / (labels.sum() * (~labels).sum()), rel=1e-12)
 
 
 def test_weights_count_instead_of_heads() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom, binomtest, rankdata
 
 from reftune.grading.numbers import same_number
 from reftune.problem import Answer
@@ -23,8 +23,10 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     _check_count(correct, n)
     if n == 0:
         return 0.0, 1.0
-    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (correct + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(correct * (n - correct) / n + z**2 / 4)
+    return (middle - half if correct else 0.0), (middle + half if correct < n else 1.0)
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
@@ -34,9 +36,7 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     (McNemar, 1947). No such question gives 1. Raises ValueError if the lengths differ.
     """
     gains, losses = _discordant(a, b)
-    if gains + losses == 0:
-        return 1.0
-    return float(binomtest(gains, gains + losses).pvalue)
+    return min(1.0, 2 * sum(coin_flips(gains + losses)[: min(gains, losses) + 1]))
 
 
 def bootstrap_difference(
@@ -106,11 +106,23 @@ def sign_flip(differences: Sequence[int]) -> float:
     chances = np.ones(1)  # of the sums -reach, ..., reach; those of the wrong parity have none
     for size, count in zip(*np.unique(np.abs(values[values != 0]), return_counts=True), strict=True):
         flips = np.zeros(2 * size * count + 1)
-        flips[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        flips[:: 2 * size] = coin_flips(int(count))
         chances = np.convolve(chances, flips)
     reach = len(chances) // 2
     as_far = np.abs(np.arange(-reach, reach + 1)) >= abs(values.sum())
     return min(1.0, float(chances[as_far].sum()))
+
+
+def coin_flips(n: int) -> list[float]:
+    """Return the chances of 0, 1, ..., n heads among n flips of a fair coin.
+
+    Counted in whole numbers, so that no n is too large and no tail too thin.
+    """
+    ways, all_ways, chances = 1, 2**n, []
+    for heads in range(n + 1):
+        chances.append(ways / all_ways)
+        ways = ways * (n - heads) // (heads + 1)
+    return chances
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -166,8 +178,9 @@ def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
     negatives = len(labels) - positives
     if not positives * negatives:
         return 0.5
-    ranks = rankdata(scores)
-    above = sum(rank for rank, label in zip(ranks, labels, strict=True) if label)
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # of equal scores the mean of theirs
+    above = sum(rank for rank, label in zip(ranks[places], labels, strict=True) if label)
     return float((above - positives * (positives + 1) / 2) / (positives * negatives))
 
 
