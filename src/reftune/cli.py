@@ -14,7 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import typer
 
-from reftune.cli_data import data_app, kind_of_chain
+from reftune.data.commands import data_app, kind_of_chain
 
 if TYPE_CHECKING:
     from reftune.config import Config

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from reftune.config import Columns, Compute, Prompt
 from reftune.data.formats import (
     is_program,
@@ -22,7 +20,6 @@ from reftune.data.sources import load_rows
 from reftune.files import PlacedRow
 from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
-from reftune.model.loading import load_tokenizer
 from reftune.model.prompts import PROGRAM_HEAD, Prompter, Wording
 from reftune.problem import Cot, Problem, UserError, Verdict
 
@@ -116,7 +113,8 @@ def describe(check: Check) -> list[str]:
     ]
     for name, lengths in (("prompt", check.prompt_lengths), ("response", check.response_lengths)):
         if lengths:
-            shown = np.percentile(lengths, [0, 50, 95, 100], method="higher")
+            ranked = sorted(lengths)
+            shown = [ranked[-(-percent * (len(ranked) - 1) // 100)] for percent in (0, 50, 95, 100)]
             lines.append(f"  {name:<8} " + " ".join(f"{length:>7,}" for length in shown))
     return lines
 
@@ -179,6 +177,8 @@ def _make_measure(tokenizer: str | None, cot: Cot) -> Measure:
             return prompt, None if problem.chain is None else len(wording.rest(problem))
 
         return characters
+    from reftune.model.loading import load_tokenizer  # here: lengths in characters need no torch
+
     prompter = Prompter(load_tokenizer(tokenizer), Prompt(), cot)
 
     def tokens(problem: Problem) -> tuple[int, int | None]:

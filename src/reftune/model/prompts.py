@@ -10,13 +10,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
-from transformers import PreTrainedTokenizerBase
 
 from reftune.config import Prompt
 from reftune.problem import Cot, Problem, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROGRAM_HEAD = "def solution():\n"
 SETTINGS_FILE = "reftune_prompt.json"
