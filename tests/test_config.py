@@ -207,6 +207,7 @@ def test_dump_reads_back_as_the_same_config(tmp_path: Path) -> None:
     overrides = [
         "model.scratch_overrides.hidden_size=64",
         "data.columns.chain=steps",
+        "data.train=a.jsonl",
         "ppo.minibatch_size=7",
     ]
     config = load_config(write(tmp_path, 'name = "ünusual \\"name\\""'), overrides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from reftune.methods import OPTIONAL
 from reftune.problem import Cot
@@ -65,6 +65,13 @@ class Prompt(Section):
     repeat_question: bool = Field(True, description="programs carry the question as their docstring")
     max_prompt_tokens: int = Field(300, ge=1)
     max_new_tokens: int = Field(400, ge=1)
+
+    @field_validator("template")
+    @classmethod
+    def _asks_the_question(cls, template: str) -> str:
+        if "{question}" not in template:
+            raise ValueError("prompt.template must hold {question}, or all prompts are the same")
+        return template
 
 
 class Model(Section):
@@ -181,6 +188,20 @@ class Ppo(Steps):
         2.0, ge=0, description="cap of the trainer's over the sampler's probability; 0: no correction"
     )
 
+    @model_validator(mode="after")
+    def _the_policy_can_learn(self) -> Ppo:
+        if self.advantage == "group" and self.samples_per_question == 1:
+            raise ValueError(
+                'ppo.advantage = "group" compares the samples of a question, and with one of each every'
+                " advantage is 0; set ppo.samples_per_question to 2 or more"
+            )
+        if self.critic_warmup_steps >= self.steps:
+            raise ValueError(
+                f"ppo.critic_warmup_steps = {self.critic_warmup_steps} leaves the policy no step to"
+                f" learn in; set it below ppo.steps = {self.steps}"
+            )
+        return self
+
 
 class Reward(Section):
     """What a completion is worth: in every stage that samples, and in the evaluation."""
@@ -201,8 +222,10 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _something_to_rank(self) -> Evaluation:
-        if self.rerank and not self.samples:
-            raise ValueError("evaluation.rerank needs samples to choose from; set evaluation.samples")
+        if self.rerank and self.samples < 2:
+            raise ValueError(
+                "evaluation.rerank needs samples to choose from; set evaluation.samples to 2 or more"
+            )
         return self
 
 
@@ -240,6 +263,14 @@ class Config(Section):
     reranker: Reranker = Reranker()
     evaluation: Evaluation = Evaluation()
     compute: Compute = Compute()
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, methods: list[str]) -> list[str]:
+        for name in methods:
+            if name not in OPTIONAL:
+                raise ValueError(f'methods: unknown method "{name}"; choose among {", ".join(OPTIONAL)}')
+        return methods
 
     @property
     def run_dir(self) -> Path:

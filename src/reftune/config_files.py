@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +13,11 @@ import tomli_w
 from pydantic import ValidationError
 
 from reftune.config import Config, Section
+from reftune.config_checks import Layer, flat, idle_setting, last_layer
 from reftune.problem import UserError
 
+# Begins the file that a run writes. It holds every setting, those that do nothing included.
+_RECORD = "# All settings of a run, defaults included."
 _MODEL_SOURCES = {"name", "scratch"}
 # Keys of earlier versions, with what they are called now.
 _RENAMED = {
@@ -32,46 +36,62 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | Non
     What comes later wins; model.name and model.scratch replace each other. The run is called `name`,
     or what the file itself says (not its parents), or else the file's stem.
 
-    Raises UserError, in one sentence with the file and the key, for anything that is wrong.
+    Raises UserError, in one sentence with the file and the key, for anything that is wrong, a setting
+    that would do nothing included.
     """
-    values = {"name": Path(path).stem} | _read_with_parents(Path(path), seen=())
+    layers = _read_with_parents(Path(path), seen=())
+    own = {"name": Path(path).stem} | layers[-1].values
     if name is not None:
-        values["name"] = name
-    return parse_config(values, overrides, str(path))
+        own["name"] = name
+    layers[-1] = layers[-1]._replace(values=own)
+    return _parse(layers, overrides)
 
 
 def parse_config(values: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
-    """Check settings, with overrides applied on top; `source` names their place in error messages."""
-    for override in overrides:
-        values = _merge(values, _parse_override(override))
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_first_problem(error)}") from None
+    """Check settings, with overrides applied on top; `source` names their place in error messages.
+
+    Of settings that would do nothing only overrides are refused.
+    """
+    return _parse([Layer(source, values, judged=False)], overrides)
 
 
 def dump_config(config: Config) -> str:
     """Return the complete configuration as TOML (keys that are unset are left out)."""
-    return tomli_w.dumps(config.model_dump(exclude_none=True))
+    return f"{_RECORD}\n{tomli_w.dumps(config.model_dump(exclude_none=True))}"
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
     """Return all settings by their full keys, such as "ppo.kl_coef"."""
-    return _flat(config.model_dump())
+    return flat(config.model_dump())
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def _parse(files: Sequence[Layer], overrides: Sequence[str]) -> Config:
+    layers = [*files, Layer("--set", _laid_over(map(_parse_override, overrides)))]
+    try:
+        config = Config.model_validate(_laid_over(layer.values for layer in layers))
+    except ValidationError as error:
+        key, complaint = _first_problem(error)
+        place = last_layer(layers, key)
+        source = layers[place].source if place >= 0 else files[-1].source
+        raise UserError(f"{source}: {complaint}") from None
+    idle = idle_setting(config, layers)
+    if idle is not None:
+        raise UserError(idle)
+    return config
 
 
-def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _laid_over(tables: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    empty: dict[str, Any] = {}
+    return reduce(_merge, tables, empty)
+
+
+def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
+    """Return what a file says, after what the files say that it extends."""
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself; remove the circle")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -82,11 +102,12 @@ def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     names = [parents] if isinstance(parents, str) else parents
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f'{path}: extends names files, as in extends = "base.toml", not {parents!r}')
-    inherited: dict[str, Any] = {}
+    layers = []
     for name in names:
-        inherited = _merge(inherited, _read_with_parents(path.parent / name, (*seen, path.resolve())))
-    inherited.pop("name", None)  # two configs with one run directory would be in each other's way
-    return _merge(inherited, values)
+        layers += _read_with_parents(path.parent / name, (*seen, path.resolve()))
+    for layer in layers:
+        layer.values.pop("name", None)  # two configs with one run directory would be in each other's way
+    return [*layers, Layer(str(path), values, judged=not text.startswith(_RECORD))]
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -127,24 +148,25 @@ def _parse_value(text: str) -> Any:
         return text  # a bare word is a string: --set data.cot=natural
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError) -> tuple[str, str]:
+    """Return the key that is wrong, or the section of keys that do not fit, and a sentence on it."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
     if key in _RENAMED:
-        return f"{key} is called {_RENAMED[key]} now; rename it"
-    if problem["type"] == "extra_forbidden":
+        message = f"{key} is called {_RENAMED[key]} now; rename it"
+    elif problem["type"] == "extra_forbidden":
         known = _keys_beside(problem["loc"])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
-        return f"unknown key {key}; {hint}"
-    if problem["type"] == "missing":
-        return f"the section [{key}] is missing"
-    if problem["type"] == "model_type":
-        return f"{key}: is a section with keys of its own, not {problem['input']!r}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return message
-    return f"{key}: {message[:1].lower()}{message[1:]}, not {problem['input']!r}"
+        message = f"unknown key {key}; {hint}"
+    elif problem["type"] == "missing":
+        message = f"the section [{key}] is missing"
+    elif problem["type"] == "model_type":
+        message = f"{key}: is a section with keys of its own, not {problem['input']!r}"
+    elif problem["type"] != "value_error":
+        message = f"{key}: {message[:1].lower()}{message[1:]}, not {problem['input']!r}"
+    return key, message
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

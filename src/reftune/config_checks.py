@@ -1,0 +1,203 @@
+"""Settings that would do nothing: each is refused where it is given, with the key to change.
+
+Only what a file or --set says is judged, never a default, nor what is switched off (false, 0). A file
+may take away the effect of what the files that it extends say: the fewer methods of an ablation leave
+whole sections of its parent without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reftune.config import Config
+
+FILES = (".json", ".jsonl", ".csv", ".parquet")
+_MISSING = object()
+
+
+class Layer(NamedTuple):
+    """What one place says; a place that is not `judged` has said what does nothing for a good reason."""
+
+    source: str  # of error messages
+    values: dict[str, Any]
+    judged: bool = True
+
+
+class Idle(NamedTuple):
+    """Keys, or whole sections, that do nothing in some configurations."""
+
+    keys: str
+    when: Callable[[Config], bool]
+    causes: str  # the keys that decide it
+    reason: str  # with the way out
+
+
+_CRITIC = "ppo.critic_warmup_steps ppo.value_clip_range ppo.value_head_learning_rate"
+_ONE_UPDATE = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples_per_question"
+_SOURCES = "data.train data.test"
+
+IDLE = (
+    Idle(
+        "offline_st", lambda c: "offline_st" not in c.methods, "methods",
+        'no offline self-training is run; add "offline_st" to methods',
+    ),
+    Idle(
+        "online_st", lambda c: "online_st" not in c.methods, "methods",
+        'no online self-training is run; add "online_st" to methods',
+    ),
+    Idle(
+        "ppo model.value_model", lambda c: "reft" not in c.methods, "methods",
+        'no PPO is run; add "reft" to methods',
+    ),
+    Idle(
+        "reranker", lambda c: not c.evaluation.rerank, "evaluation.rerank",
+        "no reranker is trained; set evaluation.rerank = true",
+    ),
+    Idle(
+        "warmup_samples", lambda c: not c.evaluation.rerank and "offline_st" not in c.methods,
+        "evaluation.rerank methods",
+        "nobody learns from warm-up samples;"
+        ' add "offline_st" to methods, or set evaluation.rerank = true',
+    ),
+    Idle(
+        "offline_st.keep", lambda c: c.offline_st.keep > c.warmup_samples.per_question,
+        "warmup_samples.per_question",
+        "no question has so many samples; lower it, or raise warmup_samples.per_question",
+    ),
+    Idle(
+        "evaluation.temperature", lambda c: not c.evaluation.samples, "evaluation.samples",
+        "test questions are answered greedily; set evaluation.samples",
+    ),
+    Idle(
+        f"{_CRITIC} ppo.gae_lambda ppo.gamma ppo.value_coef ppo.whiten model.value_model",
+        lambda c: c.ppo.advantage == "group", "ppo.advantage",
+        'ppo.advantage = "group" has no critic; leave the key out, or set ppo.advantage = "gae"',
+    ),
+    Idle(
+        "ppo.scale_rewards", lambda c: c.ppo.advantage == "gae", "ppo.advantage",
+        'ppo.advantage = "gae" compares no groups; set ppo.advantage = "group"',
+    ),
+    Idle(
+        _CRITIC, lambda c: c.ppo.value_coef == 0, "ppo.value_coef",
+        "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef",
+    ),
+    Idle(
+        "ppo.minibatch_size", lambda c: (c.ppo.minibatch_size or 0) > _batch(c), _ONE_UPDATE,
+        "a batch has only ppo.questions_per_step x ppo.samples_per_question samples; lower it",
+    ),
+    Idle(
+        "ppo.clip_range ppo.value_clip_range",
+        lambda c: c.ppo.ppo_epochs == 1 and (c.ppo.minibatch_size or _batch(c)) >= _batch(c),
+        _ONE_UPDATE,
+        "a batch's only update starts at the policy that sampled it, with nothing to clip;"
+        " raise ppo.ppo_epochs or lower ppo.minibatch_size",
+    ),
+    Idle(
+        "reward.partial_reward", lambda c: c.reward.function is not None, "reward.function",
+        "reward.function says what a wrong answer is worth; leave one of them out",
+    ),
+    Idle(
+        "reward.partial_reward", lambda c: _all_synthetic(c) and c.data.synthetic.choices > 0,
+        f"{_SOURCES} data.synthetic.choices",
+        "a wrong letter never earns it; leave it out, or set data.synthetic.choices = 0",
+    ),
+    Idle(
+        "prompt.trigger", lambda c: c.data.cot == "program", "data.cot",
+        'a program returns its answer; set data.cot = "natural"',
+    ),
+    Idle(
+        "prompt.repeat_question", lambda c: c.data.cot == "natural", "data.cot",
+        'only programs can carry the question; set data.cot = "program"',
+    ),
+    Idle(
+        "model.vocab_size model.scratch_overrides", lambda c: c.model.name is not None,
+        "model.name model.scratch",
+        "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch",
+    ),
+    Idle(
+        "data.synthetic", lambda c: "synthetic" not in (c.data.train, c.data.test), _SOURCES,
+        'no problems are generated; set data.train or data.test to "synthetic"',
+    ),
+    Idle(
+        "data.synthetic.train_size", lambda c: c.data.train != "synthetic", "data.train",
+        "data.train has its own problems; set data.max_train to use fewer",
+    ),
+    Idle(
+        "data.synthetic.test_size", lambda c: c.data.test != "synthetic", "data.test",
+        "data.test has its own problems; set data.max_test to use fewer",
+    ),
+    Idle(
+        "data.columns", lambda c: _all_synthetic(c), _SOURCES,
+        "generated problems have no columns; set data.train or data.test",
+    ),
+    Idle(
+        "data.train_split", lambda c: not _has_splits(c.data.train), "data.train",
+        "data.train is no directory or hub data set, and has no splits; leave it out",
+    ),
+    Idle(
+        "data.test_split", lambda c: not _has_splits(c.data.test), "data.test",
+        "data.test is no directory or hub data set, and has no splits; leave it out",
+    ),
+    Idle(
+        "data.subset", lambda c: not (_has_splits(c.data.train) or _has_splits(c.data.test)), _SOURCES,
+        "neither data.train nor data.test is a hub data set; leave it out",
+    ),
+)  # fmt: skip
+
+
+def idle_setting(config: Config, layers: Sequence[Layer]) -> str | None:
+    """Return a sentence on the first setting that does nothing, None if there is none.
+
+    Args:
+        config: what the layers say together.
+        layers: what is said where, later ones on top of earlier ones.
+    """
+    for rule in IDLE:
+        if not rule.when(config):
+            continue
+        since = max(last_layer(layers, cause) for cause in rule.causes.split())
+        for key in rule.keys.split():
+            place = last_layer(layers, key)
+            if place < max(since, 0) or not layers[place].judged:
+                continue
+            for leaf, value in flat(value_at(layers[place].values, key), key).items():
+                if value:
+                    return f"{layers[place].source}: {leaf} has no effect: {rule.reason}"
+    return None
+
+
+def last_layer(layers: Sequence[Layer], key: str) -> int:
+    """Return the number of the last layer that sets a key, or one of a section's; -1 if none does."""
+    found = [i for i, layer in enumerate(layers) if value_at(layer.values, key) is not _MISSING]
+    return found[-1] if found else -1
+
+
+def value_at(values: Any, key: str) -> Any:
+    """Return what nested tables hold at a dotted key."""
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return _MISSING
+        values = values[part]
+    return values
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Return the settings of nested tables by their dotted keys, below `key`."""
+    if not isinstance(value, dict):
+        return {key: value}
+    pairs = [flat(inner, f"{key}.{name}".lstrip(".")) for name, inner in value.items()]
+    return {leaf: inner for found in pairs for leaf, inner in found.items()}
+
+
+def _batch(config: Config) -> int:
+    return config.ppo.questions_per_step * config.ppo.samples_per_question
+
+
+def _all_synthetic(config: Config) -> bool:
+    return config.data.train == config.data.test == "synthetic"
+
+
+def _has_splits(source: str) -> bool:
+    return source != "synthetic" and Path(source).suffix.lower() not in FILES

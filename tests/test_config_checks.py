@@ -1,0 +1,219 @@
+"""Settings that would do nothing are refused with the key to change, where the user surely errs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reftune.config import Config
+from reftune.config_checks import FILES
+from reftune.config_files import dump_config, load_config, parse_config
+from reftune.data.sources import JSON_SUFFIXES, TABLE_BUILDERS
+from reftune.problem import UserError
+
+ALL = 'methods=["offline_st", "online_st", "reft"]'
+GROUP = 'ppo.advantage = "group" has no critic; leave the key out, or set ppo.advantage = "gae"'
+GROUPED = ["ppo.advantage=group", "ppo.samples_per_question=2"]
+NO_SPLITS = "is no directory or hub data set, and has no splits; leave it out"
+FILE = ["data.train=a.jsonl", "data.test=b.CSV"]
+
+# What makes a setting do nothing, the setting, the end of the sentence, and what gives it an effect.
+TABLE: list[tuple[list[str], str, str, list[str]]] = [
+    ([], "offline_st.epochs=3", 'no offline self-training is run; add "offline_st" to methods', [ALL]),
+    ([], "online_st.steps=3", 'no online self-training is run; add "online_st" to methods', [ALL]),
+    (["methods=[]"], "ppo.kl_coef=0.1", 'no PPO is run; add "reft" to methods', [ALL]),
+    (["methods=[]"], "model.value_model=separate", 'no PPO is run; add "reft" to methods', [ALL]),
+    (
+        ["evaluation.samples=2"], "reranker.epochs=2",
+        "no reranker is trained; set evaluation.rerank = true", ["evaluation.rerank=true"],
+    ),
+    (
+        ['methods=["online_st"]'], "warmup_samples.per_question=4",
+        "nobody learns from warm-up samples;"
+        ' add "offline_st" to methods, or set evaluation.rerank = true', [ALL],
+    ),
+    (
+        ["evaluation.samples=2"], "warmup_samples.temperature=0.5",
+        "nobody learns from warm-up samples;"
+        ' add "offline_st" to methods, or set evaluation.rerank = true', ["evaluation.rerank=true"],
+    ),
+    (
+        [ALL, "warmup_samples.per_question=4"], "offline_st.keep=5",
+        "no question has so many samples; lower it, or raise warmup_samples.per_question",
+        ["warmup_samples.per_question=5"],
+    ),
+    (
+        [], "evaluation.temperature=0.7",
+        "test questions are answered greedily; set evaluation.samples", ["evaluation.samples=1"],
+    ),
+    (GROUPED, "ppo.gae_lambda=0.95", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.gamma=0.9", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.value_coef=1.0", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.whiten=true", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.value_clip_range=0.1", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.value_head_learning_rate=0.01", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.critic_warmup_steps=2", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "model.value_model=separate", GROUP, ["ppo.advantage=gae"]),
+    (
+        ["ppo.samples_per_question=2"], "ppo.scale_rewards=true",
+        'ppo.advantage = "gae" compares no groups; set ppo.advantage = "group"', GROUPED,
+    ),
+    (
+        ["ppo.value_coef=0"], "ppo.value_clip_range=0.1",
+        "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef",
+        ["ppo.value_coef=0.1"],
+    ),
+    (
+        ["ppo.questions_per_step=3", "ppo.samples_per_question=2"], "ppo.minibatch_size=7",
+        "a batch has only ppo.questions_per_step x ppo.samples_per_question samples; lower it",
+        ["ppo.minibatch_size=6"],
+    ),
+    (
+        ["ppo.ppo_epochs=1"], "ppo.clip_range=0.1",
+        "a batch's only update starts at the policy that sampled it, with nothing to clip;"
+        " raise ppo.ppo_epochs or lower ppo.minibatch_size", ["ppo.ppo_epochs=2"],
+    ),
+    (
+        ["ppo.ppo_epochs=1", "ppo.minibatch_size=32"], "ppo.value_clip_range=0.1",
+        "a batch's only update starts at the policy that sampled it, with nothing to clip;"
+        " raise ppo.ppo_epochs or lower ppo.minibatch_size", ["ppo.minibatch_size=31"],
+    ),
+    (
+        ["reward.function=a.py:f"], "reward.partial_reward=0.2",
+        "reward.function says what a wrong answer is worth; leave one of them out",
+        ["reward.partial_reward=0"],
+    ),
+    (
+        ["data.synthetic.choices=5"], "reward.partial_reward=0.2",
+        "a wrong letter never earns it; leave it out, or set data.synthetic.choices = 0",
+        ["data.synthetic.choices=0"],
+    ),
+    (
+        ["data.cot=program"], "prompt.trigger=So:",
+        'a program returns its answer; set data.cot = "natural"', ["data.cot=natural"],
+    ),
+    (
+        ["data.cot=natural"], "prompt.repeat_question=true",
+        'only programs can carry the question; set data.cot = "program"', ["data.cot=program"],
+    ),
+    (
+        ["model.name=gpt2"], "model.vocab_size=300",
+        "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch",
+        ["model.scratch=small"],
+    ),
+    (
+        ["model.name=gpt2"], "model.scratch_overrides.hidden_size=8",
+        "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch",
+        ["model.scratch=small"],
+    ),
+    (
+        FILE, "data.synthetic.people=4",
+        'no problems are generated; set data.train or data.test to "synthetic"',
+        ["data.test=synthetic"],
+    ),
+    (
+        ["data.train=a.json"], "data.synthetic.train_size=50",
+        "data.train has its own problems; set data.max_train to use fewer", ["data.train=synthetic"],
+    ),
+    (
+        ["data.test=a.json"], "data.synthetic.test_size=50",
+        "data.test has its own problems; set data.max_test to use fewer", ["data.test=synthetic"],
+    ),
+    (
+        [], "data.columns.question=q",
+        "generated problems have no columns; set data.train or data.test", ["data.test=b.csv"],
+    ),
+    (["data.train=a.jsonl"], "data.train_split=dev", f"data.train {NO_SPLITS}", ["data.train=a/b"]),
+    (["data.test=a.parquet"], "data.test_split=dev", f"data.test {NO_SPLITS}", ["data.test=dir"]),
+    (
+        FILE, "data.subset=main",
+        "neither data.train nor data.test is a hub data set; leave it out", ["data.test=openai/gsm8k"],
+    ),
+]  # fmt: skip
+
+
+def toml(folder: Path, text: str, name: str = "run.toml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def parsed(*settings: str) -> Config:
+    return parse_config({"model": {"scratch": "tiny"}}, settings, "test")
+
+
+@pytest.mark.parametrize(("cause", "setting", "reason", "mended"), TABLE, ids=lambda value: str(value))
+def test_a_setting_that_does_nothing_is_refused(
+    cause: list[str], setting: str, reason: str, mended: list[str]
+) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(UserError) as caught:
+        parsed(*cause, setting)
+    assert str(caught.value) == f"--set: {key} has no effect: {reason}"
+    parsed(*cause)  # it is the setting that is refused, not what takes its effect
+    parsed(*cause, setting, *mended)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["ppo.advantage=group"], "set ppo.samples_per_question to 2 or more"),
+        (["ppo.critic_warmup_steps=5", "ppo.steps=5"], "set it below ppo.steps = 5"),
+        (["evaluation.rerank=true"], "set evaluation.samples to 2 or more"),
+        (["evaluation.rerank=true", "evaluation.samples=1"], "set evaluation.samples to 2 or more"),
+        (["prompt.template=Question:"], "prompt.template must hold {question}"),
+        (['methods=["reft", "offline"]'], 'unknown method "offline"; choose among offline_st, '),
+    ],
+)
+def test_what_cannot_work_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=r"^--set: ") as caught:
+        parsed(*settings)
+    assert message in str(caught.value)
+
+
+def test_what_is_switched_off_may_be_said() -> None:
+    off = ["ppo.whiten=false", "ppo.value_coef=0", "ppo.critic_warmup_steps=0"]
+    assert parsed(*GROUPED, *off).ppo.advantage == "group"
+
+
+def test_a_child_takes_the_effect_of_what_it_inherits(tmp_path: Path) -> None:
+    toml(
+        tmp_path,
+        f'{ALL}\n[model]\nscratch = "tiny"\n[offline_st]\nepochs = 3\n[ppo]\ngae_lambda = 1.0\n'
+        "[evaluation]\nsamples = 2\ntemperature = 0.5\n",
+        "base.toml",
+    )
+    text = 'extends = "base.toml"\nmethods = ["reft"]\n[evaluation]\nsamples = 0\n'
+    assert load_config(toml(tmp_path, text)).offline_st.epochs == 3
+    assert load_config(toml(tmp_path, text), GROUPED).ppo.advantage == "group"
+
+
+def test_what_comes_with_or_after_the_cause_is_refused_with_its_place(tmp_path: Path) -> None:
+    base = toml(tmp_path, 'methods = ["reft"]\n[model]\nscratch = "tiny"\n', "base.toml")
+    child = toml(tmp_path, 'extends = "base.toml"\n[offline_st]\nkeep = 3\n[ppo]\nsteps = 5\n')
+    leaf = toml(tmp_path, 'extends = "run.toml"\nseed = 1\n', "leaf.toml")
+    for path in (child, leaf):
+        with pytest.raises(UserError, match=f"^{child}: offline_st.keep has no effect: "):
+            load_config(path)
+    with pytest.raises(UserError, match=r"^--set: offline_st.epochs has no effect: "):
+        load_config(base, ["offline_st.epochs=3"])
+    with pytest.raises(UserError, match=f"^{child}: unknown key ppo.stepz; did you mean steps?"):
+        load_config(toml(tmp_path, 'extends = "base.toml"\n[ppo]\nstepz = 5\n'))
+    with pytest.raises(UserError, match=r"^--set: ppo.steps: input should be a valid integer"):
+        load_config(base, ["ppo.steps=few"])
+
+
+def test_the_record_of_a_run_is_read_back_though_it_says_everything(tmp_path: Path) -> None:
+    config = load_config(toml(tmp_path, '[model]\nscratch = "tiny"\n'), GROUPED)
+    record = toml(tmp_path, dump_config(config), "config.toml")
+    assert "gae_lambda = 0.95" in record.read_text(encoding="utf-8")
+    assert load_config(record) == config
+    child = toml(tmp_path, 'extends = "config.toml"\nname = "again"\n', "child.toml")
+    assert load_config(child).offline_st.epochs == 20
+    with pytest.raises(UserError, match=r"^--set: ppo.gae_lambda has no effect"):
+        load_config(record, ["ppo.gae_lambda=0.9"])
+
+
+def test_files_without_splits_are_those_that_can_be_read() -> None:
+    assert set(FILES) == {*JSON_SUFFIXES, *TABLE_BUILDERS}
