@@ -62,7 +62,7 @@ def test_a_run_of_the_papers_setting_finds_its_number(run: Config, model: str, e
         (config(reward={"function": "mine.py:reward"}), "sft"),
         (config(), "warmup"),
         (config(ppo={"kl_coef": 0.0}), "reft"),  # collapses
-        (config(ppo={"advantage": "group"}), "reft"),
+        (config(ppo={"advantage": "group", "samples_per_question": 2}), "reft"),
         (config(GALACTICA, reward={"partial_reward": 0.0}), "reft"),
         (
             config(reward={"partial_reward": 0.0}, model={"name": LLAMA, "value_model": "separate"}),
