@@ -197,7 +197,7 @@ def legend_above(ax: Axes, entries: int, handles: Sequence[Artist] | None = None
 
 
 def _lay_out(figure: Figure) -> None:
-    """Place the parts of a figure once; matplotlib would do it twice for each file."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
+    """Place the parts of a figure once; matplotlib would do it four times for two files."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
         figure.set_layout_engine(None)
