@@ -78,3 +78,16 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     one, two = draw(), draw()
     assert one == two
     assert one[1].startswith(b"\x89PNG")
+
+
+def test_a_figure_has_its_layout_before_either_file_is_written(tmp_path: Path) -> None:
+    plots = [method_plots(METHODS["sft"], [{"step": 1, "loss": 1.0}], {}, {})[0] for _ in range(2)]
+    bounds = [plot.figure.axes[0].get_position().bounds for plot in plots]
+    svg(plots[0])
+    save_png(plots[1], tmp_path)
+    placed = [plot.figure.axes[0].get_position().bounds for plot in plots]
+    assert placed[0] == placed[1] != bounds[0]
+    figure, box = plots[0].figure, plots[0].figure.axes[0].get_tightbbox()
+    assert box is not None  # with the numbers and names of both axes
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
