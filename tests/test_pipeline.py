@@ -30,9 +30,10 @@ def test_a_model_is_asked_as_it_was_trained(trained: str) -> None:
 
 
 def test_what_the_caller_says_wins_over_what_the_model_says(trained: str) -> None:
-    changes = ["prompt.max_new_tokens=9", "prompt.trigger=' => '", "data.max_test=3"]
+    changes = ["prompt.max_new_tokens=9", "prompt.repeat_question=false", "data.max_test=3"]
     config = model_config(trained, changes, cot="program")
-    assert config.prompt == Prompt(template="Q {question} A ", trigger=" => ", max_new_tokens=9)
+    expected = {"template": "Q {question} A ", "trigger": " so ", "max_new_tokens": 9}
+    assert config.prompt == Prompt(**expected, repeat_question=False)
     assert (config.data.cot, config.data.max_test) == ("program", 3)
     assert model_config(trained, ["data.cot=program"]).data.cot == "program"
 
@@ -47,7 +48,7 @@ def test_a_model_from_elsewhere_gets_the_papers_prompts_and_must_be_told_its_cha
 def test_a_model_without_weights_cannot_be_asked() -> None:
     config = Config(model=Model(scratch="tiny"), data=Data(cot="natural"))
     with pytest.raises(UserError, match=r"model\.scratch = tiny has no weights"):
-        ask(config, "How many?", 0.0, 0)
+        ask(config, ["How many?"], 0.0, 0)
 
 
 def own_config(folder: Path, train: list[Problem], reward: Reward) -> Config:

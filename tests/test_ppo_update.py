@@ -114,12 +114,14 @@ class Recorder(Learner):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.rows: list[list[int]] = []
+        self.shapes: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()  # lengths and groups
         self.told: list[dict[str, float]] = []
 
     def step(
-        self, rows: Sequence[int], lengths: Sequence[int], loss_fn: LossFn, groups: Any = None
+        self, rows: Sequence[int], lengths: Sequence[int], loss_fn: LossFn, groups: Any = ()
     ) -> dict[str, float]:
         self.rows.append(list(rows))
+        self.shapes.add((tuple(lengths), tuple(groups)))
         self.told.append(super().step(rows, lengths, loss_fn, groups))
         return self.told[-1]
 
@@ -258,6 +260,9 @@ def test_each_pass_has_every_row_once_in_minibatches_of_whole_questions() -> Non
         learner = make_learner(policy, config)
         update(learner, rollouts, targets, config, step)
         assert [len(rows) for rows in learner.rows] == [4, 2] * 3
+        assert learner.shapes == {
+            ((7, 6, 4, 7, 4, 8), (0, 0, 0, 1, 1, 2))
+        }  # with their prompts of 3, 2, 5
         orders += [learner.rows[i] + learner.rows[i + 1] for i in (0, 2, 4)]
     # Where questions 0, 1, 2 stand is what random.Random("42/update/3/0") and so on make of [0, 1, 2]:
     # in step 3 [0, 2, 1], [2, 1, 0], [0, 1, 2], then [1, 2, 0], [2, 1, 0], [0, 2, 1].

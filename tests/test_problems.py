@@ -164,6 +164,20 @@ def test_tables_are_read_with_named_columns(tmp_path: Path) -> None:
         )
 
 
+def test_rows_are_read_like_lines_of_a_file() -> None:
+    rows = [{"question": "One?", "answer": 1, "chain": "It is 1."}, {"question": "Two?", "answer": "2"}]
+    expected = [Problem("data-1", "One?", "1", "It is 1."), Problem("data-2", "Two?", "2")]
+    assert load_problems(rows, cot="natural") == expected
+    assert load_problems(iter(rows), cot="natural") == expected
+    assert load_problems(expected, cot="natural") == expected  # problems are rows, too
+    named = load_problems(rows, cot="natural", new_ids="train")
+    assert [problem.id for problem in named] == ["train-1", "train-2"]
+    with pytest.raises(UserError, match="row 2 of train: id 'x' is already that of row 1 of train;"):
+        load_problems([{**row, "id": "x"} for row in rows], cot="natural", new_ids="train")
+    with pytest.raises(UserError, match="row 1 of data: not a mapping"):
+        load_problems(["One?"], cot="natural")
+
+
 # Bad input
 
 

@@ -94,6 +94,7 @@ def test_factors_for_a_model_without_a_head() -> None:
         (4, 1.0, [1 / 4, 2 / 4, 3 / 4, 4 / 4]),
         (4, 0.1, [1.0, 3 / 3, 2 / 3, 1 / 3]),  # 0.4 of a step is one
         (5, 0.5, [1 / 2, 2 / 2, 3 / 3, 2 / 3, 1 / 3]),  # 2.5 steps are two: half to even
+        (2, 0.5, [1.0, 1.0]),
         (1, 0.0, [1.0]),
         (1, 1.0, [1.0]),
     ],
@@ -201,12 +202,13 @@ def test_rows_of_a_group_go_to_the_loss_together() -> None:
 class Process(Accelerator):
     """One of several processes, whose sums are those of all: the totals of this one times their number.
 
-    It notes of which micro-batches the gradients would be exchanged.
+    It notes after which micro-batches the gradients would be exchanged, and which sums were asked for.
     """
 
     def __init__(self, index: int, count: int) -> None:
         super().__init__(cpu=True)
-        self.index, self.count, self.kept_back = index, count, 0
+        self.index, self.count, self.keeps = index, count, False
+        self.exchanged: list[bool] = []
         self.reductions: list[str] = []
 
     @property
@@ -219,8 +221,13 @@ class Process(Accelerator):
 
     @contextmanager
     def no_sync(self, model: nn.Module) -> Iterator[None]:
-        self.kept_back += 1
+        self.keeps = True
         yield
+        self.keeps = False
+
+    def backward(self, loss: Tensor, **more: Any) -> None:
+        self.exchanged.append(not self.keeps)
+        super().backward(loss, **more)
 
     def reduce(self, tensor: Tensor, reduction: str = "mean", scale: float = 1.0) -> Tensor:
         self.reductions.append(reduction)
@@ -243,10 +250,10 @@ def test_a_process_without_rows_of_its_own_adds_nothing() -> None:
     assert sum(told["rows"] for _, told in results) / 3 == 4.0
 
 
-def test_gradients_are_exchanged_once_per_step() -> None:
+def test_gradients_are_exchanged_once_per_step_after_its_last_micro_batch() -> None:
     process = Process(0, 2)
     step_of(process, budget=1)  # one row for each process at a time: two micro-batches
-    assert process.kept_back == 1
+    assert process.exchanged == [False, True]
     assert process.reductions == ["sum"]
 
 

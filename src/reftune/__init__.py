@@ -1,1 +1,310 @@
-"""Reinforced fine-tuning (ReFT): better reasoning from questions whose answers can be checked."""
+"""Reinforced fine-tuning (ReFT): better reasoning from questions whose answers can be checked.
+
+These functions do in Python what the commands do. What costs seconds to import, such as torch, is
+imported by the function that needs it: `load_config`, `grade`, `run_program` and `compare` do not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from reftune.problem import (
+    AnsweredQuestion,
+    Cot,
+    Execution,
+    Problem,
+    RewardFunction,
+    UserError,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from reftune.config import Config
+    from reftune.data.sources import Source
+    from reftune.reporting.comparison.compare import Comparison
+    from reftune.training.types import GradedSample
+
+__all__ = [
+    "EvaluationResult", "Execution", "Problem", "RewardFunction", "RunResult", "UserError", "Verdict",
+    "compare", "evaluate", "grade", "load_config", "run", "run_program", "sample",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a finished run found.
+
+    Attributes:
+        directory: of the run, with all that it wrote.
+        report: the page that shows it.
+        ran: the stages that were run now; those that were finished before are left out.
+        questions: how many test questions each model answered.
+        models: accuracies by model ("warmup", "sft", "reft", ...) and by aggregation, such as
+            `models["reft"]["greedy"]["accuracy"]`, each with its 95% interval.
+        comparisons: every two models `a` and `b` on the same questions: difference, interval, p-value.
+    """
+
+    directory: Path
+    report: Path
+    ran: list[str]
+    questions: int
+    models: dict[str, dict[str, Any]]
+    comparisons: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """What a model made of questions.
+
+    Attributes:
+        summary: accuracies by aggregation ("greedy"; "vote" and "pass" with samples), with intervals.
+        rows: one per question: what was answered, with its verdict, and the samples if there are any.
+    """
+
+    summary: dict[str, Any]
+    rows: list[AnsweredQuestion]
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of questions whose greedy answer is right."""
+        return float(self.summary["greedy"]["accuracy"])
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
+    """Read the configuration of a run from a TOML file.
+
+    Args:
+        path: the file; what it `extends` is read first.
+        overrides: settings that win over the file's, as "section.key=value".
+        name: of the run; default: as the file says, or its own name without the suffix.
+
+    Raises:
+        UserError: the file cannot be read, or a setting is unknown, wrong or without any effect.
+    """
+    from reftune.config_files import load_config
+
+    return load_config(path, overrides, name)
+
+
+def run(
+    config: Config | str | Path, *, train: Source | None = None, test: Source | None = None
+) -> RunResult:
+    """Train, improve, compare and report, as `reftune run` does; finished stages are skipped.
+
+    Args:
+        config: from `load_config`, or a TOML file's path.
+        train: problems to train on, in place of the configuration's: a file, a data set's name, a
+            `datasets.Dataset`, or mappings with the keys "question", "answer" and "chain". Rows are
+            kept in the run's directory, so that the same command can go on with them.
+        test: problems to compare the models on, likewise.
+
+    Raises:
+        UserError: a problem cannot be used, the run's directory holds another run, or the machine
+            gives out (a full disk, a loss that is not finite).
+    """
+    from reftune.config_files import load_config
+    from reftune.data.given_rows import with_problems
+    from reftune.evaluation.evaluate import read_result
+    from reftune.pipeline import run_stages
+    from reftune.reporting.run.report import write_report
+
+    settings = load_config(config) if isinstance(config, str | Path) else config
+    settings = with_problems(settings, train=train, test=test)
+    ran = run_stages(settings)
+    report = settings.run_dir / "report.html"
+    if int(os.environ.get("RANK", "0")) == 0:  # under a launcher one process reports
+        report = write_report(settings.run_dir)
+    found = read_result(settings.run_dir / "evaluation")
+    return RunResult(settings.run_dir, report, ran, found["n"], found["models"], found["comparisons"])
+
+
+def evaluate(
+    model: str | Path,
+    data: Source,
+    *,
+    cot: Cot | None = None,
+    samples: int = 0,
+    split: str | None = None,
+    subset: str | None = None,
+    overrides: Sequence[str] = (),
+) -> EvaluationResult:
+    """Measure how many questions a model answers.
+
+    Args:
+        model: directory or Hugging Face name of a causal language model.
+        data: a file, a data set's name, "synthetic", a `datasets.Dataset`, or mappings with the keys
+            "question" and "answer".
+        cot: kind of chain that the model writes, "program" (executed) or "natural" (text); default: as
+            it was trained by reftune.
+        samples: per question, for voting and pass@k; 0 answers greedily only.
+        split: of a data set on the hub; default: "test".
+        subset: its configuration.
+        overrides: other settings, as "section.key=value", such as "prompt.max_new_tokens=200".
+
+    Raises:
+        UserError: the model cannot be loaded, a question cannot be used, or nothing says which kind of
+            chain the model writes.
+    """
+    from reftune.data.problems import load_test
+    from reftune.evaluation.evaluate import summarise
+    from reftune.evaluation.inference import evaluate_model, model_config
+
+    named = isinstance(data, str | Path)
+    changes = [f"evaluation.samples={samples}", *overrides]
+    changes += [f"data.test_split='{split}'"] if split else []
+    changes += [f"data.subset='{subset}'"] if subset else []
+    kind = {} if cot is None else {"cot": cot}
+    config = model_config(str(model), changes, test=str(data) if named else "rows.jsonl", **kind)
+    rows = None if named else data
+    check = config.reward.function is None
+    problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
+    answers = evaluate_model(config, problems)
+    return EvaluationResult(summarise(answers, config.prompt.trigger), answers)
+
+
+def sample(
+    model: str | Path,
+    questions: str | Sequence[str],
+    *,
+    cot: Cot | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> list[GradedSample]:
+    """Ask a model questions whose answer nobody knows; return what it wrote, one sample per question.
+
+    Each has the `completion` and, in `verdict`, the `status` and the extracted `answer`.
+
+    Args:
+        model: directory or Hugging Face name of a causal language model.
+        questions: plain texts; one that is given twice is answered twice.
+        cot: kind of chain that the model writes; default: as it was trained by reftune.
+        temperature: 0 takes the most likely token each time.
+        seed: another one gives other samples.
+        overrides: other settings, as "section.key=value".
+
+    Raises:
+        UserError: the model cannot be loaded, a question is too long, or nothing says which kind of
+            chain the model writes.
+    """
+    from reftune.evaluation.inference import ask, model_config
+
+    if temperature < 0:
+        raise UserError(f"temperature: 0 or more, not {temperature}")
+    kind = {} if cot is None else {"cot": cot}
+    config = model_config(str(model), overrides, **kind)
+    return ask(config, [questions] if isinstance(questions, str) else questions, temperature, seed)
+
+
+def grade(
+    completions: Sequence[str],
+    answers: Sequence[str | float],
+    *,
+    cot: Cot,
+    choices: Sequence[Sequence[str | float] | None] | None = None,
+    questions: Sequence[str] | None = None,
+    reward: str | RewardFunction | None = None,
+    partial_reward: float = 0.1,
+    trigger: str | None = None,
+    seconds: float = 2.0,
+    memory_mb: int = 256,
+) -> list[Verdict]:
+    """Judge the outputs of any system: find each final answer, and compare it with the right one.
+
+    Args:
+        completions: what was written; of a program in a fenced block only the block is executed.
+        answers: the right ones, a text or a number each.
+        cot: "program" executes the completions, "natural" reads their final answer.
+        choices: per completion the options of a multiple-choice question, or None.
+        questions: per completion, for a reward of your own.
+        reward: your own function, or "path.py:function", in place of the built-in comparison.
+        partial_reward: reward of a wrong number.
+        trigger: the words before the answer of a natural chain; default: the paper's.
+        seconds: of time that a program has.
+        memory_mb: megabytes of memory that a program has, 16 or more.
+
+    Raises:
+        UserError: an answer cannot be graded, your reward fails, or the lists differ in length.
+    """
+    from reftune.config import Compute
+    from reftune.grading.grade_file import grade_rows
+
+    columns: dict[str, Sequence[Any] | None] = {
+        "completion": completions, "answer": answers, "choices": choices, "question": questions,
+    }  # fmt: skip
+    given = {name: column for name, column in columns.items() if column is not None}
+    for name, column in given.items():
+        if len(column) != len(completions):
+            counts = f"{len(column)} for {len(completions)} completions"
+            raise UserError(f"{name}: {counts}; give one for each")
+    rows = [
+        (f"completion {n}", {"id": n} | dict(zip(given, values, strict=True)))
+        for n, values in enumerate(zip(*given.values(), strict=True), start=1)
+    ]
+    _check_limits(seconds, memory_mb)
+    compute = Compute(sandbox_seconds=seconds, sandbox_memory_mb=memory_mb)
+    _, verdicts = grade_rows(
+        rows, cot, partial_reward=partial_reward, reward=reward, trigger=trigger, compute=compute
+    )
+    return verdicts
+
+
+@overload
+def run_program(program: str, *, seconds: float = 2.0, memory_mb: int = 256) -> Execution: ...
+@overload
+def run_program(
+    program: list[str] | tuple[str, ...], *, seconds: float = 2.0, memory_mb: int = 256
+) -> list[Execution]: ...
+def run_program(
+    program: str | list[str] | tuple[str, ...], *, seconds: float = 2.0, memory_mb: int = 256
+) -> Execution | list[Execution]:
+    """Run programs that define `solution()` in the sandbox, and name what came of each.
+
+    Nothing that a program does raises here: the `status` says what happened, and `value` is what
+    `solution()` returned, a number or a text.
+
+    Args:
+        program: the text, or several, which run side by side.
+        seconds: of time that each has.
+        memory_mb: megabytes of memory that each has, 16 or more.
+
+    Raises:
+        UserError: the limits are none.
+    """
+    from reftune.grading.sandbox import Sandbox
+
+    _check_limits(seconds, memory_mb)
+    with Sandbox(seconds=seconds, memory_mb=memory_mb, text=True) as sandbox:
+        found = sandbox.run([program] if isinstance(program, str) else program)
+    return found[0] if isinstance(program, str) else found
+
+
+def compare(run_dirs: Sequence[str | Path], *, samples: int | None = None) -> Comparison:
+    """Put finished runs side by side: accuracies, paired differences, corrected p-values.
+
+    Args:
+        run_dirs: directories of runs that were tested on the same questions. Those that differ in
+            their seed only are pooled, and other groups are compared with the first one's.
+        samples: per question to use, the first ones drawn; default: as many as all runs have.
+
+    Raises:
+        UserError: a run is not finished or given twice, the runs were tested on different questions,
+            or have fewer samples.
+    """
+    from reftune.reporting.comparison.compare import compare_runs
+
+    if not run_dirs:
+        raise UserError("run_dirs: is empty; give the directories of finished runs")
+    return compare_runs([Path(directory) for directory in run_dirs], samples)
+
+
+def _check_limits(seconds: float, memory_mb: int) -> None:
+    if not (seconds > 0 and memory_mb >= 16):
+        raise UserError(
+            f"seconds = {seconds}, memory_mb = {memory_mb}: give a positive time and 16 megabytes"
+            " or more"
+        )

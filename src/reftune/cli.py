@@ -18,6 +18,7 @@ from reftune.data.commands import data_app, kind_of_chain
 
 if TYPE_CHECKING:
     from reftune.config import Config
+    from reftune.problem import Cot
 
 app = typer.Typer(
     add_completion=False,
@@ -99,23 +100,23 @@ def evaluate(
     cot: CotOption = None,
     samples: Annotated[int, typer.Option(help="samples per question for voting and pass@k")] = 0,
     out: Annotated[Path | None, typer.Option(help="write one JSON line per question here")] = None,
-    split: Annotated[str, typer.Option(help="split of a Hugging Face data set")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="split of a Hugging Face data set; default: test")
+    ] = None,
     subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
     overrides: ModelOverrides = None,
 ) -> None:
     """Measure how many questions a model answers, with a 95% interval."""
-    from reftune.data.problems import load_test
-    from reftune.evaluation.evaluate import summarise
-    from reftune.evaluation.inference import evaluate_model, model_config
+    import reftune
     from reftune.files import write_jsonl
 
-    changes = [f"evaluation.samples={samples}", *(overrides or [])]
-    config = model_config(model, changes, test=data, test_split=split, subset=subset, **_cot(cot))
-    problems = load_test(config.data, config.seed, check_answers=config.reward.function is None)
-    rows = evaluate_model(config, problems)
+    found = reftune.evaluate(
+        model, data, cot=_cot(cot), samples=samples, split=split, subset=subset,
+        overrides=overrides or [],
+    )  # fmt: skip
     if out is not None:
-        write_jsonl(out, rows)
-    _print_summary(summarise(rows, config.prompt.trigger), len(rows))
+        write_jsonl(out, found.rows)
+    _print_summary(found.summary, len(found.rows))
 
 
 @app.command()
@@ -128,9 +129,11 @@ def sample(
     overrides: ModelOverrides = None,
 ) -> None:
     """Ask one question; print the chain, its status and the answer."""
-    from reftune.evaluation.inference import ask, model_config
+    import reftune
 
-    graded = ask(model_config(model, overrides or [], **_cot(cot)), question, temperature, seed)
+    [graded] = reftune.sample(
+        model, question, cot=_cot(cot), temperature=temperature, seed=seed, overrides=overrides or []
+    )
     answer = graded.verdict.answer
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
@@ -155,7 +158,7 @@ def grade(
     """Judge the outputs of any system: was each final answer right?"""
     from reftune.grading.grade_file import grade_file
 
-    summary = grade_file(file, _cot(cot)["cot"], out, reward=reward, trigger=trigger)
+    summary = grade_file(file, kind_of_chain(cot), out, reward=reward, trigger=trigger)
     typer.echo(f"correct: {summary.accuracy:.1%} ({summary.correct} of {summary.judged} judged)")
     for status, count in summary.statuses.items():
         typer.echo(f"  {status}: {count}")
@@ -242,9 +245,8 @@ def _run_stages(
     return settings
 
 
-def _cot(text: str | None) -> dict[str, Any]:
-    """Return the key of [data] that --cot stands for."""
-    return {} if text is None else {"cot": kind_of_chain(text)}
+def _cot(text: str | None) -> Cot | None:
+    return None if text is None else kind_of_chain(text)
 
 
 def _show_report(run_dir: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict, get_args
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, get_args, runtime_checkable
 
 Cot = Literal["natural", "program"]
 
@@ -65,12 +65,31 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement of one completion: status, extracted answer, whether it is right, reward."""
+    """The judgement of one completion: status, extracted answer, whether it is right, reward.
+
+    `status` is "ok" for a number and "ok_text" for a letter or text; anything else says why there is no
+    `answer`, such as "no_result" or "timeout". "sandbox_error" is our own fault, not the completion's.
+    """
 
     status: Status
     answer: Answer | None
     correct: bool
     reward: float
+
+
+@runtime_checkable
+class RewardFunction(Protocol):
+    """A user's own reward, in place of the built-in check of the answer."""
+
+    def __call__(self, question: str, completion: str, answer: str, /) -> float:
+        """Return what a completion is worth: a finite number or a bool; 1 or more counts as correct.
+
+        Args:
+            question: as it was asked.
+            completion: what the model wrote: its reasoning with the answer, or the whole program.
+            answer: the right one, as the data have it.
+        """
+        ...
 
 
 class GradedRow(TypedDict):

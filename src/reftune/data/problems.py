@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reftune.config import Columns, Data
 from reftune.data.formats import read_problem, require_columns, require_new_id
-from reftune.data.sources import load_rows
+from reftune.data.sources import Source, load_rows
 from reftune.data.synthetic.generator import generate
 from reftune.grading.answers import check_answer
 from reftune.problem import Cot, Problem, UserError
@@ -67,13 +67,19 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
     return Splits(train, validation, _subset(test, data.max_test, seed), report)
 
 
-def load_test(data: Data, seed: int, *, check_answers: bool = True) -> list[Problem]:
-    """Load the test problems alone, the same ones as `load_splits` gives."""
-    return _subset(_load_test(data, seed, check_answers), data.max_test, seed)
+def load_test(
+    data: Data, seed: int, *, check_answers: bool = True, rows: Source | None = None
+) -> list[Problem]:
+    """Load the test problems alone, the same ones as `load_splits` gives; or those in `rows`."""
+    if rows is None:
+        found = _load_test(data, seed, check_answers)
+    else:
+        found = _load(data, rows, data.test_split, "data", check_answers)
+    return _subset(found, data.max_test, seed)
 
 
 def load_problems(
-    source: str,
+    source: Source,
     *,
     cot: Cot,
     split: str = "train",
@@ -82,24 +88,26 @@ def load_problems(
     check_answers: bool = True,
     new_ids: str | None = None,
 ) -> list[Problem]:
-    """Read the problems of a JSON, JSONL, CSV or Parquet file, or of a Hugging Face data set.
+    """Read the problems of a JSON, JSONL, CSV or Parquet file, of a Hugging Face data set, or of rows.
 
     Formats known by their columns: ours, the official ReFT files, GSM8K, MathQA, SVAMP; `columns` names
     those of any other. A chain of the other kind than `cot` is left out. Raises UserError that names
-    file and line of what cannot be used, an id that came before included.
+    file and line, or row, of what cannot be used, an id that came before included.
 
     Args:
-        source: a file, a directory, or a data set's name on the hub.
+        source: a file, a directory, a data set's name on the hub, or the rows themselves.
         split, subset: of a directory or hub data set only.
         check_answers: refuse answers that the built-in judge cannot grade (your own reward may).
         new_ids: what the ids of problems without one start with; default: the file's name.
     """
-    rows = list(load_rows(source, split, subset))
+    place = prefix = new_ids or "data"
+    if isinstance(source, str | Path):
+        place, prefix = str(source), new_ids or Path(source).stem
+    rows = list(load_rows(source, split, subset, place))
     if not rows:
-        raise UserError(f"{source}: no problems in it; each needs a question and an answer")
+        raise UserError(f"{place}: no problems in it; each needs a question and an answer")
     if columns:
-        require_columns(source, rows, columns)
-    prefix = new_ids or Path(source).stem
+        require_columns(place, rows, columns)
     places: dict[str, str] = {}
     problems = []
     for number, (where, row) in enumerate(rows, start=1):
@@ -136,7 +144,7 @@ def _stream(data: Data, seed: int) -> int:
     return 2 * (seed if data.synthetic.seed is None else data.synthetic.seed)
 
 
-def _load(data: Data, source: str, split: str, role: str, check: bool) -> list[Problem]:
+def _load(data: Data, source: Source, split: str, role: str, check: bool) -> list[Problem]:
     return load_problems(
         source,
         cot=data.cot,

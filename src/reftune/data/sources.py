@@ -1,26 +1,37 @@
-"""Rows of a data file, a directory or a Hugging Face data set, each with the place it stands at."""
+"""Rows of a data file, a directory, a Hugging Face data set or a Python program, each with its place."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from reftune.files import ONE_PER_LINE, PlacedRow, parse_json, read_rows, reading_from, require_object
-from reftune.problem import UserError
+from reftune.problem import Problem, UserError
 
 JSON_SUFFIXES = (".json", ".jsonl")
 TABLE_BUILDERS = {".csv": "csv", ".parquet": "parquet"}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
+# A file, a directory, a data set's name on the hub; or rows: mappings, problems, a `datasets.Dataset`.
+Source = str | Path | Iterable[Any]
 
-def load_rows(source: str, split: str, subset: str | None) -> Iterator[PlacedRow]:
-    """Return the rows of `source`; split and subset are those of a directory or hub data set.
+
+def load_rows(source: Source, split: str, subset: str | None, name: str = "data") -> Iterator[PlacedRow]:
+    """Return the rows of `source`.
+
+    Args:
+        source: where they are, or the rows themselves.
+        split, subset: those of a directory or hub data set.
+        name: of rows that come from nowhere, for errors.
 
     Raises UserError, here or on the way through, for what cannot be read.
     """
-    path = Path(source).expanduser()
+    if not isinstance(source, str | Path):
+        return _given_rows(source, name)
+    path, source = Path(source).expanduser(), str(source)
     suffix = path.suffix.lower()
     if not path.exists() and (
         suffix in (*JSON_SUFFIXES, *TABLE_BUILDERS) or not _HUB_NAME.fullmatch(source)
@@ -33,6 +44,18 @@ def load_rows(source: str, split: str, subset: str | None) -> Iterator[PlacedRow
     if suffix in TABLE_BUILDERS:
         return _dataset_rows(source, TABLE_BUILDERS[suffix], data_files=str(path), split="train")
     raise UserError(f"{source}: unknown kind of file; use .json, .jsonl, .csv or .parquet")
+
+
+def _given_rows(rows: Iterable[Any], name: str) -> Iterator[PlacedRow]:
+    if isinstance(rows, Mapping):
+        keys = ", ".join(map(repr, rows))
+        raise UserError(f"{name}: has the keys {keys}; give a list of rows, or one split of a data set")
+    for number, row in enumerate(rows, start=1):
+        where = f"row {number} of {name}"
+        fields = asdict(row) if isinstance(row, Problem) else row
+        if not isinstance(fields, Mapping):
+            raise UserError(f'{where}: not a mapping; give {{"question": ..., "answer": ...}}')
+        yield where, dict(fields)
 
 
 def _json_rows(path: Path) -> Iterator[PlacedRow]:

@@ -1,4 +1,4 @@
-"""Ask a model outside of a run: on a set of problems, or one question."""
+"""Ask a model outside of a run: problems, or questions whose answer nobody knows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,33 @@ from reftune.runs.setup import check_prompts, judge_of, make_accelerator
 from reftune.training.rollouts import Generator, make_generator
 from reftune.training.types import GradedSample
 
+# Beginnings of the settings that matter to a model outside of a run.
+ASKED = ("compute.", "data.", "evaluation.", "model.dtype", "prompt.", "reward.", "seed")
+
 
 def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Config:
     """Return the settings to ask a model with: those it was trained with, the paper's for any other.
 
     Args:
         model: model directory or Hugging Face name.
-        overrides: `section.key=value`, as in `load_config`; they have the last word.
+        overrides: `section.key=value` of the sections ASKED; they have the last word.
         data: keys of the section [data], in place of those saved with the model.
 
     Raises UserError for wrong settings, and where nothing says which kind of chain the model writes.
     """
+    for override in overrides:
+        if not override.strip().startswith(ASKED):
+            raise UserError(
+                f"--set {override}: has no effect when a model is asked; what begins with"
+                f" {', '.join(ASKED)} has"
+            )
     saved = saved_settings(model)
     values = saved | {"model": {"name": model}, "data": saved.get("data", {}) | data}
     config = parse_config(values, overrides, source="--set")
     if "cot" not in config.data.model_fields_set:
-        raise UserError(f"{model}: say with --cot whether it writes natural or program chains")
+        raise UserError(
+            f"{model}: say with --cot, in Python with cot=, whether it writes natural or program chains"
+        )
     return config
 
 
@@ -41,14 +52,13 @@ def evaluate_model(config: Config, problems: Sequence[Problem]) -> list[Answered
     return answer_questions(generator, problems, config.evaluation, config.seed)
 
 
-def ask(config: Config, question: str, temperature: float, seed: int) -> GradedSample:
-    """Ask the model of `config` one question; the verdict has its answer, of whatever type."""
-    problem = Problem(id="question", question=question, answer="")
+def ask(config: Config, questions: Sequence[str], temperature: float, seed: int) -> list[GradedSample]:
+    """Ask the model of `config` questions; the verdicts have its answers, of whatever type."""
+    problems = [Problem(f"question {n}", text, "") for n, text in enumerate(questions, start=1)]
     sandbox = make_sandbox(config.data.cot, config.compute, text=True)
     judge = make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)
-    generator = _load_generator(config, [problem], judge)
-    [graded] = generator.generate([problem], 1, temperature, key=(seed, "sample"))
-    return graded
+    generator = _load_generator(config, problems, judge)
+    return generator.generate(problems, 1, temperature, key=(seed, "sample"))
 
 
 def _load_generator(config: Config, problems: Sequence[Problem], judge: Judge) -> Generator:

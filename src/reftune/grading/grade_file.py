@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from reftune.config import Compute, Prompt
 from reftune.files import read_rows, write_jsonl, writing_to
 from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
-from reftune.problem import Cot, Problem, Status, UserError, Verdict
+from reftune.problem import Cot, Problem, RewardFunction, Row, Status, UserError, Verdict
 
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _SOLUTION = re.compile(r"^[ \t]*def\s+solution\b", re.MULTILINE)
@@ -54,19 +54,51 @@ def grade_file(
         cot: "program" executes the completions, "natural" reads their final answer.
         out: takes lines of {"id", "status", "value", "correct", "reward"}; default: beside `path`,
             with the suffix `.graded.jsonl`.
-        partial_reward: reward of a wrong number.
-        reward: your own `path.py:function` instead, see `reftune.grading.judge.load_reward`.
-        trigger: the words before the answer; default: the paper's.
-        compute: workers and limits of the sandbox.
+        partial_reward, reward, trigger, compute: as for `grade_rows`.
 
     Raises UserError that names file and line of what cannot be read.
     """
     out = out or path.with_name(path.name.removesuffix(".jsonl") + ".graded.jsonl")
     if out.resolve() == path.resolve():
         raise UserError(f"{out}: is the file to grade; give another --out")
-    problems, completions = _read(path, cot, checked=reward is None)
-    compute = compute or Compute()
-    with make_sandbox(cot, compute, text=True) or nullcontext() as sandbox:
+    rows = list(read_rows(path, f"write {_EXAMPLE}"))
+    if not rows:
+        raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
+    problems, verdicts = grade_rows(
+        rows, cot, partial_reward=partial_reward, reward=reward, trigger=trigger, compute=compute
+    )
+    _write(out, problems, verdicts)
+    return _summary(verdicts, out)
+
+
+def grade_rows(
+    rows: Sequence[tuple[str, Row]],
+    cot: Cot,
+    *,
+    partial_reward: float = 0.1,
+    reward: str | RewardFunction | None = None,
+    trigger: str | None = None,
+    compute: Compute | None = None,
+) -> tuple[list[Problem], list[Verdict]]:
+    """Judge completions; return the problem that each one answers, and its verdict.
+
+    Args:
+        rows: places, for errors, and objects as `grade_file` reads them.
+        cot: "program" executes the completions, "natural" reads their final answer.
+        partial_reward: reward of a wrong number.
+        reward: your own instead, see `reftune.grading.judge.load_reward`.
+        trigger: the words before the answer of a natural chain; default: the paper's.
+        compute: workers and limits of the sandbox.
+
+    Raises UserError that names the place of what cannot be graded.
+    """
+    if cot not in get_args(Cot):
+        raise UserError(f"cot: choose natural or program, not {cot}")
+    if trigger is not None and cot == "program":
+        raise UserError("trigger: has no effect on programs, which return their answer; leave it out")
+    problems = [_problem(where, row, cot, checked=reward is None) for where, row in rows]
+    completions = [_completion(where, row, cot) for where, row in rows]
+    with make_sandbox(cot, compute or Compute(), text=True) or nullcontext() as sandbox:
         judge = make_judge(
             cot,
             trigger=Prompt().trigger if trigger is None else trigger,
@@ -74,9 +106,7 @@ def grade_file(
             sandbox=sandbox,
             reward=reward,
         )
-        verdicts = judge(problems, completions, [True] * len(problems))
-    _write(out, problems, verdicts)
-    return _summary(verdicts, out)
+        return problems, judge(problems, completions, [True] * len(problems))
 
 
 def extract_program(completion: str) -> str:
@@ -96,36 +126,25 @@ def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
     )
 
 
-def _read(path: Path, cot: Cot, checked: bool) -> tuple[list[Problem], list[str]]:
-    problems, completions = [], []
-    for where, row in read_rows(path, f"write {_EXAMPLE}"):
-        problem = _problem(where, row)
-        if checked and (complaint := check_answer(problem, cot)):
-            raise UserError(f"{where}: {complaint}")
-        completion = row.get("completion")
-        if not isinstance(completion, str):
-            raise UserError(f"{where}: completion must be a text; write {_EXAMPLE}")
-        problems.append(problem)
-        completions.append(extract_program(completion) if cot == "program" else completion)
-    if not problems:
-        raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
-    return problems, completions
+def _completion(where: str, row: Row, cot: Cot) -> str:
+    completion = row.get("completion")
+    if not isinstance(completion, str):
+        raise UserError(f"{where}: completion must be a text; write {_EXAMPLE}")
+    return extract_program(completion) if cot == "program" else completion
 
 
-def _problem(where: str, row: dict[str, Any]) -> Problem:
+def _problem(where: str, row: Row, cot: Cot, checked: bool) -> Problem:
     choices = row.get("choices")
     if choices is not None:
-        if not isinstance(choices, list):
+        if not isinstance(choices, list | tuple):
             raise UserError(f"{where}: choices must be a list of option texts")
         choices = tuple(_text(where, "choices", choice) for choice in choices)
+    id_, answer = (_text(where, key, row.get(key)) for key in ("id", "answer"))
     question = _text(where, "question", row.get("question", ""))
-    return Problem(
-        _text(where, "id", row.get("id")),
-        question,
-        _text(where, "answer", row.get("answer")),
-        None,
-        choices,
-    )
+    problem = Problem(id_, question, answer, None, choices)
+    if checked and (complaint := check_answer(problem, cot)):
+        raise UserError(f"{where}: {complaint}")
+    return problem
 
 
 def _text(where: str, key: str, value: object) -> str:

@@ -19,13 +19,13 @@ from reftune.grading.answers import (
     parse_number,
 )
 from reftune.grading.sandbox import Sandbox
-from reftune.problem import Answer, Cot, Execution, Problem, Status, UserError, Verdict
+from reftune.problem import Answer, Cot, Execution, Problem, RewardFunction, Status, UserError, Verdict
 
 # Problems, their completions (for programs the whole `def solution(): ...`), and whether each was
 # finished before the token limit; returns one verdict per completion.
 Judge = Callable[[Sequence[Problem], Sequence[str], Sequence[bool]], list[Verdict]]
 
-# A user's own reward: (problem, completion) -> reward.
+# A user's own reward, checked: (problem, completion) -> reward.
 Reward = Callable[[Problem, str], float]
 
 
@@ -35,7 +35,7 @@ def make_judge(
     trigger: str,
     partial_reward: float,
     sandbox: Sandbox | None = None,
-    reward: str | None = None,
+    reward: str | RewardFunction | None = None,
 ) -> Judge:
     """Return the judge of one kind of chain.
 
@@ -47,8 +47,8 @@ def make_judge(
     Args:
         trigger: the words before the answer of a natural-language chain.
         sandbox: runs programs; multiple choice needs one made with `text=True`.
-        reward: the user's own `path.py:function`, see `load_reward`. Its value replaces the reward, and
-            1 or more counts as correct; status and answer stay those of the built-in extraction.
+        reward: the user's own, see `load_reward`. Its value replaces the reward, and 1 or more counts
+            as correct; status and answer stay those of the built-in extraction.
     """
     read = _make_reader(cot, trigger, sandbox)
     own_reward = load_reward(reward) if reward is not None else None
@@ -107,37 +107,39 @@ def make_sandbox(cot: Cot, compute: Compute, *, text: bool) -> Sandbox | None:
     return Sandbox(*limits, text=text)
 
 
-def load_reward(spec: str) -> Reward:
-    """Load a user's reward function, named as `path.py:function`.
+def load_reward(reward: str | RewardFunction) -> Reward:
+    """Return a user's reward function, checked wherever it is called.
 
-    The function is trusted code. It is called as `function(question, completion, answer)`, with the
-    ground truth last, and returns a number or a bool.
+    Args:
+        reward: the function, or its place as `path.py:function`. It is trusted code.
 
     Raises UserError if it cannot be loaded, and from the returned callable if it fails or returns
     anything but a finite number.
     """
-    path, colon, name = spec.rpartition(":")
-    if not (colon and path and name):
-        raise UserError(f"reward {spec}: write path.py:function")
-    function = getattr(_load_module(Path(path), spec), name, None)
-    if not callable(function):
-        raise UserError(f"reward {spec}: {path} defines no function {name}; correct the name")
+    function = _load_function(reward) if isinstance(reward, str) else reward
+    name = f"reward {reward if isinstance(reward, str) else getattr(reward, '__name__', reward)}"
 
-    def reward(problem: Problem, completion: str) -> float:
+    def checked(problem: Problem, completion: str) -> float:
         try:
             value = function(problem.question, completion, problem.answer)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            raise UserError(
-                f"reward {spec} failed on problem {problem.id} ({reason}); mend it"
-            ) from error
+            raise UserError(f"{name} failed on problem {problem.id} ({reason}); mend it") from error
         if not isinstance(value, Real) or not math.isfinite(value):
-            raise UserError(
-                f"reward {spec} returned {value!r} on problem {problem.id}; return a finite number"
-            )
+            raise UserError(f"{name} returned {value!r} on problem {problem.id}; return a finite number")
         return float(value)
 
-    return reward
+    return checked
+
+
+def _load_function(spec: str) -> RewardFunction:
+    path, colon, name = spec.rpartition(":")
+    if not (colon and path and name):
+        raise UserError(f"reward {spec}: write path.py:function")
+    function: RewardFunction | None = getattr(_load_module(Path(path), spec), name, None)
+    if not callable(function):
+        raise UserError(f"reward {spec}: {path} defines no function {name}; correct the name")
+    return function
 
 
 def _load_module(path: Path, spec: str) -> object:

@@ -1,0 +1,52 @@
+"""Problems that a Python program hands over: kept beside a run, which then reads them like any file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from reftune.config import Config
+from reftune.data.problems import load_problems
+from reftune.data.sources import Source, load_rows
+from reftune.files import PlacedRow, atomic_file
+from reftune.problem import UserError
+
+
+def with_problems(config: Config, *, train: Source | None, test: Source | None) -> Config:
+    """Return the settings of a run on these problems, where they are given.
+
+    Rows are checked, and written into the run's directory: the run can be resumed and repeated from
+    there. Raises UserError for a row that cannot be used, and where the directory holds other rows.
+    """
+    data = {}
+    for role, source in (("train", train), ("test", test)):
+        if isinstance(source, str | Path):
+            data[role] = str(source)
+        elif source is not None:
+            data[role] = str(_keep(config, role, list(load_rows(source, "", None, role))))
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
+
+
+def _keep(config: Config, role: str, rows: Sequence[PlacedRow]) -> Path:
+    load_problems(
+        [row for _, row in rows],
+        cot=config.data.cot,
+        columns=config.data.columns,
+        check_answers=config.reward.function is None,
+        new_ids=role,
+    )
+    path = config.run_dir / "given" / f"{role}.jsonl"
+    # Of values beyond JSON, such as dates, none is read: whatever is shown of them will do.
+    text = "".join(json.dumps(row, default=str) + "\n" for _, row in rows)
+    begun = path.exists() or (config.run_dir / "config.toml").exists()
+    if begun and not (path.exists() and path.read_text(encoding="utf-8") == text):
+        raise UserError(
+            f"{config.run_dir} holds a run on other data than these rows of {role};"
+            " choose another name, or delete that directory"
+        )
+    if not begun and int(os.environ.get("RANK", "0")) == 0:  # under a launcher one process writes
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return path
