@@ -1,82 +1,398 @@
-"""What settings a model is asked with, and what the stages of a run share."""
+"""The stages of a run: their order, what each needs, what is done again and what is not.
+
+The stages' own work is done by stand-ins, which remember that they were called and finish their stage.
+"""
 
 from __future__ import annotations
 
-import json
+import gc
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
 
-from reftune.config import Compute, Config, Data, Model, Prompt, Reward
-from reftune.data.problems import write_problems
-from reftune.evaluation.inference import ask, model_config
-from reftune.problem import Problem, UserError
+from reftune import pipeline as module
+from reftune.config import Config
+from reftune.files import read_json, write_json
+from reftune.pipeline import models_of, run_stages, stages_of
+from reftune.problem import UserError
+from reftune.runs.setup import make_accelerator
 from reftune.stages.run import Run
+from tiny_pipeline import make_config
+from tiny_stage import OneOf
+
+PLACES = {
+    "sft": "sft.start", "warmup_samples": "warmup_samples.start",
+    "offline_st": "self_training.start_offline", "online_st": "self_training.start_online",
+    "ppo": "ppo.start", "reranker": "reranker.start", "evaluation": "evaluation.start",
+}  # fmt: skip
+ALL = ("offline_st", "online_st", "reft")
+RERANK = {"samples": 1, "rerank": True}
+STAGES_OF_ALL = [
+    "sft", "warmup_samples", "offline_st", "online_st", "ppo", "reranker/sft", "reranker/offline_st",
+    "reranker/online_st", "reranker/reft", "evaluation",
+]  # fmt: skip
+
+
+@dataclass
+class Work:
+    """What the stand-ins have done, in order; the stage that breaks off, if any."""
+
+    names: list[str] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    found: list[tuple[Any, ...]] = field(default_factory=list)  # what a stage finds when it begins
+    broken: str = ""
+
+    def stand_in(self, name: str) -> Callable[..., None]:
+        def start(run: Run, *model: str) -> None:
+            stage = "/".join([name, *model])
+            self.found.append((torch.initial_seed(), torch.rand(1).item(), run.accelerator._models[:]))
+            torch.manual_seed(999)
+            run.accelerator.prepare(torch.nn.Linear(1, 1))
+            if stage == self.broken:
+                raise KeyboardInterrupt
+            self.names.append(stage)
+            self.runs.append(run)
+            if run.accelerator.is_main_process:
+                finish(run.config, stage)
+
+        return start
+
+
+def finish(config: Config, *stages: str) -> None:
+    """Write what a stage is known by when it is finished, and what it is told from others by."""
+    for stage in stages:
+        result: dict[str, Any] = {"of": config.name}
+        if stage == "evaluation":
+            models = {m: {} for m in ("offline_st", "online_st", "reft") if m in config.methods}
+            result["models"] = {"warmup": {}, "sft": {}, **models}
+        if stage == "sft":
+            write_json(config.run_dir / "warmup/model/config.json", {"of": config.name})
+        write_json(config.run_dir / stage / "result.json", result)
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> str:
-    """Return a model directory as far as its settings go: natural chains with prompts of their own."""
-    prompt = {"template": "Q {question} A ", "trigger": " so ", "max_new_tokens": 7}
-    (tmp_path / "reftune_prompt.json").write_text(json.dumps({"cot": "natural", "prompt": prompt}))
-    return str(tmp_path)
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Put stand-ins in the places of the stages; the end of a run is noted among them."""
+    work = Work()
+    for name, place in PLACES.items():
+        monkeypatch.setattr(f"reftune.stages.{place}", work.stand_in(name))
+    monkeypatch.setattr(Accelerator, "end_training", lambda _: work.names.append("end"))
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # which takes longer here than all the rest
+    return work
 
 
-def test_a_model_is_asked_as_it_was_trained(trained: str) -> None:
-    config = model_config(trained, test="t.jsonl")
-    assert config.prompt == Prompt(template="Q {question} A ", trigger=" so ", max_new_tokens=7)
-    assert (config.model.name, config.data.cot, config.data.test) == (trained, "natural", "t.jsonl")
+class Watching(OneOf):
+    """One of two processes; a test says what happens whenever it waits for the other."""
+
+    def __init__(self, index: int, on_wait: Callable[[int], None] = lambda _: None) -> None:
+        super().__init__(index, 2)
+        self.on_wait = on_wait
+
+    def wait_for_everyone(self) -> None:
+        super().wait_for_everyone()
+        self.on_wait(self.waits)
+
+    def free_memory(self, *objects: Any) -> list[Any]:
+        self._models.clear()
+        return list(objects)
 
 
-def test_what_the_caller_says_wins_over_what_the_model_says(trained: str) -> None:
-    changes = ["prompt.max_new_tokens=9", "prompt.repeat_question=false", "data.max_test=3"]
-    config = model_config(trained, changes, cot="program")
-    expected = {"template": "Q {question} A ", "trigger": " so ", "max_new_tokens": 9}
-    assert config.prompt == Prompt(**expected, repeat_question=False)
-    assert (config.data.cot, config.data.max_test) == ("program", 3)
-    assert model_config(trained, ["data.cot=program"]).data.cot == "program"
+def use(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator) -> None:
+    monkeypatch.setattr(module, "make_accelerator", lambda config: accelerator)
 
 
-def test_a_model_from_elsewhere_gets_the_papers_prompts_and_must_be_told_its_chains() -> None:
-    config = model_config("some/hub-model", ["prompt.max_new_tokens=9"], cot="natural")
-    assert config.prompt == Prompt(max_new_tokens=9)
-    with pytest.raises(UserError, match="some/hub-model: say with --cot"):
-        model_config("some/hub-model", test="t.jsonl")
+# Order.
 
 
-def test_a_model_without_weights_cannot_be_asked() -> None:
-    config = Config(model=Model(scratch="tiny"), data=Data(cot="natural"))
-    with pytest.raises(UserError, match=r"model\.scratch = tiny has no weights"):
-        ask(config, ["How many?"], 0.0, 0)
+def test_every_stage_is_done_once_and_in_order(tmp_path: Path, work: Work) -> None:
+    config = make_config(tmp_path, *ALL, evaluation=RERANK)
+    assert run_stages(config) == STAGES_OF_ALL
+    assert work.names == [*STAGES_OF_ALL, "end"]
 
 
-def own_config(folder: Path, train: list[Problem], reward: Reward) -> Config:
-    """Return the settings of a run on `train`, whose test question asks for a number."""
-    write_problems(folder / "train.jsonl", train)
-    write_problems(folder / "test.jsonl", [Problem("t", "1 + 1?", "2")])
-    data = Data(train=str(folder / "train.jsonl"), test=str(folder / "test.jsonl"), validation_size=1)
-    limits = Compute(sandbox_workers=1, threads=1)
-    return Config(
-        output_dir=str(folder), data=data, model=Model(scratch="tiny"), reward=reward, compute=limits
+@pytest.mark.parametrize(
+    ("methods", "rerank", "stages", "models"),
+    [
+        ((), False, "sft evaluation", "warmup sft"),
+        (("reft",), False, "sft ppo evaluation", "warmup sft reft"),
+        (("reft", "online_st"), False, "sft online_st ppo evaluation", "warmup sft online_st reft"),
+        (
+            ("offline_st",), False,
+            "sft warmup_samples offline_st evaluation", "warmup sft offline_st",
+        ),
+        (
+            ("reft",), True,
+            "sft warmup_samples ppo reranker/sft reranker/reft evaluation", "warmup sft reft",
+        ),
+    ],
+)  # fmt: skip
+def test_a_run_has_the_stages_that_its_methods_need(
+    tmp_path: Path, work: Work, methods: tuple[str, ...], rerank: bool, stages: str, models: str
+) -> None:
+    config = make_config(tmp_path, *methods, evaluation=RERANK if rerank else {})
+    assert stages_of(config) == stages.split()
+    assert models_of(config) == models.split()
+    assert run_stages(config) == stages.split()
+    assert work.names == [*stages.split(), "end"]
+
+
+def test_only_the_named_stages_are_done(tmp_path: Path, work: Work) -> None:
+    config = make_config(tmp_path, *ALL, evaluation=RERANK)
+    assert run_stages(config, ("sft", "ppo")) == ["sft", "ppo"]
+    assert run_stages(config, ("ppo", "online_st")) == ["online_st"]
+    assert run_stages(config, ()) == []
+    assert work.names == ["sft", "ppo", "end", "online_st", "end", "end"]
+
+
+def test_every_stage_begins_as_if_it_were_the_first(tmp_path: Path, work: Work) -> None:
+    run_stages(make_config(tmp_path, *ALL, evaluation=RERANK, seed=7))
+    first = torch.rand(1, generator=torch.Generator().manual_seed(7)).item()
+    # torch's seed, what it draws, and the models that a checkpoint would hold
+    assert work.found == [(7, first, [])] * len(STAGES_OF_ALL)
+
+
+def test_all_stages_share_one_run(tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Config, Accelerator]] = []
+
+    def make(config: Config) -> Accelerator:
+        made.append((config, make_accelerator(config)))
+        return made[-1][1]
+
+    monkeypatch.setattr(module, "make_accelerator", make)
+    config = make_config(tmp_path, "reft")
+    run_stages(config)
+    [(asked, accelerator)] = made
+    assert asked is config
+    assert len(work.runs) == 3
+    for run in work.runs:
+        assert run is work.runs[0]
+        assert run.config is config
+        assert run.accelerator is accelerator
+
+
+def test_a_run_tells_how_it_was_started(tmp_path: Path, work: Work) -> None:
+    config = make_config(tmp_path, name="a")
+    run_stages(config, (), ("reftune", "run", "it"))
+    told = read_json(config.run_dir / "run.json")
+    assert (told["command"], told["processes"], told["seed"]) == ("reftune run it", 1, 42)
+    other = make_config(tmp_path, name="b")
+    run_stages(other, ())
+    assert read_json(other.run_dir / "run.json")["command"] == " ".join(sys.argv)
+
+
+# Done before.
+
+
+def test_finished_stages_are_not_done_again(tmp_path: Path, work: Work) -> None:
+    config = make_config(tmp_path, *ALL, evaluation=RERANK)
+    finish(config, *STAGES_OF_ALL)
+    assert run_stages(config) == []
+    assert work.names == ["end"]
+
+
+@pytest.mark.parametrize("stage", STAGES_OF_ALL)
+def test_an_interrupted_run_goes_on_with_the_stage_that_was_broken_off(
+    tmp_path: Path, work: Work, stage: str
+) -> None:
+    config = make_config(tmp_path, *ALL, evaluation=RERANK)
+    work.broken = stage
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(config)
+    at = STAGES_OF_ALL.index(stage)
+    assert work.names == STAGES_OF_ALL[:at]
+    work.names, work.broken = [], ""
+    assert run_stages(config) == STAGES_OF_ALL[at:]
+    assert work.names == [*STAGES_OF_ALL[at:], "end"]
+
+
+def test_when_methods_grow_only_what_is_new_is_done(tmp_path: Path, work: Work) -> None:
+    assert run_stages(make_config(tmp_path, "reft")) == ["sft", "ppo", "evaluation"]
+    assert run_stages(make_config(tmp_path, "reft", "online_st")) == ["online_st", "evaluation"]
+    assert run_stages(make_config(tmp_path, "online_st", "reft")) == []  # the same ones
+    grown = make_config(tmp_path, *ALL)
+    assert run_stages(grown) == ["warmup_samples", "offline_st", "evaluation"]
+    assert run_stages(grown) == []
+
+
+def test_a_run_of_another_configuration_is_left_alone(tmp_path: Path, work: Work) -> None:
+    config = make_config(tmp_path)
+    run_stages(config, ("sft",))
+    with pytest.raises(UserError, match=r"holds a run of another configuration \(different: seed\)"):
+        run_stages(make_config(tmp_path, seed=7))
+    assert work.names == ["sft", "end"]
+
+
+# Taken over.
+
+
+def test_a_run_takes_over_the_start_of_another_and_nothing_else(tmp_path: Path, work: Work) -> None:
+    first = make_config(tmp_path, *ALL, evaluation=RERANK, name="first")
+    finish(first, *STAGES_OF_ALL)
+    run_stages(first)  # which writes its configuration
+    start = {"name": "second", "start_from": str(first.run_dir), "ppo": {"kl_coef": 0.5}}
+    config = make_config(tmp_path, *ALL, evaluation=RERANK, **start)
+    assert run_stages(config) == STAGES_OF_ALL[2:]
+    results = {stage: read_json(config.run_dir / stage / "result.json")["of"] for stage in STAGES_OF_ALL}
+    taken = {stage for stage, run in results.items() if run == "first"}
+    assert taken == {"sft", "warmup_samples"}
+    assert read_json(config.run_dir / "warmup/model/config.json") == {"of": "first"}
+
+
+def test_samples_that_the_other_run_has_not_drawn_are_drawn_here(tmp_path: Path, work: Work) -> None:
+    first = make_config(tmp_path, name="first")
+    run_stages(first)
+    config = make_config(tmp_path, "offline_st", name="second", start_from=str(first.run_dir))
+    assert run_stages(config) == ["warmup_samples", "offline_st", "evaluation"]
+
+
+def test_what_a_run_does_not_need_it_does_not_take_over(tmp_path: Path, work: Work) -> None:
+    first = make_config(tmp_path, "offline_st", name="first")
+    run_stages(first)
+    config = make_config(tmp_path, "reft", name="second", start_from=str(first.run_dir))
+    assert run_stages(config) == ["ppo", "evaluation"]
+    assert not (config.run_dir / "warmup_samples").exists()
+
+
+# Needs.
+
+
+@pytest.mark.parametrize(
+    ("stage", "finished", "missing"),
+    [
+        ("warmup_samples", (), "sft"),
+        ("offline_st", (), "sft"),
+        ("offline_st", ("sft",), "warmup_samples"),
+        ("online_st", (), "sft"),
+        ("ppo", (), "sft"),
+        ("reranker/sft", ("sft",), "warmup_samples"),
+        ("reranker/sft", ("warmup_samples",), "sft"),
+        ("reranker/reft", ("sft", "ppo"), "warmup_samples"),
+        ("reranker/reft", ("sft", "warmup_samples"), "ppo"),
+        ("reranker/offline_st", ("sft", "warmup_samples"), "offline_st"),
+        ("evaluation", (), "sft"),
+        ("evaluation", ("sft", "online_st", "ppo"), "offline_st"),
+        ("evaluation", ("sft", "offline_st"), "online_st"),
+        ("evaluation", ("sft", "offline_st", "online_st"), "ppo"),
+    ],
+)
+def test_a_stage_says_which_one_it_needs(
+    tmp_path: Path, work: Work, stage: str, finished: tuple[str, ...], missing: str
+) -> None:
+    config = make_config(tmp_path, *ALL, evaluation=RERANK)
+    finish(config, *finished)
+    with pytest.raises(UserError) as error:
+        run_stages(config, (stage,))
+    assert str(error.value) == (
+        f"{config.run_dir}: stage {missing} must be finished first; `reftune run` runs all in order"
     )
+    assert work.names == []
 
 
-def test_multiple_choice_is_judged_though_only_training_has_it(tmp_path: Path) -> None:
-    train = [Problem(f"{n}", f"Which of {n}?", "b", choices=("3", "4")) for n in range(2)]
-    run = Run(own_config(tmp_path, train, Reward()), Accelerator(cpu=True))
-    [verdict] = run.judge(train[:1], ["def solution():\n    return 'b'\n"], [True])
-    assert (verdict.status, verdict.correct) == ("ok_text", True)
+@pytest.mark.parametrize(
+    ("stage", "finished"),
+    [
+        ("sft", ()), ("warmup_samples", ("sft",)), ("offline_st", ("sft", "warmup_samples")),
+        ("online_st", ("sft",)), ("ppo", ("sft",)), ("reranker/sft", ("sft", "warmup_samples")),
+        ("reranker/reft", ("warmup_samples", "ppo")), ("evaluation", ("sft", "ppo")),
+    ],
+)  # fmt: skip
+def test_a_stage_needs_no_more_than_that(
+    tmp_path: Path, work: Work, stage: str, finished: tuple[str, ...]
+) -> None:
+    config = make_config(tmp_path, "reft")
+    finish(config, *finished)
+    assert run_stages(config, (stage,)) == [stage]
 
 
-def test_an_own_reward_may_have_truths_of_its_own(tmp_path: Path) -> None:
+# Refused before anything is done.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"ppo": {"advantage": "gea"}},
+            "ppo.advantage: unknown estimator gea; choose gae or group",
+        ),
+        (
+            {"methods": ["reft", "raft", "reef"]},
+            "methods: unknown raft; choose from warmup, sft, offline_st, online_st, reft",
+        ),
+        (
+            {"reward": {"function": "nowhere.py:score"}},
+            "reward nowhere.py:score: no such file nowhere.py",
+        ),
+    ],
+)
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_a_later_stage_could_not_work_with_is_refused_before_anything_is_done(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch, index: int,
+    changes: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    use(monkeypatch, Watching(index))
+    config = make_config(tmp_path, **changes)
+    with pytest.raises(UserError) as error:
+        run_stages(config)
+    assert str(error.value) == message
+    assert work.names == []
+    assert not config.run_dir.exists()
+
+
+@pytest.mark.parametrize("advantage", ["gae", "group"])
+def test_what_is_known_is_not_refused(tmp_path: Path, work: Work, advantage: str) -> None:
     reward = tmp_path / "reward.py"
-    reward.write_text("def score(question, completion, answer):\n    return answer in completion\n")
-    train = [Problem(f"{n}", f"Poem {n}?", "rhyme") for n in range(2)]
-    config = own_config(tmp_path, train, Reward(function=f"{reward}:score"))
-    run = Run(config, Accelerator(cpu=True))
-    assert len(run.problems) == 3
-    [verdict] = run.judge(train[:1], ["def solution():\n    return 1  # rhyme\n"], [True])
-    assert verdict.correct
-    with pytest.raises(UserError, match="not a number"):
-        _ = Run(config.model_copy(update={"reward": Reward()}), Accelerator(cpu=True)).splits
+    reward.write_text("def score(question, completion, answer):\n    return 1\n")
+    ppo = {"advantage": advantage, "samples_per_question": 2}
+    config = make_config(tmp_path, *ALL, ppo=ppo, reward={"function": f"{reward}:score"})
+    assert run_stages(config, ("sft",)) == ["sft"]
+
+
+# Several processes.
+
+
+def test_the_main_process_writes_before_the_others_go_on(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_config(tmp_path, name="first")
+    run_stages(first)
+    config = make_config(tmp_path, name="second", start_from=str(first.run_dir))
+    there: list[list[str]] = []
+
+    def look(_: int) -> None:
+        there.append(sorted(path.name for path in config.run_dir.iterdir()))
+
+    use(monkeypatch, Watching(0, look))
+    assert run_stages(config, ("sft", "ppo")) == ["ppo"]
+    opened = ["config.toml", "run.json"]
+    # when the directory is open, and before each stage
+    assert there == [opened, [*opened, "sft", "warmup"], [*opened, "sft", "warmup"]]
+    assert read_json(config.run_dir / "run.json")["processes"] == 2
+
+
+def test_other_processes_write_nothing_and_wait(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, accelerator := Watching(1))
+    config = make_config(tmp_path, start_from=str(tmp_path / "nowhere"))
+    assert run_stages(config, ("sft",)) == ["sft"]  # whose start the first process looks for
+    assert not config.run_dir.exists()
+    assert accelerator.waits == 2  # for the directory, and for what is taken over
+
+
+def test_other_processes_see_what_the_first_has_taken_over(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path, "reft")
+
+    def take_over(waits: int) -> None:
+        if waits == 2:
+            finish(config, "sft")
+
+    use(monkeypatch, Watching(1, take_over))
+    assert run_stages(config, ("sft", "ppo")) == ["ppo"]

@@ -1,0 +1,47 @@
+"""What settings a model is asked with outside of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reftune.config import Config, Data, Model, Prompt
+from reftune.evaluation.inference import ask, model_config
+from reftune.problem import UserError
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> str:
+    """Return a model directory as far as its settings go: natural chains with prompts of their own."""
+    prompt = {"template": "Q {question} A ", "trigger": " so ", "max_new_tokens": 7}
+    (tmp_path / "reftune_prompt.json").write_text(json.dumps({"cot": "natural", "prompt": prompt}))
+    return str(tmp_path)
+
+
+def test_a_model_is_asked_as_it_was_trained(trained: str) -> None:
+    config = model_config(trained, test="t.jsonl")
+    assert config.prompt == Prompt(template="Q {question} A ", trigger=" so ", max_new_tokens=7)
+    assert (config.model.name, config.data.cot, config.data.test) == (trained, "natural", "t.jsonl")
+
+
+def test_what_the_caller_says_wins_over_what_the_model_says(trained: str) -> None:
+    changes = ["prompt.max_new_tokens=9", "prompt.trigger=' => '", "data.max_test=3"]
+    config = model_config(trained, changes, cot="program")
+    assert config.prompt == Prompt(template="Q {question} A ", trigger=" => ", max_new_tokens=9)
+    assert (config.data.cot, config.data.max_test) == ("program", 3)
+    assert model_config(trained, ["data.cot=program"]).data.cot == "program"
+
+
+def test_a_model_from_elsewhere_gets_the_papers_prompts_and_must_be_told_its_chains() -> None:
+    config = model_config("some/hub-model", ["prompt.max_new_tokens=9"], cot="natural")
+    assert config.prompt == Prompt(max_new_tokens=9)
+    with pytest.raises(UserError, match="some/hub-model: say with --cot"):
+        model_config("some/hub-model", test="t.jsonl")
+
+
+def test_a_model_without_weights_cannot_be_asked() -> None:
+    config = Config(model=Model(scratch="tiny"), data=Data(cot="natural"))
+    with pytest.raises(UserError, match=r"model\.scratch = tiny has no weights"):
+        ask(config, "How many?", 0.0, 0)
