@@ -13,7 +13,7 @@ from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.evaluation.statistics import bootstrap_means, holm, sign_flip
 from reftune.files import read_json, read_jsonl
 from reftune.problem import AnsweredQuestion
-from reftune.reporting.comparison.run_groups import CHAINS
+from reftune.reporting.comparison.finished_runs import CHAINS
 from reproduction.plan import MAIN, Cell
 
 MARGIN = 0.03  # "about equal": the whole interval of the difference lies within 3 points

@@ -8,7 +8,7 @@ from pathlib import Path
 from reftune.evaluation.aggregation import AGGREGATIONS, accuracy_of, within_question_auc
 from reftune.evaluation.statistics import wilson_interval
 from reftune.methods import BASELINE, OPTIONAL, label_of
-from reftune.reporting.comparison.run_groups import CHAINS
+from reftune.reporting.comparison.finished_runs import CHAINS
 from reftune.reporting.pages import interval, p_value, percent, signed
 from reproduction.claims import Finding, answers, cost, wrong_chains
 from reproduction.plan import MAIN, seconds_of

@@ -7,8 +7,7 @@ import pytest
 
 from reftune.config_files import parse_config
 from reftune.problem import UserError
-from reftune.reporting.comparison.finished_runs import FinishedRun
-from reftune.reporting.comparison.run_groups import RunGroup, group_runs
+from reftune.reporting.comparison.finished_runs import FinishedRun, RunGroup, group_runs
 
 
 def run(name: str, seed: int = 1, **settings: Any) -> FinishedRun:

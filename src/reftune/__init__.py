@@ -149,21 +149,9 @@ def evaluate(
         UserError: the model cannot be loaded, a question cannot be used, or nothing says which kind of
             chain the model writes.
     """
-    from reftune.data.problems import load_test
-    from reftune.evaluation.evaluate import summarise
-    from reftune.evaluation.inference import evaluate_model, model_config
+    from reftune.evaluation.inference import evaluate_on
 
-    named = isinstance(data, str | Path)
-    changes = [f"evaluation.samples={samples}", *overrides]
-    changes += [f"data.test_split='{split}'"] if split else []
-    changes += [f"data.subset='{subset}'"] if subset else []
-    kind = {} if cot is None else {"cot": cot}
-    config = model_config(str(model), changes, test=str(data) if named else "rows.jsonl", **kind)
-    rows = None if named else data
-    check = config.reward.function is None
-    problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
-    answers = evaluate_model(config, problems)
-    return EvaluationResult(summarise(answers, config.prompt.trigger), answers)
+    return EvaluationResult(*evaluate_on(model, data, cot, samples, split, subset, overrides))
 
 
 def sample(

@@ -107,16 +107,13 @@ def evaluate(
     overrides: ModelOverrides = None,
 ) -> None:
     """Measure how many questions a model answers, with a 95% interval."""
-    import reftune
+    from reftune.evaluation.inference import evaluate_on
     from reftune.files import write_jsonl
 
-    found = reftune.evaluate(
-        model, data, cot=_cot(cot), samples=samples, split=split, subset=subset,
-        overrides=overrides or [],
-    )  # fmt: skip
+    summary, rows = evaluate_on(model, data, _cot(cot), samples, split, subset, overrides or [])
     if out is not None:
-        write_jsonl(out, found.rows)
-    _print_summary(found.summary, len(found.rows))
+        write_jsonl(out, rows)
+    _print_summary(summary, len(rows))
 
 
 @app.command()
@@ -129,11 +126,10 @@ def sample(
     overrides: ModelOverrides = None,
 ) -> None:
     """Ask one question; print the chain, its status and the answer."""
-    import reftune
+    from reftune.evaluation.inference import ask, model_config
 
-    [graded] = reftune.sample(
-        model, question, cot=_cot(cot), temperature=temperature, seed=seed, overrides=overrides or []
-    )
+    kind = {} if cot is None else {"cot": _cot(cot)}
+    [graded] = ask(model_config(model, overrides or [], **kind), [question], temperature, seed)
     answer = graded.verdict.answer
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)

@@ -12,6 +12,7 @@ from reftune.config import Columns, Data
 from reftune.data.formats import read_problem, require_columns, require_new_id
 from reftune.data.sources import Source, load_rows
 from reftune.data.synthetic.generator import generate
+from reftune.files import write_json
 from reftune.grading.answers import check_answer
 from reftune.problem import Cot, Problem, UserError
 
@@ -125,6 +126,15 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
         for problem in problems:
             fields = {key: value for key, value in asdict(problem).items() if value is not None}
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+
+
+def write_splits(directory: Path, splits: Splits) -> None:
+    """Write the problems of a run and what was dropped on the way to them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "validation", "test"):
+        write_problems(directory / f"{name}.jsonl", getattr(splits, name))
+    sizes = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
+    write_json(directory / "report.json", {**sizes, **asdict(splits.report)})
 
 
 def _load_train(data: Data, seed: int, check: bool) -> list[Problem]:

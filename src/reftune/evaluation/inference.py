@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from reftune.config import Config
 from reftune.config_files import parse_config
-from reftune.evaluation.evaluate import answer_questions
+from reftune.data.problems import load_test
+from reftune.data.sources import Source
+from reftune.evaluation.evaluate import answer_questions, summarise
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
 from reftune.model.loading import load_model, load_tokenizer, make_policy
 from reftune.model.prompts import Prompter, saved_settings
-from reftune.problem import AnsweredQuestion, Problem, UserError
+from reftune.problem import AnsweredQuestion, Cot, Problem, UserError
 from reftune.runs.setup import check_prompts, judge_of, make_accelerator
 from reftune.training.rollouts import Generator, make_generator
 from reftune.training.types import GradedSample
@@ -50,6 +53,29 @@ def evaluate_model(config: Config, problems: Sequence[Problem]) -> list[Answered
     """Answer `problems` with the model of `config`; return rows as `answer_questions` does."""
     generator = _load_generator(config, problems, judge_of(config, problems))
     return answer_questions(generator, problems, config.evaluation, config.seed)
+
+
+def evaluate_on(
+    model: str | Path,
+    data: Source,
+    cot: Cot | None,
+    samples: int,
+    split: str | None,
+    subset: str | None,
+    overrides: Sequence[str],
+) -> tuple[dict[str, Any], list[AnsweredQuestion]]:
+    """Return a model's accuracies on questions, and its answers; for the arguments see `evaluate`."""
+    named = isinstance(data, str | Path)
+    changes = [f"evaluation.samples={samples}", *overrides]
+    changes += [f"data.test_split='{split}'"] if split else []
+    changes += [f"data.subset='{subset}'"] if subset else []
+    kind = {} if cot is None else {"cot": cot}
+    config = model_config(str(model), changes, test=str(data) if named else "rows.jsonl", **kind)
+    check = config.reward.function is None
+    rows = None if named else data
+    problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
+    answers = evaluate_model(config, problems)
+    return summarise(answers, config.prompt.trigger), answers
 
 
 def ask(config: Config, questions: Sequence[str], temperature: float, seed: int) -> list[GradedSample]:

@@ -8,14 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from reftune.config import Config
 from reftune.config_files import dump_config, flat_settings, load_config
-from reftune.data.problems import Splits, write_problems
 from reftune.files import atomic_directory, atomic_file, write_json
 from reftune.problem import UserError
 
@@ -66,15 +64,6 @@ def take_over(config: Config, stage: str) -> None:
         for name in ("warmup", "sft") if stage == "sft" else (stage,):
             with atomic_directory(config.run_dir / name) as directory:
                 shutil.copytree(source / name, directory, copy_function=_link, dirs_exist_ok=True)
-
-
-def write_splits(directory: Path, splits: Splits) -> None:
-    """Write the problems of a run and what was dropped on the way to them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in ("train", "validation", "test"):
-        write_problems(directory / f"{name}.jsonl", getattr(splits, name))
-    sizes = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
-    write_json(directory / "report.json", {**sizes, **asdict(splits.report)})
 
 
 def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:

@@ -10,14 +10,13 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from reftune.config import Config
-from reftune.data.problems import Splits, load_splits
+from reftune.data.problems import Splits, load_splits, write_splits
 from reftune.grading.judge import Judge
 from reftune.methods import directory_of
 from reftune.model.loading import build_model, load_policy, load_tokenizer, make_policy
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, Wording
 from reftune.problem import Problem, UserError
-from reftune.runs.run_dir import write_splits
 from reftune.runs.setup import check_prompts, judge_of
 from reftune.stages.stage import Stage
 

@@ -19,9 +19,13 @@ from reftune.evaluation.statistics import (
     wilson_interval,
 )
 from reftune.methods import BASELINE, MAIN, METHODS
-from reftune.reporting.comparison.finished_runs import FinishedRun, read_finished_runs
+from reftune.reporting.comparison.finished_runs import (
+    FinishedRun,
+    RunGroup,
+    group_runs,
+    read_finished_runs,
+)
 from reftune.reporting.comparison.reported import Number, ReportedNumbers, read_reported
-from reftune.reporting.comparison.run_groups import RunGroup, group_runs
 
 AGGREGATION_ORDER = ("greedy", *AGGREGATIONS)
 
