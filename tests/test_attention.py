@@ -31,11 +31,11 @@ def test_a_pack_by_hand() -> None:
     assert packed.responses.tolist() == [[5, 6, 0], [7, 0, 0], [5, 6, 8]]
     assert packed.parents.tolist() == [0, 0, 0]
     # after six places of prompts: two tokens of the first row, one of the second, the last of the third
-    assert packed.back.tolist() == [0, 1, 3, 4, 5, 6, 7, 9, 14]
+    assert packed.unpack_index.tolist() == [0, 1, 3, 4, 5, 6, 7, 9, 14]
     # of 7, 8, 9 | 5 | 6, 4 | 4, 2
     assert packed.logit_index.tolist() == [1, 5, 6, 4, 1, 7, 6, 8]
     # the second token of the first response sees two prompt tokens, not the padding, and two of its own
-    assert packed.visible[0, 0, 1].tolist() == [True, True, False, True, True, False]
+    assert packed.attention_mask[0, 0, 1].tolist() == [True, True, False, True, True, False]
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - PADDED))

@@ -155,6 +155,16 @@ def test_the_page_shows_tables_curves_settings_and_samples(tmp_path: Path) -> No
     assert data["rollouts"][0]["steps"][0]["samples"][0]["status"] == "ok"
 
 
+def test_only_stages_beside_the_baseline_are_drawn_with_its_level(tmp_path: Path) -> None:
+    run = finish_run(tmp_path / "run")
+    put(run / "ppo/metrics.jsonl", [{"step": 1, "validation_accuracy": 0.8}])
+    page = write_report(run).read_text(encoding="utf-8")
+    assert page.count("SFT, best epoch 71.5%") == 1
+    sft, _, ppo = page.partition("Reinforced fine-tuning (PPO)</h2>")
+    assert "SFT, best epoch" in ppo
+    assert "SFT, best epoch" not in sft
+
+
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     run = finish_run(tmp_path / "run", HOSTILE)
     put(run / "run.json", {"command": HOSTILE, "seed": HOSTILE, "git_commit": HOSTILE})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,23 @@ def test_damaged_lines_are_left_out_and_named(run_dir: Path) -> None:
     run = read_run(run_dir)
     assert run.metrics["ppo"] == [{"step": 1}]
     assert run.unreadable == ["ppo/metrics.jsonl: 3 of 4 lines cannot be read and are left out"]
+
+
+def test_an_answer_that_lacks_a_key_is_left_out(run_dir: Path) -> None:
+    whole = {
+        "id": "1",
+        "question": "?",
+        "answer": "4",
+        "completion": "4",
+        "status": "ok",
+        "correct": True,
+    }
+    rows = [whole, {key: value for key, value in whole.items() if key != "status"}]
+    (run_dir / "evaluation").mkdir()
+    write(run_dir / "evaluation/sft.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    run = read_run(run_dir)
+    assert run.answers == {"sft": [whole]}
+    assert run.unreadable == ["evaluation/sft.jsonl: 1 of 2 lines cannot be read and are left out"]
 
 
 @pytest.mark.parametrize(

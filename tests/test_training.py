@@ -196,6 +196,16 @@ def test_rows_of_a_group_go_to_the_loss_together() -> None:
     assert pieces == [[0, 1], [3, 2]]  # the longest first
 
 
+def test_all_is_made_on_the_device_of_the_accelerator() -> None:
+    model = Pair()
+    learner = Learner(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), Accelerator(cpu=True), 4, 100.0
+    )
+    with torch.device("meta"):  # where a tensor that names no device goes, and has no numbers
+        told = learner.step(range(4), [2] * 4, slopes)
+    assert told == {"loss": 2.0, "rows": 4.0, "tens": 40.0, "grad_norm": 5.0}
+
+
 # Several processes, one after the other: each does what it would do beside the others.
 
 
@@ -221,6 +231,7 @@ class Process(Accelerator):
 
     @contextmanager
     def no_sync(self, model: nn.Module) -> Iterator[None]:
+        assert isinstance(model, Pair)
         self.keeps = True
         yield
         self.keeps = False
@@ -294,27 +305,26 @@ def test_what_no_lane_knows_of_has_no_gradient() -> None:
 
 
 class Dropping(Pair):
-    """The same with dropout, either of a module or of a language model's configuration."""
+    """The same with dropout, either of a module or in a function that knows the rate from a config."""
 
-    def __init__(self, dropout: float, config: dict[str, Any]) -> None:
+    def __init__(self, module: float, function: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.model = tiny_model("gpt2", **{"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
-                                           "summary_first_dropout": 0.0, **config})  # fmt: skip
+        self.dropout = nn.Dropout(module)
+        self.model = tiny_model("llama", attention_dropout=function)
 
 
 @pytest.mark.parametrize(
-    ("dropout", "config", "train", "cpu_threads"),
+    ("module", "function", "train", "cpu_threads"),
     [
-        (0.0, {}, True, 3),
-        (0.1, {}, True, 1),  # cpu_threads would draw from one generator in any order
-        (0.1, {}, False, 3),  # but there is nothing to draw
-        (0.0, {"attn_pdrop": 0.1}, True, 1),  # some models have it as a function
-        (0.0, {"attn_pdrop": 0.1}, False, 3),
+        (0.0, 0.0, True, 3),
+        (0.1, 0.0, True, 1),  # cpu_threads would draw from one generator in any order
+        (0.0, 0.1, True, 1),
+        (0.1, 0.0, False, 3),  # but there is nothing to draw
+        (0.0, 0.1, False, 3),
     ],
 )
 def test_dropout_is_drawn_in_one_lane(
-    dropout: float, config: dict[str, Any], train: bool, cpu_threads: int
+    module: float, function: float, train: bool, cpu_threads: int
 ) -> None:
     seen: set[str] = set()
     modes: set[bool] = set()
@@ -329,7 +339,7 @@ def test_dropout_is_drawn_in_one_lane(
         return model.policy * weights.sum(), {}
 
     with threads(3):
-        model = Dropping(dropout, config)
+        model = Dropping(module, function)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         learner = Learner(model, optimizer, Accelerator(cpu=True), 100, 100.0)
         learner.model.train(train)
