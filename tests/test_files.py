@@ -19,7 +19,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def test_only_a_newline_ends_a_line_and_blank_ones_are_counted_but_skipped(tmp_path: Path) -> None:
-    text = '\ufeff{"a": "x\u2028\x85y"}\n\n  \r\n{"a": 2}\r\n{"a": 3}'
+    text = '\ufeff{"a": "x\u2028\x85y"}\n\n  \r\n{"a":\r2}\r\n{"a": 3}'
     path = write(tmp_path / "x.jsonl", text.encode())
     rows = [(f"{path}:1", {"a": "x\u2028\x85y"}), (f"{path}:4", {"a": 2}), (f"{path}:5", {"a": 3})]
     assert list(read_rows(path)) == rows

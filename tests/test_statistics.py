@@ -65,6 +65,12 @@ def test_wilson_interval_agrees_with_scipy(correct: int, n: int, confidence: flo
     assert found == pytest.approx((expected.low, expected.high), rel=1e-12, abs=0)
 
 
+def test_wilson_interval_never_leaves_the_shares_there_are() -> None:
+    for n in range(1, 300):
+        assert wilson_interval(0, n)[0] == 0.0
+        assert wilson_interval(n, n)[1] == 1.0  # exactly: rounding would go beyond
+
+
 def test_wilson_interval_without_questions_says_nothing() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
