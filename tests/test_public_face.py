@@ -55,13 +55,27 @@ def test_grade_gives_a_verdict_per_completion() -> None:
 
 def test_grade_runs_programs_and_knows_letters() -> None:
     fenced = f"Here it is:\n```python\n{SEVEN}\n```"
-    verdicts = reftune.grade(
-        [SEVEN, fenced, "def solution():\n    while True: pass"], [7, "b", 7],
-        cot="program", choices=[None, [6, "7"], None], seconds=0.3,
-    )  # fmt: skip
+    verdicts = reftune.grade([SEVEN, fenced], [7, "b"], cot="program", choices=[None, [6, "7"]])
     assert [(v.status, v.answer, v.correct) for v in verdicts] == [
-        ("ok", 7.0, True), ("ok_text", "b", True), ("timeout", None, False),
+        ("ok", 7.0, True), ("ok_text", "b", True),
     ]  # fmt: skip
+
+
+# Well within the usual limits of 2 seconds and 256 megabytes.
+SLOW = "def solution():\n    n = 0\n    for i in range(300000):\n        n += i\n    return 7"
+LARGE = "def solution():\n    return len('x' * 10**8) - 10**8 + 7"
+
+
+def test_a_program_has_the_time_and_the_memory_that_it_is_given() -> None:
+    def statuses(**limits: float) -> list[str]:
+        verdicts = reftune.grade([SLOW, LARGE], [7, 7], cot="program", **limits)
+        executions = reftune.run_program([SLOW, LARGE], **limits)
+        assert [v.status for v in verdicts] == [e.status for e in executions]
+        return [v.status for v in verdicts]
+
+    assert statuses(seconds=20.0) == ["ok", "ok"]
+    assert statuses(seconds=20.0, memory_mb=32) == ["ok", "memory"]
+    assert statuses(seconds=0.002)[0] == "timeout"
 
 
 def test_grade_takes_a_function_as_reward_and_shows_it_the_question() -> None:
@@ -145,16 +159,11 @@ def test_a_program_runs_alone() -> None:
     assert reftune.run_program("print(1").status == "syntax_error"
 
 
-def test_programs_run_together_within_their_limits() -> None:
-    programs = [
-        SEVEN,
-        "def solution():\n    while True: pass",
-        "def solution():\n    return len('x' * 10**8)",
-        "def solution():\n    open('/etc/passwd')",
-    ]
-    found = reftune.run_program(programs, seconds=0.3, memory_mb=32)
-    assert [execution.status for execution in found[:3]] == ["ok", "timeout", "memory"]
-    assert found[3].value is None
+def test_programs_run_together_whatever_they_do() -> None:
+    programs = [SEVEN, "def solution():\n    open('/etc/passwd')", "def solution():\n    1 / 0", SEVEN]
+    found = reftune.run_program(programs)
+    assert [execution.value for execution in found] == [7.0, None, None, 7.0]
+    assert found[2].status == "exception"
     assert reftune.run_program([]) == []
     with pytest.raises(reftune.UserError, match=r"seconds = -1\.0"):
         reftune.run_program(SEVEN, seconds=-1.0)
