@@ -143,7 +143,7 @@ class Steps(Section):
 
     steps: int = Field(1000, ge=1, description="batches of samples")
     questions_per_step: int = Field(32, ge=1)
-    samples_per_question: int = Field(1, ge=1)
+    samples_per_question: int = Field(1, ge=1, description="num_generations in TRL")
     learning_rate: float = Field(3e-7, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -171,7 +171,7 @@ class Reranker(Epochs):
 class Ppo(Steps):
     """Online PPO whose reward is the checked answer."""
 
-    ppo_epochs: int = Field(2, ge=1, description="passes over each batch of samples")
+    ppo_epochs: int = Field(2, ge=1, description="passes over each batch; num_ppo_epochs in TRL")
     minibatch_size: int | None = Field(None, ge=1, description="samples per optimizer step; default all")
     advantage: str = Field("gae", description="gae (with a critic) or group (baseline per question)")
     scale_rewards: bool = Field(False, description="group: divide by the question's standard deviation")
@@ -179,10 +179,10 @@ class Ppo(Steps):
     critic_warmup_steps: int = Field(0, ge=0, description="first steps in which only the critic learns")
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    kl_coef: float = Field(0.01, ge=0, description="beta of the per-token KL penalty")
-    clip_range: float = Field(0.2, gt=0)
+    kl_coef: float = Field(0.01, ge=0, description="beta of the per-token KL penalty in the reward")
+    clip_range: float = Field(0.2, gt=0, description="of the ratio; cliprange, or epsilon")
     value_clip_range: float = Field(0.2, gt=0)
-    value_coef: float = Field(5.0, ge=0, description="alpha, weight of the value loss")
+    value_coef: float = Field(5.0, ge=0, description="alpha, weight of the value loss; vf_coef in TRL")
     whiten: bool = Field(True, description="gae: normalise advantages over all tokens of the batch")
     importance_sampling_cap: float = Field(
         2.0, ge=0, description="cap of the trainer's over the sampler's probability; 0: no correction"
@@ -233,7 +233,7 @@ class Compute(Section):
     """Budgets of this machine; none of them changes a result beyond rounding."""
 
     tokens_per_microbatch: int = Field(4096, ge=1)
-    sampler_rows: int = Field(512, ge=1, description="responses decoded at once")
+    sampler_rows: int = Field(512, ge=1, description="responses decoded at once; max_num_seqs in vLLM")
     threads: int | None = Field(None, ge=1, description="CPU threads per process; default: all cores")
     sandbox_workers: int | None = Field(None, ge=1, description="default: one per core")
     sandbox_seconds: float = Field(2.0, gt=0, description="time limit of one program")
