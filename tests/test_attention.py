@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from precision import CLOSE, float64
 from reftune.model.batch import collate
 from reftune.model.forward import PackedForward
 from reftune.model.packing import pack
@@ -39,6 +40,7 @@ def test_a_pack_by_hand() -> None:
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - PADDED))
+@float64()
 def test_packed_and_padded_reading_have_the_same_gradients(family: str) -> None:
     batch = collate(
         [[20, 21, 22], [30, 31, 32, 33, 34], *[[20, 21, 22]] * 5],
@@ -55,7 +57,7 @@ def test_packed_and_padded_reading_have_the_same_gradients(family: str) -> None:
         gradients.append({n: p.grad for n, p in policy.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(gradient, gradients[1][name], atol=CLOSE, rtol=CLOSE)
 
 
 def test_the_models_own_use_stays_as_it_was(tmp_path: Path) -> None:

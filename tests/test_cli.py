@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tiny_run
+from child import Child
 from reftune import cli
 
 
@@ -211,6 +212,6 @@ def test_ctrl_c_ends_with_130_and_the_next_start_goes_on(folder: Path) -> None:
     output = tiny_run.finish(process, expected=130)
     assert "interrupted" in output
     assert "Traceback" not in output
-    tiny_run.finish(tiny_run.start(arguments))
+    Child("reftune", *arguments).finish()
     models = [folder / "runs" / name / "ppo/model/model.safetensors" for name in ("tiny", "interrupted")]
     assert models[0].read_bytes() == models[1].read_bytes()

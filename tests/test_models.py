@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import reftune.model.policy
+from precision import CLOSE, float64
 from reftune.config import Model
 from reftune.model.batch import collate
 from reftune.model.loading import build_model, load_model, load_policy, load_tokenizer, save_policy
@@ -60,13 +61,14 @@ def score_row(policy: PolicyWithValue, prompt: list[int], response: list[int]) -
 
 @pytest.mark.parametrize("prompts", [SHARED, DIFFERENT], ids=["shared", "different"])
 @pytest.mark.parametrize("family", FAMILIES)
+@float64()
 @torch.no_grad()
 def test_scores_are_those_of_each_row_by_itself(family: str, prompts: list[list[int]]) -> None:
     policy, responses = with_critic(family), make_responses()
     scores = torch.stack(policy(collate(prompts, responses), 0.7), dim=-1)
     for row, prompt, response in zip(scores, prompts, responses, strict=True):
         expected = torch.tensor(score_row(policy, prompt, response))
-        torch.testing.assert_close(row[: len(response)], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(row[: len(response)], expected, atol=CLOSE, rtol=0)
         assert not row[len(response) :].any()
 
 
@@ -83,14 +85,16 @@ def test_what_stands_in_the_padding_changes_nothing() -> None:
         assert all(torch.equal(a, b) for a, b in zip(policy(batch), expected, strict=True))
 
 
+@float64()
 @torch.no_grad()
 def test_responses_of_one_token_are_scored() -> None:
     policy, prompts = with_critic(), SHARED[:3]
     scores = torch.stack(policy(collate(prompts, [[7], [8], [9]]), 0.7), dim=-1)
     expected = [score_row(policy, p, [x]) for p, x in zip(prompts, (7, 8, 9), strict=True)]
-    torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores, torch.tensor(expected), atol=CLOSE, rtol=0)
 
 
+@float64()
 def test_chunks_of_logits_give_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, batch = with_critic(), collate(SHARED, make_responses())
     seen: list[int] = []
@@ -114,12 +118,13 @@ def test_chunks_of_logits_give_the_same_values_and_gradients(monkeypatch: pytest
     assert max(seen) == 7
     assert sum(seen) == 2 * tokens  # in forward, and again in backward
     for actual, wanted in zip(scores, expected, strict=True):
-        torch.testing.assert_close(actual, wanted, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(actual, wanted, atol=CLOSE, rtol=0)
     assert gradients.keys() == expected_gradients.keys() == dict(policy.named_parameters()).keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=CLOSE, rtol=CLOSE)
 
 
+@float64()
 @torch.no_grad()
 def test_a_soft_cap_is_noticed_while_logits_are_still_small() -> None:
     policy = PolicyWithValue(tiny_model("gemma2", initializer_range=0.02, final_logit_softcapping=30.0))
@@ -127,7 +132,7 @@ def test_a_soft_cap_is_noticed_while_logits_are_still_small() -> None:
     assert policy.policy(torch.tensor([[20, 21]])).logits.abs().max() > 25
     logprobs = policy(collate([[20, 21, 22]], [[7, 8]]), 0.7).logprobs[0].tolist()
     expected = [x for x, _, _ in score_row(policy, [20, 21, 22], [7, 8])]
-    assert logprobs == pytest.approx(expected, abs=1e-4)
+    assert logprobs == pytest.approx(expected, abs=CLOSE)
 
 
 @torch.no_grad()
@@ -158,6 +163,7 @@ def test_an_untrained_critic_says_0_and_none_at_all_has_no_parameters() -> None:
         assert any(name.startswith("value_") for name in names) == (kind != "none")
 
 
+@float64()
 def test_a_separate_critic_reads_and_teaches_a_trunk_of_its_own() -> None:
     shared, separate = with_critic(kind="shared"), with_critic(kind="separate")
     assert shared.value_head is not None

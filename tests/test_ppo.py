@@ -162,6 +162,7 @@ def test_kl_is_that_of_the_learning_policy_to_the_frozen_reference(run: Run) -> 
         samples = list(zip(run.stage.sampler.prompts[step], RESPONSES, strict=True))
         kl = sum(float(read(now, *sample) - read(frozen, *sample)) for sample in samples) / 4
         assert abs(kl) > 0.1, "two models that differ"
+        # The mean of numbers below 25 after some fifty roundings: 25 * 50 * 6e-8 is less than 1e-4.
         assert row["kl"] == pytest.approx(kl, abs=1e-4)
 
 
@@ -222,9 +223,9 @@ def test_the_metrics_of_a_step(run: Run) -> None:
         assert (row["accuracy"], row["response_length"], row["truncated"]) == (0.5, 2.0, 0.25)
         assert row["statuses"] == {"ok": 3, "truncated": 1}
     # In the critic's warm-up the policy stays where it is, and there is no dropout.
-    assert run.rows[0]["ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert run.rows[0]["ratio_mean"] == pytest.approx(1, abs=1e-4)
     assert run.rows[0]["clip_fraction"] == 0
-    assert run.rows[1]["ratio_mean"] != pytest.approx(1, abs=1e-5)
+    assert run.rows[1]["ratio_mean"] != pytest.approx(1, abs=1e-4)
 
 
 def test_the_result_is_written(run: Run) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from precision import CLOSE, float64
 from reftune.model import forward as module
 from reftune.model.batch import Sequences, collate
 from reftune.model.forward import PackedForward, backbone_of
@@ -64,10 +65,11 @@ def say_plainly(model: PreTrainedModel, prompts: list[list[int]], what: str) -> 
 @torch.no_grad()
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("family", FAMILIES)
+@float64()
 def test_states_are_those_of_the_plain_forward_pass(
     family: str, prompts: list[list[int]], read: list[str]
 ) -> None:
-    model = random_model(family).double()
+    model = random_model(family)
     plain = copy.deepcopy(model)
     packed_forward = PackedForward(model)
     read.clear()  # the packed_forward tries packing on its own
@@ -76,7 +78,7 @@ def test_states_are_those_of_the_plain_forward_pass(
     ):  # fmt: skip
         actual, expected = say(packed_forward, ours, prompts), say_plainly(theirs, prompts, what)
         for one, other in zip(actual, expected, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+            torch.testing.assert_close(one, other, atol=CLOSE, rtol=CLOSE)
     packs = family != "gemma2"
     shared = prompts is PROMPTS["shared"]
     first = "packed" if packs and shared else "rows"
@@ -88,10 +90,11 @@ def test_states_are_those_of_the_plain_forward_pass(
 
 @torch.no_grad()
 @pytest.mark.parametrize(("longest", "how"), [(WINDOW, "packed"), (WINDOW + 1, "rows")])
+@float64()
 def test_beyond_the_window_rows_are_read_as_the_model_reads_them(
     longest: int, how: str, read: list[str]
 ) -> None:
-    model = random_model("mistral").double()
+    model = random_model("mistral")
     plain = copy.deepcopy(model)
     packed_forward = PackedForward(model)
     read.clear()
@@ -102,7 +105,7 @@ def test_beyond_the_window_rows_are_read_as_the_model_reads_them(
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         expected = backbone_of(plain)(torch.tensor([prompt + response])).last_hidden_state[0]
         actual = states[batch.node_index[i, : len(response)]]
-        torch.testing.assert_close(actual, expected[len(prompt) - 1 : -1], atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(actual, expected[len(prompt) - 1 : -1], atol=CLOSE, rtol=CLOSE)
 
 
 def test_trying_leaves_its_model_in_the_mode_it_had() -> None:
@@ -178,10 +181,11 @@ def test_a_head_is_plain_where_logits_are_what_it_says_of_the_trunks_states() ->
         assert model.training
 
 
-@pytest.mark.parametrize(("family", "tolerance"), [("gpt2", 1e-9), ("llama", 1e-3)])
-def test_gradients_flow_through_every_way_of_reading(family: str, tolerance: float) -> None:
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@float64()
+def test_gradients_flow_through_every_way_of_reading(family: str) -> None:
     for prompts in PROMPTS.values():
-        model = tiny_model(family).double()  # but Llama's norms are computed in float32
+        model = tiny_model(family)
         plain = copy.deepcopy(model)
         torch.cat(say(PackedForward(model), backbone_of(model), prompts)).square().sum().backward()
         torch.cat(
@@ -190,4 +194,4 @@ def test_gradients_flow_through_every_way_of_reading(family: str, tolerance: flo
         for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
             assert (ours.grad is None) == (theirs.grad is None)  # none for the head
             if ours.grad is not None:
-                torch.testing.assert_close(ours.grad, theirs.grad, atol=tolerance, rtol=tolerance)
+                torch.testing.assert_close(ours.grad, theirs.grad, atol=CLOSE, rtol=CLOSE)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from precision import CLOSE, float64
 from reftune.config import Config, Data, Model, Prompt
 from reftune.grading.judge import make_judge
 from reftune.model.prompts import Prompter
@@ -35,6 +36,7 @@ def trained_head(model: str = "llama") -> Reranker:
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2", "opt"])
+@float64()
 def test_the_head_reads_the_state_before_the_last_token(model: str) -> None:
     reranker = trained_head(model)
     examples: list[Example] = [([3, 4, 5], [6, 7, 1]), ([8], [9, 1]), ([3, 4, 5], [1])]
@@ -47,7 +49,7 @@ def test_the_head_reads_the_state_before_the_last_token(model: str) -> None:
         expected.append(float(1 / (1 + math.exp(float(logits[0] - logits[1])))))
     for budget in (4, 1000):  # whatever is cut and padded together
         assert classify(reranker, examples, Accelerator(cpu=True), budget) == pytest.approx(
-            expected, abs=1e-5
+            expected, abs=CLOSE
         )
 
 

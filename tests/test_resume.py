@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import tiny_run
+from child import Child
 
 STAGES = (
     "sft", "warmup_samples", "offline_st", "online_st", "ppo", "reranker/sft", "reranker/reft",
@@ -19,13 +19,13 @@ FILES = ("warmup_samples/samples.jsonl", "evaluation/reft.jsonl", "evaluation/re
 
 def test_a_run_killed_in_every_kind_of_stage_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     config, rng = str(tiny_run.write_all_methods(tmp_path)), random.Random(0)
-    tiny_run.finish(tiny_run.start(["run", config, "--name", "whole"]))
+    Child("reftune", "run", config, "--name", "whole").finish()
     whole, killed = (tmp_path / "runs" / name for name in ("whole", "killed"))
     for stage in KILLED_IN:
         line = rng.randrange(1, _lines(whole / stage / "metrics.jsonl"))
-        process = tiny_run.start(["run", config, "--name", "killed"])
+        process = Child("reftune", "run", config, "--name", "killed")
         _kill_at(process, killed / stage / "metrics.jsonl", line, rng.random() / 10)
-    tiny_run.finish(tiny_run.start(["run", config, "--name", "killed"]))
+    Child("reftune", "run", config, "--name", "killed").finish()
     for stage in STAGES:
         logged = [_lines(run / stage / "metrics.jsonl") for run in (whole, killed)]
         assert logged[0] == logged[1], "no step is missing, none is there twice"
@@ -43,16 +43,16 @@ def _weights(stage: Path) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
-def _kill_at(process: subprocess.Popen[str], metrics: Path, line: int, delay: float) -> None:
+def _kill_at(process: Child, metrics: Path, line: int, delay: float) -> None:
     """Kill the process a moment after it has written this many lines of metrics."""
     deadline = time.monotonic() + 120
     while _lines(metrics) < line:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.running(), process.finish()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.finish(expected=-signal.SIGKILL)
 
 
 def _lines(path: Path) -> int:

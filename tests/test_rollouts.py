@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from precision import CLOSE, float64
 from reftune.config import Prompt
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
@@ -63,6 +64,7 @@ def make_policies(critic: str) -> tuple[PolicyWithValue, PolicyWithValue]:
 
 
 @pytest.mark.parametrize("critic", ["none", "shared", "separate"])
+@float64()
 def test_the_samplers_numbers_are_taken_where_they_are_the_trainers(critic: str) -> None:
     policy, reference = make_policies(critic)
     generator = make_generator(policy, make_prompter(), judge, Accelerator(cpu=True), 512)
@@ -75,7 +77,7 @@ def test_the_samplers_numbers_are_taken_where_they_are_the_trainers(critic: str)
     read = collect(other, policy, reference, PROBLEMS, **SETTINGS)
     assert reads
     for name in ("mask", "sampler_logprobs", "logprobs", "ref_logprobs", "values"):
-        torch.testing.assert_close(getattr(taken, name), getattr(read, name), atol=1e-4, rtol=0)
+        torch.testing.assert_close(getattr(taken, name), getattr(read, name), atol=CLOSE, rtol=0)
     assert bool(taken.values.any()) == (critic != "none")
 
 
@@ -289,9 +291,10 @@ def row_by_row(policy: PolicyWithValue, temperature: float) -> list[list[list[fl
 
 
 def close(tensor: torch.Tensor, numbers: list[list[float]]) -> None:
-    torch.testing.assert_close(tensor, torch.tensor(numbers), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tensor, torch.tensor(numbers), atol=CLOSE, rtol=CLOSE)
 
 
+@float64()
 def test_a_batch_by_hand() -> None:
     policy, reference = make_policies("none")
     samples = [replace(sample, values=None) for sample in SAMPLES]
@@ -333,6 +336,7 @@ def test_a_critics_values_come_with_the_samples() -> None:
 
 
 @pytest.mark.parametrize("missing", [0, 3])
+@float64()
 def test_where_one_samples_values_are_not_known_the_policy_reads_them_all(missing: int) -> None:
     policy, reference = make_policies("shared")
     samples = [replace(s, values=None) if i == missing else s for i, s in enumerate(SAMPLES)]
@@ -353,6 +357,7 @@ def test_where_one_samples_values_are_not_known_the_policy_reads_them_all(missin
     assert found.mask.sum() == 4
 
 
+@float64()
 def test_where_the_sampler_is_not_the_trainer_the_policy_reads_its_samples() -> None:
     policy, reference = make_policies("none")
     found = collect(
@@ -380,6 +385,7 @@ def graded_of(*statuses: Status) -> list[GradedSample]:
 
 
 @pytest.mark.parametrize("budget", [1, 9, 4096])
+@float64()
 def test_logprobs_are_those_of_each_row_by_itself(budget: int) -> None:
     policy, graded = make_policies("shared")[0], graded_of("ok", "ok", "ok", "ok")
     stats = compute_logprobs(policy, graded, 0.5, budget, Accelerator(cpu=True))
@@ -388,6 +394,7 @@ def test_logprobs_are_those_of_each_row_by_itself(budget: int) -> None:
     assert not stats.logprobs.requires_grad
 
 
+@float64()
 def test_processes_share_the_scoring() -> None:
     policy, graded = make_policies("shared")[0], graded_of("ok", "ok", "ok", "ok")
     first, second = (compute_logprobs(policy, graded, 0.5, 4096, OneOf(i, 2)) for i in (0, 1))

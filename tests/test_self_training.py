@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional
 
+from precision import CLOSE, float64
 from reftune.config import Prompt
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
@@ -79,6 +80,7 @@ def test_without_a_right_sample_the_annotated_half_stands_alone_with_its_half() 
     assert half_and_half(PROMPTER, [bare], [graded_sample([7], False)]) == ([], [])
 
 
+@float64()
 def test_the_loss_is_half_of_each_mean_cross_entropy() -> None:
     own = [([3, 4], [5, 6, 7, 1]), ([3], [8, 1])]
     gold = [([9, 3, 4], [10, 1])]
@@ -89,7 +91,7 @@ def test_the_loss_is_half_of_each_mean_cross_entropy() -> None:
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     learner = Learner(policy, optimizer, Accelerator(cpu=True), 1000, 1.0)
     learner.model.eval()
-    assert abs(train_on(learner, own + gold, weights)["loss"] - expected) < 1e-5
+    assert abs(train_on(learner, own + gold, weights)["loss"] - expected) < CLOSE
 
 
 def _mean_cross_entropy(model: torch.nn.Module, examples: list[Example]) -> float:

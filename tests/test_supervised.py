@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from precision import CLOSE, float64
 from reftune.config import OfflineSt, Sft
 from reftune.files import read_jsonl
 from reftune.model.policy import PolicyWithValue
@@ -285,13 +286,14 @@ def cross_entropies(policy: PolicyWithValue, examples: Sequence[Example]) -> Ten
     return torch.stack(losses)
 
 
+@float64()
 def test_the_loss_is_the_mean_over_target_tokens(tmp_path: Path) -> None:
     judge = Watching(0)
     with torch.no_grad():
         expected = cross_entropies(judge.policy, EXAMPLES).sum().item() / 13  # 4 + 2 + 3 + 3 + 1 tokens
     run_fit(tmp_path, judge, epochs=1, batch_size=5)
     [row] = read_jsonl(tmp_path / "run/sft/metrics.jsonl")
-    assert row["loss"] == pytest.approx(expected, rel=1e-5)
+    assert row["loss"] == pytest.approx(expected, rel=CLOSE)
     assert row["tokens_per_second"] > 0
 
 
@@ -304,6 +306,7 @@ def test_a_model_that_knows_nothing_has_the_loss_ln_300_whatever_the_batch(tmp_p
         assert [row["loss"] for row in rows] == pytest.approx([5.703782] * len(rows), abs=1e-4)
 
 
+@float64()
 def test_a_step_follows_the_gradient_of_the_weighed_cross_entropies() -> None:
     policy, twin, weights = make_policy(), make_policy(), [0.5, 0.125, 0.0]
     loss = (cross_entropies(twin, EXAMPLES[:3]) * torch.tensor(weights)).sum()
@@ -314,13 +317,14 @@ def test_a_step_follows_the_gradient_of_the_weighed_cross_entropies() -> None:
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.25)
         learner = Learner(policy, optimizer, Accelerator(cpu=True), budget, 1e9)
         sums = train_on(learner, EXAMPLES[:3], weights)
-        assert sums["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert sums["loss"] == pytest.approx(loss.item(), rel=CLOSE)
         norm = torch.cat([g.flatten() for g in gradients]).norm()
-        assert sums["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+        assert sums["grad_norm"] == pytest.approx(norm.item(), rel=CLOSE)
         for new, old, gradient in zip(policy.parameters(), twin.parameters(), gradients, strict=True):
-            torch.testing.assert_close(new, old - 0.25 * gradient, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(new, old - 0.25 * gradient, atol=CLOSE, rtol=CLOSE)
 
 
+@float64()
 def test_a_process_that_is_dealt_no_row_adds_nothing() -> None:
     losses = []
     for index in (0, 1):
@@ -328,7 +332,7 @@ def test_a_process_that_is_dealt_no_row_adds_nothing() -> None:
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
         learner = Learner(policy, optimizer, OneOf(index, 2), 1000, 1e9)
         losses.append(train_on(learner, EXAMPLES[:1], [1.0])["loss"])
-    assert losses == [0.0, pytest.approx(cross_entropies(make_policy(), EXAMPLES)[0].item(), rel=1e-5)]
+    assert losses == [0.0, pytest.approx(cross_entropies(make_policy(), EXAMPLES)[0].item(), rel=CLOSE)]
 
 
 def test_the_optimizer_gets_the_stages_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,6 +378,7 @@ def test_a_limit_that_leaves_no_example_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == "sft.max_tokens = 6: no example is that short; raise it"
 
 
+@float64()
 def test_only_examples_within_the_limit_are_learnt_from(tmp_path: Path) -> None:
     judge = Watching(0)
     with torch.no_grad():
@@ -381,7 +386,7 @@ def test_only_examples_within_the_limit_are_learnt_from(tmp_path: Path) -> None:
         expected = cross_entropies(judge.policy, kept).sum().item() / 6
     run_fit(tmp_path, judge, epochs=1, batch_size=5, max_tokens=4)
     [row] = read_jsonl(tmp_path / "run/sft/metrics.jsonl")
-    assert row["loss"] == pytest.approx(expected, rel=1e-5)
+    assert row["loss"] == pytest.approx(expected, rel=CLOSE)
 
 
 @pytest.mark.parametrize(

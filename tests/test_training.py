@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from precision import CLOSE, float64
 from reftune.model.batch import collate
 from reftune.model.policy import PolicyWithValue
 from reftune.training.learner import Learner, linear_schedule, make_optimizer
@@ -371,14 +372,15 @@ def learn(
     return [p.detach() for p in policy.parameters()], sums
 
 
+@float64()
 def test_lanes_change_a_step_by_no_more_than_rounding() -> None:
     expected, sums = learn(1)
     assert sums["rows"] == 11
     for cpu_threads in (2, 3):
         weights, others = learn(cpu_threads)
-        assert others == pytest.approx(sums, rel=1e-4)
+        assert others == pytest.approx(sums, rel=CLOSE)
         for ours, theirs in zip(weights, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+            torch.testing.assert_close(ours, theirs, atol=CLOSE, rtol=0)
 
 
 def test_a_step_in_lanes_repeats_bit_for_bit() -> None:

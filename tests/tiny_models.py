@@ -60,6 +60,7 @@ def _configs() -> dict[str, PreTrainedConfig]:
             linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
             linear_value_head_dim=8, num_experts=4, num_experts_per_tok=2,
             moe_intermediate_size=16, shared_expert_intermediate_size=16,
+            experts_implementation="eager",  # the usual one knows no float64
         ),
     }  # fmt: skip
 

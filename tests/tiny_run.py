@@ -56,7 +56,7 @@ sandbox_workers = 1
 ALL_METHODS = """
 methods = ["offline_st", "online_st", "reft"]
 warmup_samples = {per_question = 4}
-offline_st = {epochs = 4, batch_size = 16, learning_rate = 3e-3, keep = 2, checkpoint_every_steps = 5}
+offline_st = {epochs = 2, batch_size = 16, learning_rate = 3e-3, keep = 2, checkpoint_every_steps = 5}
 evaluation = {samples = 4, rerank = true}
 
 [online_st]
@@ -69,7 +69,7 @@ checkpoint_every_steps = 1
 
 [reranker]
 epochs = 2
-batch_size = 16
+batch_size = 32
 learning_rate = 3e-4 # at 1e-3 its gradients explode, and with them what rounding leaves
 head_learning_rate = 3e-3
 checkpoint_every_steps = 5
@@ -119,12 +119,15 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
-    """Start reftune as a user would, in a process of its own (or several, that work together)."""
+def start(arguments: list[str], processes: int = 1, float64: bool = False) -> subprocess.Popen[str]:
+    """Start reftune as a user would, in a process of its own (or several, that work together).
+
+    Where the start is not what matters, `child.Child` is far cheaper.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "reftune", *arguments]
+    program = [str(Path(__file__).with_name("precision.py"))] if float64 else ["-m", "reftune"]
     return subprocess.Popen(
-        command,
+        [sys.executable, *(launcher if processes > 1 else []), *program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
