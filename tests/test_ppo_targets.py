@@ -35,7 +35,8 @@ GROUP = [[1.625, 1.625], [-1.625], [0.0]]
 GROUP_RETURNS = [[3.625, 5.625], [-3.625], [-4.0]]  # A + V again
 
 PLAIN: dict[str, Any] = {
-    "kl_coef": 0.5, "gamma": 0.5, "gae_lambda": 0.5, "whiten": False, "importance_sampling_cap": 0.0,
+    "samples_per_question": 2, "kl_coef": 0.5, "gamma": 0.5, "gae_lambda": 0.5,
+    "whiten": False, "importance_sampling_cap": 0.0,
 }  # fmt: skip
 
 

@@ -138,8 +138,10 @@ class Lost(Learner):
         return self.sums
 
 
-def settings(*changes: str) -> Config:
-    return parse_config({}, [*SETTINGS, *changes], "test")
+def settings(*changes: str, **ppo: Any) -> Config:
+    """Return a run's settings; `ppo` are some that a run would not be let do with these."""
+    config = parse_config({}, [*SETTINGS, *changes], "test")
+    return config.model_copy(update={"ppo": config.ppo.model_copy(update=ppo)})
 
 
 def make_policy(critic: str = "shared") -> PolicyWithValue:
@@ -198,7 +200,7 @@ def test_loss_and_gradient_are_the_twins(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     policy = make_policy(critic)
     twin, (rollouts, targets) = Twin(policy), make_batch(policy)
-    config = settings("ppo.ppo_epochs=1", f"compute.tokens_per_microbatch={budget}")
+    config = settings(f"compute.tokens_per_microbatch={budget}", ppo_epochs=1)
     loss, expected = twin.learn(rollouts, targets, range(6), 0.6)
     loss.backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in twin.parameters().values()))
@@ -241,7 +243,7 @@ def test_a_whole_update_is_the_twins_gradient_steps() -> None:
 def test_without_a_critic_the_value_loss_moves_nothing() -> None:
     policy = make_policy()
     twin, (rollouts, targets) = Twin(policy), make_batch(policy)
-    config = settings("ppo.ppo_epochs=1", "ppo.advantage=group")
+    config = settings(ppo_epochs=1, advantage="group")
     loss, expected = twin.learn(rollouts, targets, range(6), 0.0)
     loss.backward()
     told = update(make_learner(policy, config), rollouts, targets, config, 3)
@@ -286,7 +288,7 @@ def test_one_minibatch_of_all_rows_is_the_default() -> None:
 @pytest.mark.parametrize("size", [3, 6])
 @float64()
 def test_rows_that_nobody_judged_teach_nothing(size: int) -> None:
-    config = settings("ppo.ppo_epochs=1", f"ppo.minibatch_size={size}")
+    config = settings(ppo_epochs=1, minibatch_size=size)
     weights, steps, told = [], [], []
     for change in (lambda *given: given, with_an_unjudged_row):
         policy = make_policy()

@@ -92,7 +92,5 @@ def _check(config: Config) -> None:
         raise UserError(
             f"ppo.advantage: unknown estimator {config.ppo.advantage}; choose {' or '.join(ADVANTAGES)}"
         )
-    if unknown := [name for name in config.methods if name not in METHODS]:
-        raise UserError(f"methods: unknown {unknown[0]}; choose from {', '.join(METHODS)}")
     if config.reward.function is not None:
         make_judge("natural", trigger="", partial_reward=0.0, reward=config.reward.function)
