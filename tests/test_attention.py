@@ -30,7 +30,7 @@ def test_a_pack_by_hand() -> None:
     assert packed.prompts.tolist() == [[0, 1, 0], [2, 3, 4]]
     # the second response has no token but its last
     assert packed.responses.tolist() == [[5, 6, 0], [7, 0, 0], [5, 6, 8]]
-    assert packed.parents.tolist() == [0, 0, 0]
+    assert packed.prompt_index.tolist() == [0, 0, 0]
     # after six places of prompts: two tokens of the first row, one of the second, the last of the third
     assert packed.unpack_index.tolist() == [0, 1, 3, 4, 5, 6, 7, 9, 14]
     # of 7, 8, 9 | 5 | 6, 4 | 4, 2

@@ -28,9 +28,10 @@ def test_a_model_is_asked_as_it_was_trained(trained: str) -> None:
 
 def test_what_the_caller_says_wins_over_what_the_model_says(trained: str) -> None:
     changes = ["prompt.max_new_tokens=9", "prompt.trigger=' => '", "data.max_test=3"]
-    config = model_config(trained, changes, cot="program")
+    config = model_config(trained, changes)
     assert config.prompt == Prompt(template="Q {question} A ", trigger=" => ", max_new_tokens=9)
-    assert (config.data.cot, config.data.max_test) == ("program", 3)
+    assert (config.data.cot, config.data.max_test) == ("natural", 3)
+    assert model_config(trained, cot="program").data.cot == "program"
     assert model_config(trained, ["data.cot=program"]).data.cot == "program"
 
 

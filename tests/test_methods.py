@@ -48,7 +48,7 @@ def test_a_run_grows_and_another_starts_from_its_warmup(tmp_path: Path) -> None:
 
     start = f"start_from={first.run_dir}"
     second = load(
-        tmp_path, "second", start, "ppo.kl_coef=0", "ppo.steps=1", "model.value_model=separate"
+        tmp_path, "second", start, "ppo.kl_coef=0", "ppo.steps=2", "model.value_model=separate"
     )
     assert run_stages(second) == ["offline_st", "online_st", "ppo", "evaluation"]
     for name in ("warmup/model/model.safetensors", "sft/result.json", "warmup_samples/samples.jsonl"):
