@@ -3,6 +3,10 @@
 PYTHON ?= python3
 TORCH ?= torch
 
+# The package's face, the settings, and the seams for code of one's own; no other module.
+PAGES := reftune '!reftune\.' $(addprefix reftune., config grading.judge sampling.sampler training.advantages \
+	training.losses training.learner)
+
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Not compiled by pip: of ten thousand modules few are ever imported, and Python compiles those when they are.
@@ -10,7 +14,7 @@ PIP_INSTALL := $(BIN)/pip install --no-compile -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo reproduce-mini bench test test-slow mutants check format clean
+.PHONY: help install demo reproduce-mini bench test test-slow mutants docs check format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -38,6 +42,10 @@ mutants: install  ## mutate modules to see what their tests miss; takes MODULES=
 	$(PIP_INSTALL) -q -e '.[mutation]'
 	$(BIN)/python tools/mutation.py $(MODULES)
 
+docs: install  ## write the pages of the Python interface, from its docstrings, into site/
+	$(PIP_INSTALL) -q -e '.[docs]'
+	$(BIN)/pdoc --docformat google --output-directory site $(PAGES)
+
 check: install  ## check format, lint, types and import layers
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -49,7 +57,7 @@ format: install  ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix
 
 clean:  ## remove .venv, caches and build output; runs/ stays
-	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests benchmarks reproduction -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip

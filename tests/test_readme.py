@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import reftune
 from reftune import cli
 from reftune.config_files import load_config
 from reftune.grading.judge import load_reward
@@ -46,14 +48,26 @@ def test_the_keys_in_the_text_exist() -> None:
         assert hasattr(getattr(config, section), key), f"{section}.{key}"
 
 
-def test_the_python_example_imports_what_there_is() -> None:
-    example, reward = ast.parse(blocks("python")[1]), blocks("python")[0]
-    imports = [node for node in example.body if isinstance(node, ast.ImportFrom)]
-    assert len(imports) >= 5
-    for node in imports:
-        for name in node.names:
-            assert hasattr(importlib.import_module(str(node.module)), name.name)
-    assert reward.startswith("def reward(")
+def test_the_python_example_calls_what_there_is() -> None:
+    example = ast.parse(blocks("python")[1])
+    calls = [
+        node for node in ast.walk(example)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("reftune.")
+    ]  # fmt: skip
+    shown = {ast.unparse(call.func).removeprefix("reftune.") for call in calls}
+    assert shown == {name for name in reftune.__all__ if name.islower()}
+    for call in calls:
+        signature = inspect.signature(getattr(reftune, ast.unparse(call.func).partition(".")[2]))
+        signature.bind(*call.args, **{str(keyword.arg): None for keyword in call.keywords})
+
+
+def test_the_python_example_grades_and_runs_a_program() -> None:
+    *_, grades, runs = ast.parse(blocks("python")[1]).body
+    assert isinstance(grades, ast.Expr)
+    assert isinstance(runs, ast.Expr)
+    [verdict] = eval(ast.unparse(grades), {"reftune": reftune})
+    assert (verdict.correct, verdict.answer) == (True, 7.0)
+    assert eval(ast.unparse(runs), {"reftune": reftune}) == reftune.Execution("ok", 7.0)
 
 
 def test_the_reward_in_the_text_is_one(tmp_path: Path) -> None:
@@ -85,6 +99,14 @@ def test_the_tree_has_a_line_for_every_folder() -> None:
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", README, re.MULTILINE)) <= targets
+
+
+def test_the_pages_of_make_docs_are_modules() -> None:
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    [listed] = re.findall(r"^PAGES := reftune '.*' \$\(addprefix reftune\., (.*)\)$", makefile, re.M)
+    assert {"training.advantages", "sampling.sampler"} < set(listed.split())
+    for name in listed.split():
+        assert importlib.import_module(f"reftune.{name}").__doc__
 
 
 def test_help_says_what_a_command_needs() -> None:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from reftune.reporting.comparison.compare import Comparison
     from reftune.training.types import GradedSample
 
-__all__ = [
-    "EvaluationResult", "Execution", "Problem", "RewardFunction", "RunResult", "UserError", "Verdict",
-    "compare", "evaluate", "grade", "load_config", "run", "run_program", "sample",
+__all__ = [  # noqa: RUF022 -- in the order in which they are read
+    "load_config", "run", "evaluate", "sample", "compare", "grade", "run_program",
+    "Problem", "Verdict", "Execution", "RunResult", "EvaluationResult", "RewardFunction", "UserError",
 ]  # fmt: skip
 
 

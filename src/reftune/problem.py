@@ -79,16 +79,15 @@ class Verdict:
 
 @runtime_checkable
 class RewardFunction(Protocol):
-    """A user's own reward, in place of the built-in check of the answer."""
+    """A user's own reward, `reward(question, completion, answer)`, in place of the built-in check.
+
+    It is called with the question as it was asked, the completion (the reasoning with its answer, or
+    the whole program), and the right answer as the data have it. It returns what the completion is
+    worth, a finite number or a bool; 1 or more counts as correct.
+    """
 
     def __call__(self, question: str, completion: str, answer: str, /) -> float:
-        """Return what a completion is worth: a finite number or a bool; 1 or more counts as correct.
-
-        Args:
-            question: as it was asked.
-            completion: what the model wrote: its reasoning with the answer, or the whole program.
-            answer: the right one, as the data have it.
-        """
+        """Return what a completion is worth."""
         ...
 
 
