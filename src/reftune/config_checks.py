@@ -35,115 +35,65 @@ class Idle(NamedTuple):
 
 
 _CRITIC = "ppo.critic_warmup_steps ppo.value_clip_range ppo.value_head_learning_rate"
-_ONE_UPDATE = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples_per_question"
+_UPDATES = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples_per_question"
 _SOURCES = "data.train data.test"
 
 IDLE = (
-    Idle(
-        "offline_st", lambda c: "offline_st" not in c.methods, "methods",
-        'no offline self-training is run; add "offline_st" to methods',
-    ),
-    Idle(
-        "online_st", lambda c: "online_st" not in c.methods, "methods",
-        'no online self-training is run; add "online_st" to methods',
-    ),
-    Idle(
-        "ppo model.value_model", lambda c: "reft" not in c.methods, "methods",
-        'no PPO is run; add "reft" to methods',
-    ),
-    Idle(
-        "reranker", lambda c: not c.evaluation.rerank, "evaluation.rerank",
-        "no reranker is trained; set evaluation.rerank = true",
-    ),
-    Idle(
-        "warmup_samples", lambda c: not c.evaluation.rerank and "offline_st" not in c.methods,
-        "evaluation.rerank methods",
-        "nobody learns from warm-up samples;"
-        ' add "offline_st" to methods, or set evaluation.rerank = true',
-    ),
-    Idle(
-        "offline_st.keep", lambda c: c.offline_st.keep > c.warmup_samples.per_question,
-        "warmup_samples.per_question",
-        "no question has so many samples; lower it, or raise warmup_samples.per_question",
-    ),
-    Idle(
-        "evaluation.temperature", lambda c: not c.evaluation.samples, "evaluation.samples",
-        "test questions are answered greedily; set evaluation.samples",
-    ),
-    Idle(
-        f"{_CRITIC} ppo.gae_lambda ppo.gamma ppo.value_coef ppo.whiten model.value_model",
-        lambda c: c.ppo.advantage == "group", "ppo.advantage",
-        'ppo.advantage = "group" has no critic; leave the key out, or set ppo.advantage = "gae"',
-    ),
-    Idle(
-        "ppo.scale_rewards", lambda c: c.ppo.advantage == "gae", "ppo.advantage",
-        'ppo.advantage = "gae" compares no groups; set ppo.advantage = "group"',
-    ),
-    Idle(
-        _CRITIC, lambda c: c.ppo.value_coef == 0, "ppo.value_coef",
-        "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef",
-    ),
-    Idle(
-        "ppo.minibatch_size", lambda c: (c.ppo.minibatch_size or 0) > _batch(c), _ONE_UPDATE,
-        "a batch has only ppo.questions_per_step x ppo.samples_per_question samples; lower it",
-    ),
-    Idle(
-        "ppo.clip_range ppo.value_clip_range",
-        lambda c: c.ppo.ppo_epochs == 1 and (c.ppo.minibatch_size or _batch(c)) >= _batch(c),
-        _ONE_UPDATE,
-        "a batch's only update starts at the policy that sampled it, with nothing to clip;"
-        " raise ppo.ppo_epochs or lower ppo.minibatch_size",
-    ),
-    Idle(
-        "reward.partial_reward", lambda c: c.reward.function is not None, "reward.function",
-        "reward.function says what a wrong answer is worth; leave one of them out",
-    ),
-    Idle(
-        "reward.partial_reward", lambda c: _all_synthetic(c) and c.data.synthetic.choices > 0,
-        f"{_SOURCES} data.synthetic.choices",
-        "a wrong letter never earns it; leave it out, or set data.synthetic.choices = 0",
-    ),
-    Idle(
-        "prompt.trigger", lambda c: c.data.cot == "program", "data.cot",
-        'a program returns its answer; set data.cot = "natural"',
-    ),
-    Idle(
-        "prompt.repeat_question", lambda c: c.data.cot == "natural", "data.cot",
-        'only programs can carry the question; set data.cot = "program"',
-    ),
-    Idle(
-        "model.vocab_size model.scratch_overrides", lambda c: c.model.name is not None,
-        "model.name model.scratch",
-        "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch",
-    ),
-    Idle(
-        "data.synthetic", lambda c: "synthetic" not in (c.data.train, c.data.test), _SOURCES,
-        'no problems are generated; set data.train or data.test to "synthetic"',
-    ),
-    Idle(
-        "data.synthetic.train_size", lambda c: c.data.train != "synthetic", "data.train",
-        "data.train has its own problems; set data.max_train to use fewer",
-    ),
-    Idle(
-        "data.synthetic.test_size", lambda c: c.data.test != "synthetic", "data.test",
-        "data.test has its own problems; set data.max_test to use fewer",
-    ),
-    Idle(
-        "data.columns", lambda c: _all_synthetic(c), _SOURCES,
-        "generated problems have no columns; set data.train or data.test",
-    ),
-    Idle(
-        "data.train_split", lambda c: not _has_splits(c.data.train), "data.train",
-        "data.train is no directory or hub data set, and has no splits; leave it out",
-    ),
-    Idle(
-        "data.test_split", lambda c: not _has_splits(c.data.test), "data.test",
-        "data.test is no directory or hub data set, and has no splits; leave it out",
-    ),
-    Idle(
-        "data.subset", lambda c: not (_has_splits(c.data.train) or _has_splits(c.data.test)), _SOURCES,
-        "neither data.train nor data.test is a hub data set; leave it out",
-    ),
+    Idle("offline_st", lambda c: "offline_st" not in c.methods, "methods",
+         'no offline self-training is run; add "offline_st" to methods'),
+    Idle("online_st", lambda c: "online_st" not in c.methods, "methods",
+         'no online self-training is run; add "online_st" to methods'),
+    Idle("ppo model.value_model", lambda c: "reft" not in c.methods, "methods",
+         'no PPO is run; add "reft" to methods'),
+    Idle("reranker", lambda c: not c.evaluation.rerank, "evaluation.rerank",
+         "no reranker is trained; set evaluation.rerank = true"),
+    Idle("warmup_samples", lambda c: not (c.evaluation.rerank or "offline_st" in c.methods),
+         "evaluation.rerank methods", "nobody learns from warm-up samples;"
+         ' add "offline_st" to methods, or set evaluation.rerank = true'),
+    Idle("offline_st.keep", lambda c: c.offline_st.keep > c.warmup_samples.per_question,
+         "warmup_samples.per_question",
+         "no question has so many samples; lower it, or raise warmup_samples.per_question"),
+    Idle("evaluation.temperature", lambda c: not c.evaluation.samples, "evaluation.samples",
+         "test questions are answered greedily; set evaluation.samples"),
+    Idle(f"{_CRITIC} ppo.gae_lambda ppo.gamma ppo.value_coef ppo.whiten model.value_model",
+         lambda c: c.ppo.advantage == "group", "ppo.advantage",
+         'ppo.advantage = "group" has no critic; leave the key out, or set ppo.advantage = "gae"'),
+    Idle("ppo.scale_rewards", lambda c: c.ppo.advantage == "gae", "ppo.advantage",
+         'ppo.advantage = "gae" compares no groups; set ppo.advantage = "group"'),
+    Idle(_CRITIC, lambda c: c.ppo.value_coef == 0, "ppo.value_coef",
+         "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef"),
+    Idle("ppo.minibatch_size", lambda c: (c.ppo.minibatch_size or 0) > _batch(c), _UPDATES,
+         "a batch has only ppo.questions_per_step x ppo.samples_per_question samples; lower it"),
+    Idle("ppo.clip_range ppo.value_clip_range",
+         lambda c: c.ppo.ppo_epochs == 1 and (c.ppo.minibatch_size or _batch(c)) >= _batch(c), _UPDATES,
+         "a batch's only update starts at the policy that sampled it, with nothing to clip;"
+         " raise ppo.ppo_epochs or lower ppo.minibatch_size"),
+    Idle("reward.partial_reward", lambda c: c.reward.function is not None, "reward.function",
+         "reward.function says what a wrong answer is worth; leave one of them out"),
+    Idle("reward.partial_reward", lambda c: _generated(c) and c.data.synthetic.choices > 0,
+         f"{_SOURCES} data.synthetic.choices",
+         "a wrong letter never earns it; leave it out, or set data.synthetic.choices = 0"),
+    Idle("prompt.trigger", lambda c: c.data.cot == "program", "data.cot",
+         'a program returns its answer; set data.cot = "natural"'),
+    Idle("prompt.repeat_question", lambda c: c.data.cot == "natural", "data.cot",
+         'only programs can carry the question; set data.cot = "program"'),
+    Idle("model.vocab_size model.scratch_overrides", lambda c: c.model.name is not None,
+         "model.name model.scratch",
+         "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch"),
+    Idle("data.synthetic", lambda c: "synthetic" not in (c.data.train, c.data.test), _SOURCES,
+         'no problems are generated; set data.train or data.test to "synthetic"'),
+    Idle("data.synthetic.train_size", lambda c: c.data.train != "synthetic", "data.train",
+         "data.train has its own problems; set data.max_train to use fewer"),
+    Idle("data.synthetic.test_size", lambda c: c.data.test != "synthetic", "data.test",
+         "data.test has its own problems; set data.max_test to use fewer"),
+    Idle("data.columns", lambda c: _generated(c), _SOURCES,
+         "generated problems have no columns; set data.train or data.test"),
+    Idle("data.train_split", lambda c: not _has_splits(c.data.train), "data.train",
+         "data.train is no directory or hub data set, and has no splits; leave it out"),
+    Idle("data.test_split", lambda c: not _has_splits(c.data.test), "data.test",
+         "data.test is no directory or hub data set, and has no splits; leave it out"),
+    Idle("data.subset", lambda c: not (_has_splits(c.data.train) or _has_splits(c.data.test)), _SOURCES,
+         "neither data.train nor data.test is a hub data set; leave it out"),
 )  # fmt: skip
 
 
@@ -195,7 +145,7 @@ def _batch(config: Config) -> int:
     return config.ppo.questions_per_step * config.ppo.samples_per_question
 
 
-def _all_synthetic(config: Config) -> bool:
+def _generated(config: Config) -> bool:
     return config.data.train == config.data.test == "synthetic"
 
 
