@@ -12,9 +12,11 @@ INSTALLED := .venv/.installed
 # Not compiled by pip: of ten thousand modules few are ever imported, and Python compiles those when they are.
 PIP_INSTALL := $(BIN)/pip install --no-compile -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Nor must the environment forbid Python to keep what it compiled: ten seconds of every process that starts.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo reproduce-mini bench test test-slow mutants docs check format clean
+.PHONY: help install demo reproduce-mini bench test test-slow test-cpus mutants docs check format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -33,10 +35,13 @@ bench: install  ## measure reftune against other ways of doing the same; takes B
 	$(BIN)/python -m benchmarks $(BENCH)
 
 test: install  ## run the test suite, less the slow and the GPU tests
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 test-slow: install  ## run the tests that need minutes
 	$(BIN)/pytest -m "slow and not gpu"
+
+test-cpus: install  ## run the tests that compare numbers as on processors without AVX-512 and AVX2, too
+	$(BIN)/python tools/processors.py -n 2 --dist loadgroup
 
 mutants: install  ## mutate modules to see what their tests miss; takes MODULES="losses ppo ..."
 	$(PIP_INSTALL) -q -e '.[mutation]'

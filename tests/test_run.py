@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from reftune.config import Compute, Config, Data, Model, Reward
 from reftune.data.problems import Splits, write_problems
 from reftune.files import read_json, read_jsonl
+from reftune.methods import OPTIONAL
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import new_model, train_tokenizer
@@ -44,7 +45,7 @@ from tiny_stage import NORM, PROMPTER, OneOf, make_policy, make_stage, mark, mar
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Return a run whose models are written."""
-    config = make_config(tmp_path_factory.mktemp("written"), *DIRECTORIES)
+    config = make_config(tmp_path_factory.mktemp("written"), *OPTIONAL)
     write_models(config)
     return config
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from reftune.config import Config
 from reftune.data.problems import write_problems
+from reftune.methods import OPTIONAL
 from reftune.model.policy import PolicyWithValue
 from reftune.model.scratch import new_model, train_tokenizer
 from reftune.problem import Problem, Status, UserError, Verdict
@@ -58,7 +59,7 @@ STARTS = {
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Return a run whose models and warm-up samples are written."""
-    config = make_config(tmp_path_factory.mktemp("written"), *DIRECTORIES)
+    config = make_config(tmp_path_factory.mktemp("written"), *OPTIONAL)
     write_models(config)
     return config
 
@@ -261,7 +262,7 @@ def test_a_reranker_starts_from_its_own_model_and_the_warm_ups_samples(
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Return a run with rerankers whose marks are their models', plus a half for having learnt."""
-    config = make_config(tmp_path_factory.mktemp("ranked"), *DIRECTORIES)
+    config = make_config(tmp_path_factory.mktemp("ranked"), *OPTIONAL)
     write_models(config)
     for name in ("sft", "reft"):
         model, _ = new_model(config.model, ["How many are it?"], seed=1)
