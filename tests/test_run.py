@@ -234,15 +234,22 @@ def test_a_model_that_is_trained_has_gradients_and_full_precision(written: Confi
 
 
 @pytest.mark.parametrize(
-    ("critic", "head", "backbone"),
-    [("none", False, False), ("shared", True, False), ("separate", True, True)],
-)
-def test_a_model_that_is_trained_gets_the_critic_that_is_asked_for(
-    written: Config, critic: str, head: bool, backbone: bool
+    ("critic", "value_model", "head", "backbone"),
+    [
+        (False, "shared", False, False), (False, "separate", False, False),
+        (True, "shared", True, False), (True, "separate", True, True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_model_gets_a_critic_of_the_runs_kind_where_one_is_asked_for(
+    written: Config, critic: bool, value_model: str, head: bool, backbone: bool, trainable: bool
 ) -> None:
-    policy = run_of(written).load_policy("warmup", critic=critic, trainable=True)
+    run = run_of(with_model(written, value_model=value_model))
+    policy = run.load_policy("warmup", critic=critic, trainable=trainable)
     assert (policy.value_head is not None, policy.value_backbone is not None) == (head, backbone)
-    assert all(p.requires_grad for p in policy.parameters())
+    weights = [p for name, p in policy.named_parameters() if not name.startswith("value_head.")]
+    assert {p.requires_grad for p in weights} == {trainable}
+    assert policy.value_head is None or policy.value_head.weight.requires_grad
 
 
 def test_only_what_is_not_prepared_for_training_is_put_on_the_device(
