@@ -96,9 +96,9 @@ def open_workload(options: Options, questions: int, name: str = "demo") -> Workl
 
 def open_config(options: Options, name: str = "demo") -> Config:
     """Return the configuration of a workload; raises LeftOut where its data are not there."""
-    quick = ["prompt.max_new_tokens=12", "data.synthetic.train_size=300", "data.max_train=300"]
-    changes = quick if options.quick else []
+    changes = ["prompt.max_new_tokens=12", "data.max_train=300"] if options.quick else []
     if name == "demo":
+        changes += ["data.synthetic.train_size=300"] if options.quick else []
         return load_config(CONFIGS / "demo.toml", changes)
     if not (options.data / SVAMP).exists():
         raise LeftOut(f"no {SVAMP} in {options.data}; name the folder with --data")
