@@ -33,7 +33,7 @@ TESTS = {
     "training.rollouts": ["test_rollouts"],
     "stages.ppo": ["test_ppo", "test_ppo_targets", "test_ppo_update"],
     "stages.supervised": ["test_supervised"],
-    "stages.stage": ["test_stage"],
+    "stages.stage": ["test_stage", "test_run"],
     "stages.run": ["test_run"],
     "pipeline": ["test_pipeline"],
     "grading.grade_file": ["test_grading"],
