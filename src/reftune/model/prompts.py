@@ -26,7 +26,7 @@ SETTINGS_FILE = "reftune_prompt.json"
 
 @dataclass(frozen=True)
 class Wording:
-    """The strings of PAPER section 2, before any tokenizer."""
+    """The strings around a question and its chain (Luong et al. 2024), before any tokenizer."""
 
     settings: Prompt
     cot: Cot

@@ -43,7 +43,7 @@ def value_loss(
 ) -> Float[Tensor, " batch"]:
     """Return the clipped value loss per sequence: the token mean of 0.5 * max((V-R)^2, (clip(V)-R)^2).
 
-    V may leave `old_values` by at most clip_range before the clipped term takes over (PAPER section 4).
+    V may leave `old_values` by at most clip_range before the clipped term takes over.
     """
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     worst = torch.maximum((values - returns).square(), (clipped - returns).square())
