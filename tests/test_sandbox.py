@@ -364,7 +364,7 @@ def test_a_forgotten_sandbox_ends_its_workers() -> None:
 
 
 TRAINER = """
-from reftune.sandbox import Sandbox
+from reftune.grading.sandbox import Sandbox
 LOOP = "def solution():\\n    while True:\\n        pass\\n"
 sandbox = Sandbox(workers=2, seconds=1.0)
 try:

@@ -29,7 +29,7 @@ from reftune.stages.supervised import (
     train_epochs,
     train_on,
 )
-from reftune.training.learner import Learner, make_optimizer, save_model
+from reftune.training.learner import Learner, make_optimizer
 from tiny_stage import NORM, Clock, OneOf, ScriptedJudge, make_policy, make_stage, mark_of
 
 EXAMPLES: list[Example] = [
@@ -234,15 +234,16 @@ def test_the_warm_up_is_the_model_of_its_epoch_and_the_best_that_of_its_own(
 ) -> None:
     exported: list[Path] = []
 
-    def save(policy: PolicyWithValue, target: Path, *others: Any) -> None:
+    def export(stage: Stage, policy: PolicyWithValue, target: Path) -> None:
         exported.append(target)
-        save_model(policy, target, *others)
+        original(stage, policy, target)
 
-    monkeypatch.setattr(module, "save_model", save)
+    original = Stage.export
+    monkeypatch.setattr(Stage, "export", export)
     judge = Watching(1, 3, 3, 0)
     state = run_fit(tmp_path, judge, warmup=3, epochs=4, warmup_epochs=3)
     assert len(set(judge.marks)) == 3  # after epochs 2, 3 and 4
-    assert exported == [tmp_path / "run/warmup/model"]
+    assert exported.count(tmp_path / "run/warmup/model") == 1
     assert mark_of(tmp_path / "run/warmup/model") == judge.marks[1]
     assert mark_of(tmp_path / "run/sft/model") == judge.marks[1]
     assert (state["best_epoch"], state["warmup_validation_accuracy"]) == (3, 0.75)  # not 4: as good
