@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -228,6 +229,26 @@ def test_values_on_the_way_are_the_trainers(family: str) -> None:
     for row, sample in zip(scores.values.tolist(), samples, strict=True):
         assert sample.values == pytest.approx(row[: len(sample.tokens)], abs=CLOSE)
     assert max(abs(v) for s in samples for v in s.values or []) > 0.1
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_critic_speaks_beside_a_model_in_bfloat16(mixed: bool) -> None:
+    """Mixed precision, or bfloat16 weights: states are rounded to 8 bits, the critic's sums are not."""
+    model, prompts = tiny_model(), make_prompts()
+    policy = PolicyWithValue(model if mixed else model.bfloat16(), "shared")
+    assert policy.value_head is not None
+    torch.nn.init.normal_(policy.value_head.weight)
+    context = (lambda: torch.autocast("cpu", torch.bfloat16)) if mixed else nullcontext
+    sampler = BuiltinSampler(policy.policy, ENDS, value_head=policy.value_head, context=context)
+    samples = sampler.sample(prompts, range(len(prompts)), max_new_tokens=NEW, temperature=1.0)
+    assert not sampler.exact
+    with torch.no_grad(), context():
+        stats = policy(collate(prompts, [s.tokens for s in samples]))
+    said = torch.tensor([value for s in samples for value in s.values or []])
+    read = torch.cat([row[: len(s.tokens)] for row, s in zip(stats.values, samples, strict=True)])
+    assert said.dtype == torch.float32
+    assert not torch.equal(said, said.bfloat16().float())  # the critic itself is not rounded
+    assert torch.corrcoef(torch.stack((said, read.float())))[0, 1] > 0.98  # two roundings of one model
 
 
 def test_a_model_with_another_head_gives_no_values() -> None:
