@@ -35,13 +35,13 @@ bench: install  ## measure reftune against other ways of doing the same; takes B
 	$(BIN)/python -m benchmarks $(BENCH)
 
 test: install  ## run the test suite, less the slow and the GPU tests
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: install  ## run the tests that need minutes
 	$(BIN)/pytest -m "slow and not gpu"
 
 test-cpus: install  ## run the tests that compare numbers as on processors without AVX-512 and AVX2, too
-	$(BIN)/python tools/processors.py -n 2 --dist loadgroup
+	$(BIN)/python tools/processors.py -n 2 --dist loadfile
 
 mutants: install  ## mutate modules to see what their tests miss; takes MODULES="losses ppo ..."
 	$(PIP_INSTALL) -q -e '.[mutation]'

@@ -21,14 +21,6 @@ install_import_hook("reftune", "conftest.check_types")
 torch.set_num_threads(1)  # the models here are so small that a second thread only waits
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share a module's fixture on one worker; all others go to whoever is idle."""
-    for item in items:
-        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009  # not public
-        if any(definitions[-1].scope == "module" for definitions in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of real data sets beside the checkout; skip the test where there is none."""

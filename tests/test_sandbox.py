@@ -23,9 +23,6 @@ from reftune.grading.sandbox import Sandbox
 from reftune.problem import Execution
 from tiny_run import heed_ctrl_c
 
-# One worker for all of them: they count processes, and listen on a port that programs are told of.
-pytestmark = pytest.mark.xdist_group("test_sandbox")
-
 DATA = Path(__file__).parents[2] / "shared/data"
 GOOD = "def solution():\n    import math\n    return round(abs(-math.sqrt(16)) + sum([1, 2]))\n"
 
