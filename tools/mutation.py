@@ -27,7 +27,7 @@ import tomli_w
 
 # The modules below src/reftune that are scored, and the files of tests that belong to each.
 TESTS = {
-    "training.advantages": ["test_advantages"],
+    "training.advantages": ["test_advantages", "test_ppo_targets"],
     "training.losses": ["test_losses"],
     "training.learner": ["test_training"],
     "training.rollouts": ["test_rollouts"],
