@@ -253,6 +253,12 @@ def test_explained_variance_without_variance_is_zero() -> None:
     assert explained_variance(ones, noise, 0 * ones) == 0.0  # no real token
 
 
+def test_explained_variance_of_returns_that_hardly_differ() -> None:
+    # Returns 0 and 0.02: variance 0.0001. Errors 0 and 0.01: variance 0.000025, a quarter.
+    returns, values = torch.tensor([[0.0, 0.02]]), torch.tensor([[0.0, 0.01]])
+    assert explained_variance(values, returns, torch.ones(1, 2)) == pytest.approx(0.75, abs=1e-6)
+
+
 def test_explained_variance_of_equal_scores_is_zero_in_spite_of_rounding() -> None:
     values = torch.linspace(-1, 1, 64 * 30).reshape(64, 30)
     rewards, mask = torch.zeros(64, 30), torch.ones(64, 30)
