@@ -67,14 +67,6 @@ def _configs() -> dict[str, PreTrainedConfig]:
 
 FAMILIES = sorted(_configs())
 
-# Those that `reftune.llama` knows, with changes that a usual configuration does not have.
-KNOWN: dict[str, dict[str, Any]] = {
-    "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 6},
-    "mistral": {"sliding_window": None},
-    "qwen2": {"hidden_act": "gelu"},
-    "qwen3": {"head_dim": 6},
-}
-
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Return a model in eval mode, the same for the same arguments; `changes` are config fields."""

@@ -183,8 +183,7 @@ def sample(
 
     if temperature < 0:
         raise UserError(f"temperature: 0 or more, not {temperature}")
-    kind = {} if cot is None else {"cot": cot}
-    config = model_config(str(model), overrides, **kind)
+    config = model_config(str(model), overrides, cot=cot)
     return ask(config, [questions] if isinstance(questions, str) else questions, temperature, seed)
 
 

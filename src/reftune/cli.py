@@ -128,8 +128,8 @@ def sample(
     """Ask one question; print the chain, its status and the answer."""
     from reftune.evaluation.inference import ask, model_config
 
-    kind = {} if cot is None else {"cot": _cot(cot)}
-    [graded] = ask(model_config(model, overrides or [], **kind), [question], temperature, seed)
+    config = model_config(model, overrides or [], cot=_cot(cot))
+    [graded] = ask(config, [question], temperature, seed)
     answer = graded.verdict.answer
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)

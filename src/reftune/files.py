@@ -158,12 +158,14 @@ def _means_full_disk(error: Exception, directory: Path) -> bool:
 
 
 def sync_files(directory: Path) -> None:
+    """Force every file below a directory to the disk."""
     for path in directory.rglob("*"):
         if path.is_file():
             sync(path)
 
 
 def sync(path: Path) -> None:
+    """Force a file, or a directory's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -29,7 +29,7 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
     Args:
         model: model directory or Hugging Face name.
         overrides: `section.key=value` of the sections ASKED; they have the last word.
-        data: keys of the section [data], in place of those saved with the model.
+        data: keys of the section [data], in place of those saved with the model; None leaves one out.
 
     Raises UserError for wrong settings, and where nothing says which kind of chain the model writes.
     """
@@ -40,7 +40,8 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
                 f" {', '.join(ASKED)} has"
             )
     saved = saved_settings(model)
-    values = saved | {"model": {"name": model}, "data": saved.get("data", {}) | data}
+    given = {key: value for key, value in data.items() if value is not None}
+    values = saved | {"model": {"name": model}, "data": saved.get("data", {}) | given}
     config = parse_config(values, overrides, source="--set")
     if "cot" not in config.data.model_fields_set:
         raise UserError(
@@ -69,8 +70,7 @@ def evaluate_on(
     changes = [f"evaluation.samples={samples}", *overrides]
     changes += [f"data.test_split='{split}'"] if split else []
     changes += [f"data.subset='{subset}'"] if subset else []
-    kind = {} if cot is None else {"cot": cot}
-    config = model_config(str(model), changes, test=str(data) if named else "rows.jsonl", **kind)
+    config = model_config(str(model), changes, test=str(data) if named else "rows.jsonl", cot=cot)
     check = config.reward.function is None
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)

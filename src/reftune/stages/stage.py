@@ -111,10 +111,10 @@ class Stage:
         """
 
         def step_and_validate(step: int, state: State) -> tuple[Metrics, Sequence[GradedSample]]:
-            generator.sampler.update_weights(policy.policy.named_parameters())
+            generator.update_weights(policy)
             metrics, samples = take_step(step)
             if step % settings.validate_every_steps == 0 or step == settings.steps:
-                generator.sampler.update_weights(policy.policy.named_parameters())
+                generator.update_weights(policy)
                 metrics["validation_accuracy"] = self.validate(generator)
                 self.keep_best(policy, state, "step", step, metrics["validation_accuracy"])
             one_each = samples[:: settings.samples_per_question]

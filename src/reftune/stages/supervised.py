@@ -59,7 +59,7 @@ def fit(
         due = epoch in (warmup_epochs, settings.epochs) or epoch % settings.validate_every_epochs == 0
         if not due:
             return {}
-        generator.sampler.update_weights(policy.policy.named_parameters())
+        generator.update_weights(policy)
         solved = stage.validate(generator)
         if epoch == warmup_epochs:
             state["warmup_validation_accuracy"] = solved

@@ -64,6 +64,10 @@ class Generator:
         gathered = gather_object(numbered) if accelerator.num_processes > 1 else numbered
         return [sample for _, sample in sorted(gathered, key=lambda pair: pair[0])]
 
+    def update_weights(self, policy: PolicyWithValue) -> None:
+        """Let the sampler take over the weights of the policy's language model."""
+        self.sampler.update_weights(policy.policy.named_parameters())
+
     def _sample(
         self, problems: Sequence[Problem], rows: Sequence[tuple[int, int]], temperature: float, key: Key
     ) -> list[Sample]:
