@@ -9,7 +9,7 @@ from accelerate.utils import set_seed
 
 from reftune.config import Config
 from reftune.evaluation.evaluate import read_result
-from reftune.grading.judge import make_judge
+from reftune.grading.judge import load_reward
 from reftune.methods import METHODS, planned_models, planned_stages
 from reftune.problem import UserError
 from reftune.runs.run_dir import open_run_dir, take_over
@@ -93,4 +93,4 @@ def _check(config: Config) -> None:
             f"ppo.advantage: unknown estimator {config.ppo.advantage}; choose {' or '.join(ADVANTAGES)}"
         )
     if config.reward.function is not None:
-        make_judge("natural", trigger="", partial_reward=0.0, reward=config.reward.function)
+        load_reward(config.reward.function)
