@@ -65,6 +65,11 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         ["ppo.value_coef=0.1"],
     ),
     (
+        ["ppo.value_coef=0"], "model.value_model=separate",
+        "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef",
+        ["ppo.value_coef=0.1"],
+    ),
+    (
         ["ppo.questions_per_step=3", "ppo.samples_per_question=2"], "ppo.minibatch_size=7",
         "a batch has only ppo.questions_per_step x ppo.samples_per_question samples; lower it",
         ["ppo.minibatch_size=6"],

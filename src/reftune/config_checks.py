@@ -2,7 +2,7 @@
 
 Only what a file or --set says is judged, never a default, nor what is switched off (false, 0). A file
 may take away the effect of what the files that it extends say: the fewer methods of an ablation leave
-whole sections of its parent without one.
+whole sections of its parent without one. `[compute]` is the machine's, and may serve many runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Idle(NamedTuple):
     reason: str  # with the way out
 
 
-_CRITIC = "ppo.critic_warmup_steps ppo.value_clip_range ppo.value_head_learning_rate"
+_CRITIC = "model.value_model ppo.critic_warmup_steps ppo.value_clip_range ppo.value_head_learning_rate"
 _UPDATES = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples_per_question"
 _SOURCES = "data.train data.test"
 
@@ -55,7 +55,7 @@ IDLE = (
          "no question has so many samples; lower it, or raise warmup_samples.per_question"),
     Idle("evaluation.temperature", lambda c: not c.evaluation.samples, "evaluation.samples",
          "test questions are answered greedily; set evaluation.samples"),
-    Idle(f"{_CRITIC} ppo.gae_lambda ppo.gamma ppo.value_coef ppo.whiten model.value_model",
+    Idle(f"{_CRITIC} ppo.gae_lambda ppo.gamma ppo.value_coef ppo.whiten",
          lambda c: c.ppo.advantage == "group", "ppo.advantage",
          'ppo.advantage = "group" has no critic; leave the key out, or set ppo.advantage = "gae"'),
     Idle("ppo.scale_rewards", lambda c: c.ppo.advantage == "gae", "ppo.advantage",
