@@ -29,7 +29,7 @@ import tomli_w
 TESTS = {
     "training.advantages": ["test_advantages", "test_ppo_targets"],
     "training.losses": ["test_losses"],
-    "training.learner": ["test_training"],
+    "training.learner": ["test_learner"],
     "training.rollouts": ["test_rollouts"],
     "stages.ppo": ["test_ppo", "test_ppo_targets", "test_ppo_update"],
     "stages.supervised": ["test_supervised"],

@@ -22,17 +22,17 @@ def test_pieces_run_side_by_side_and_come_back_in_order() -> None:
     assert CpuThreads(3).map(work, [3, 1, 2]) == [30, 10, 20]
 
 
-def test_each_lane_has_its_own_number_of_threads() -> None:
+def test_each_thread_has_operations_of_so_many_threads() -> None:
     assert CpuThreads(2, 1).map(lambda _: torch.get_num_threads(), range(4)) == [1, 1, 1, 1]
 
 
-def test_one_lane_is_the_calling_thread() -> None:
+def test_one_thread_is_the_calling_one() -> None:
     assert (
         CpuThreads().map(lambda _: threading.current_thread(), range(2)) == [threading.main_thread()] * 2
     )
 
 
-def test_an_error_in_a_lane_is_the_callers() -> None:
+def test_an_error_in_a_thread_is_the_callers() -> None:
     def work(piece: int) -> int:
         if piece == 2:
             raise ValueError("piece 2")
@@ -53,7 +53,7 @@ def test_copies_share_weights_but_not_gradients() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_large_models_and_other_precisions_get_one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_and_other_precisions_get_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -289,14 +288,14 @@ def threads(count: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_gradients_of_all_lanes_are_added(count: int) -> None:
-    with threads(count):  # in four cpu_threads each number has cpu_threads that know nothing of it
+def test_gradients_of_all_replicas_are_added(count: int) -> None:
+    with threads(count):  # of four replicas some read no row that has to do with a number
         numbers, told, _ = step_of()
     assert numbers == [-3.0, -4.0]
     assert told == {"loss": 2.0, "rows": 4.0, "tens": 40.0, "grad_norm": 5.0}
 
 
-def test_what_no_lane_knows_of_has_no_gradient() -> None:
+def test_what_no_replica_knows_of_has_no_gradient() -> None:
     def first(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return model.policy * weights.sum(), {}
 
@@ -315,28 +314,20 @@ class Dropping(Pair):
 
 
 @pytest.mark.parametrize(
-    ("module", "function", "train", "cpu_threads"),
+    ("module", "function", "train", "count"),
     [
         (0.0, 0.0, True, 3),
-        (0.1, 0.0, True, 1),  # cpu_threads would draw from one generator in any order
+        (0.1, 0.0, True, 1),  # threads would draw from one generator in any order
         (0.0, 0.1, True, 1),
         (0.1, 0.0, False, 3),  # but there is nothing to draw
         (0.0, 0.1, False, 3),
     ],
 )
-def test_dropout_is_drawn_in_one_lane(
-    module: float, function: float, train: bool, cpu_threads: int
-) -> None:
-    seen: set[str] = set()
-    modes: set[bool] = set()
-    together = threading.Barrier(
-        cpu_threads, timeout=20
-    )  # each lane has a piece, so that all are needed
+def test_dropout_is_drawn_in_one_thread(module: float, function: float, train: bool, count: int) -> None:
+    used: list[nn.Module] = []
 
     def note(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        seen.add(threading.current_thread().name)
-        modes.add(model.training)
-        together.wait()
+        used.append(model)
         return model.policy * weights.sum(), {}
 
     with threads(3):
@@ -345,8 +336,8 @@ def test_dropout_is_drawn_in_one_lane(
         learner = Learner(model, optimizer, Accelerator(cpu=True), 100, 100.0)
         learner.model.train(train)
         learner.step(range(4), [2] * 4, note)
-    assert len(seen) == cpu_threads
-    assert modes == {train}
+    assert len(set(map(id, used))) == count  # replicas
+    assert {model.training for model in used} == {train}
     assert model.policy.item() == -4.0
 
 
@@ -356,11 +347,9 @@ def loss_fn(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor,
     return losses.sum(), {"rows": weights.sum()}
 
 
-def learn(
-    cpu_threads: int, train: bool = False, **changes: Any
-) -> tuple[list[Tensor], dict[str, float]]:
-    """Take two plain gradient steps in so many cpu_threads; return the weights and the last sums."""
-    with threads(cpu_threads):
+def learn(count: int, train: bool = False, **changes: Any) -> tuple[list[Tensor], dict[str, float]]:
+    """Take two plain gradient steps in so many threads; return the weights and the last sums."""
+    with threads(count):
         policy = PolicyWithValue(tiny_model("gpt2", **changes), "shared")
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
         learner = Learner(policy, optimizer, Accelerator(cpu=True), 12, 1.0)
@@ -373,17 +362,17 @@ def learn(
 
 
 @float64()
-def test_lanes_change_a_step_by_no_more_than_rounding() -> None:
+def test_threads_change_a_step_by_no_more_than_rounding() -> None:
     expected, sums = learn(1)
     assert sums["rows"] == 11
-    for cpu_threads in (2, 3):
-        weights, others = learn(cpu_threads)
+    for count in (2, 3):
+        weights, others = learn(count)
         assert others == pytest.approx(sums, rel=CLOSE)
         for ours, theirs in zip(weights, expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=CLOSE, rtol=0)
 
 
-def test_a_step_in_lanes_repeats_bit_for_bit() -> None:
+def test_a_step_in_threads_repeats_bit_for_bit() -> None:
     for ours, theirs in zip(learn(3)[0], learn(3)[0], strict=True):
         assert torch.equal(ours, theirs)
 
