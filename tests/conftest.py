@@ -18,7 +18,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 install_import_hook("reftune", "conftest.check_types")
 
+# They take minutes together: begun last, they would keep one of several workers busy alone.
+LONGEST = ["test_resume.py", "test_cli.py", "test_distributed.py", "test_synthetic.py"]
+
 torch.set_num_threads(1)  # the models here are so small that a second thread only waits
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; xdist deals files out in order (`--no-loadscope-reorder`)."""
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else 99)
 
 
 @pytest.fixture(scope="session")
