@@ -122,6 +122,24 @@ def verdicts_of(*statuses: Status) -> Callable[..., list[Verdict]]:
     return judge
 
 
+def test_an_engine_or_a_judge_that_loses_a_row_is_noticed() -> None:
+    one = Sample([1], [65], [0.0], True)
+    for sampler, judge in ((Told(one), verdicts_of("ok", "ok")), (Told(one, one), verdicts_of("ok"))):
+        generator = Generator(sampler, judge, make_prompter(), Accelerator(cpu=True))
+        with pytest.raises(ValueError, match="shorter than"):
+            generator.generate(PROBLEMS[:2], 1, 1.0, key=("key",))
+
+
+def test_the_sampler_gets_the_weights_of_the_policys_language_model() -> None:
+    policy, _ = make_policies("shared")
+    got: dict[str, torch.Tensor] = {}
+    sampler = Told()
+    sampler.update_weights = got.update  # type: ignore[method-assign]
+    Generator(sampler, judge, make_prompter(), Accelerator(cpu=True)).update_weights(policy)
+    assert got.keys() == dict(policy.policy.named_parameters()).keys()
+    assert all(got[name] is weight for name, weight in policy.policy.named_parameters())
+
+
 def test_a_seed_is_the_blake2b_hash_of_its_key() -> None:
     # printf 42/ppo/1/0/0 | b2sum -l 64, read as a little-endian signed number; and so on
     assert sequence_seed(42, "ppo", 1, 0, 0) == 2142331383667118842
