@@ -120,8 +120,7 @@ class Stage:
             one_each = samples[:: settings.samples_per_question]
             return metrics, one_each[: settings.samples_logged_per_step]
 
-        start = {"best_validation_accuracy": -1.0, "best_step": 0}
-        every = settings.checkpoint_every_steps
+        every, start = settings.checkpoint_every_steps, {"best_validation_accuracy": -1.0}
         state = self.run_steps(settings.steps, every, start, step_and_validate)
         return self.finish({key: state[key] for key in ("best_step", *RESULT_KEYS)})
 

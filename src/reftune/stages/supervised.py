@@ -68,7 +68,7 @@ def fit(
         return {"validation_accuracy": solved}
 
     lengths = [len(prompt) + len(response) for prompt, response in examples]
-    start: State = {"best_validation_accuracy": -1.0, "best_epoch": 0}
+    start = {"best_validation_accuracy": -1.0}
     return train_epochs(stage, learner, settings, lengths, take_step, end_epoch, start)
 
 
