@@ -40,12 +40,29 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     config = load_config(write(tmp_path))
     assert (config.sft.batch_size, config.sft.learning_rate, config.sft.epochs) == (48, 1e-5, 40)
     assert (config.ppo.gamma, config.ppo.gae_lambda, config.ppo.value_coef) == (1.0, 0.95, 5.0)
-    assert (config.ppo.clip_range, config.ppo.ppo_epochs, config.reward.partial_reward) == (
-        0.2,
-        2,
-        0.1,
-    )
+    assert (config.ppo.clip_range, config.ppo.ppo_epochs) == (0.2, 2)
+    assert config.reward.partial_reward == 0.1
     assert config.prompt.template == "Question:\n{question}\nAnswer reasoning:\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("ppo.reward", "reward.function"),
+        ("ppo.partial_reward", "reward.partial_reward"),
+        ("ppo.updates_per_batch", "ppo.ppo_epochs"),
+        ("online_st.updates_per_batch", "online_st.update_epochs"),
+        ("ppo.group_scale", "ppo.scale_rewards"),
+        ("ppo.sampler_correction", "ppo.importance_sampling_cap"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    section, _, key = old.partition(".")
+    path = write(tmp_path, f"[{section}]\n{key} = 1\n")
+    assert refusal(path) == f"{path}: {old} is called {new} now; rename it"
+    assert refusal(write(tmp_path), [f"{old}=1"]) == f"--set: {old} is called {new} now; rename it"
 
 
 def test_name_is_the_files_stem_unless_given(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ TESTS = {
 }
 
 ROOT = Path(__file__).resolve().parents[1]
-KILLED = ("killed", "segfault")
+# The last is mutmut's word where a KeyboardInterrupt that a test provokes gets out of the test.
+KILLED = ("killed", "segfault", "check was interrupted by user")
 ROW = "{:<24}{:>9}{:>9}{:>10}{:>10}{:>9}"
 
 
