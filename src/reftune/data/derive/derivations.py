@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from reftune.data.derive.arithmetic import has_unknown, number_of, parse, write
 from reftune.data.derive.equations import Equation, read_equations
-from reftune.data.derive.programs import Step, UnderivableError, free_name, variable_name, write_program
+from reftune.data.derive.programs import UnderivableError, free_name, variable_name, write_program
 from reftune.grading.numbers import same_number
 
 # Words by which a question states numbers, without the s of the plural.
@@ -71,10 +71,10 @@ def program_from_solution(question: str, solution: str, answer: float) -> str:
     if not hits:
         raise UnderivableError("no equation of the solution gives the answer")
     linker = _Linker(stated_numbers(question))
-    steps: list[Step] = []
+    steps: dict[str, str] = {}
     for equation in equations[: hits[-1] + 1]:
-        name = free_name(_variable(equation), {step.name for step in steps})
-        steps.append(Step(name, ast.unparse(linker.visit(equation.calculation))))
+        name = free_name(_variable(equation), steps)
+        steps[name] = ast.unparse(linker.visit(equation.calculation))
         linker.given.append((name, equation.result))
     return write_program(steps)
 
@@ -85,13 +85,12 @@ def program_from_equation(equation: str) -> str:
     Raises UnderivableError if it cannot be read.
     """
     names: dict[ast.expr, str] = {}
-    steps: list[Step] = []
+    steps: dict[str, str] = {}
     for node in _calculations(equation):
         sign, word = _SIGNS[type(node.op)]
-        name = free_name(word, {step.name for step in steps})
         left, right = (names.get(side) or _literal(side) for side in (node.left, node.right))
-        steps.append(Step(name, f"{left} {sign} {right}"))
-        names[node] = name
+        names[node] = free_name(word, steps)
+        steps[names[node]] = f"{left} {sign} {right}"
     return write_program(steps)
 
 
