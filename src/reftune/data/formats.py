@@ -101,10 +101,15 @@ def known_columns(where: str, row: dict[str, Any]) -> Columns:
     raise UserError(f"{where}: has {listed(row)}, not 'question' and 'answer'; set data.columns")
 
 
-def require_columns(source: str, rows: Sequence[PlacedRow], columns: Columns) -> None:
-    """Refuse column names that no row has; a test set may lack the chains of its training set."""
-    for key, name in columns:
-        if key != "chain" and name is not None and not any(name in row for _, row in rows):
+def require_columns(source: str, rows: Sequence[PlacedRow], columns: Columns | None) -> None:
+    """Raise UserError if there are no rows, the first is in no known format, or no row has a column.
+
+    A test set may lack the chains of its training set.
+    """
+    if not rows:
+        raise UserError(f"{source}: no problems in it; each needs a question and an answer")
+    for key, name in columns or known_columns(*rows[0]):
+        if columns and key != "chain" and name and not any(name in row for _, row in rows):
             raise UserError(
                 f"{source}: no {name!r} among {listed(rows[0][1])}; correct data.columns.{key}"
             )

@@ -105,10 +105,7 @@ def load_problems(
     if isinstance(source, str | Path):
         place, prefix = str(source), new_ids or Path(source).stem
     rows = list(load_rows(source, split, subset, place))
-    if not rows:
-        raise UserError(f"{place}: no problems in it; each needs a question and an answer")
-    if columns:
-        require_columns(place, rows, columns)
+    require_columns(place, rows, columns)
     places: dict[str, str] = {}
     problems = []
     for number, (where, row) in enumerate(rows, start=1):
