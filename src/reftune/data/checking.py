@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from reftune.config import Columns, Compute, Prompt
@@ -78,7 +77,7 @@ def judge_chains(problems: Sequence[Problem], cot: Cot) -> list[Verdict]:
     wording = Wording(Prompt(), cot)
     # A program's docstring, the question, computes nothing: only the chain is run.
     texts = [str(p.chain) if cot == "program" else wording.rest(p) for p in problems]
-    with make_sandbox(cot, Compute(), text=True) or nullcontext() as sandbox:
+    with make_sandbox(Compute(), text=True) as sandbox:
         judge = make_judge(cot, trigger=Prompt().trigger, partial_reward=0.0, sandbox=sandbox)
         return judge(problems, texts, [True] * len(texts))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -98,7 +97,7 @@ def grade_rows(
         raise UserError("trigger: has no effect on programs, which return their answer; leave it out")
     problems = [_problem(where, row, cot, checked=reward is None) for where, row in rows]
     completions = [_completion(where, row, cot) for where, row in rows]
-    with make_sandbox(cot, compute or Compute(), text=True) or nullcontext() as sandbox:
+    with make_sandbox(compute or Compute(), text=True) as sandbox:
         judge = make_judge(
             cot,
             trigger=Prompt().trigger if trigger is None else trigger,
