@@ -14,11 +14,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import typer
 
-from reftune.data.commands import data_app, kind_of_chain
+from reftune.data.commands import data_app
+from reftune.problem import Cot, UserError
 
 if TYPE_CHECKING:
     from reftune.config import Config
-    from reftune.problem import Cot
 
 app = typer.Typer(
     add_completion=False,
@@ -55,11 +55,8 @@ ModelOverrides = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(help="name of the run directory; default: the file's")]
 CotOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cot",
-        help="kind of chain: program (executed) or natural (text); default: as trained by reftune",
-    ),
+    Cot | None,
+    typer.Option(help="kind of chain: text, or programs that are run; default: as trained by reftune"),
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="model directory or Hugging Face name")]
 
@@ -110,7 +107,7 @@ def evaluate(
     from reftune.evaluation.inference import evaluate_on
     from reftune.files import write_jsonl
 
-    summary, rows = evaluate_on(model, data, _cot(cot), samples, split, subset, overrides or [])
+    summary, rows = evaluate_on(model, data, cot, samples, split, subset, overrides or [])
     if out is not None:
         write_jsonl(out, rows)
     _print_summary(summary, len(rows))
@@ -128,7 +125,7 @@ def sample(
     """Ask one question; print the chain, its status and the answer."""
     from reftune.evaluation.inference import ask, model_config
 
-    config = model_config(model, overrides or [], cot=_cot(cot))
+    config = model_config(model, overrides or [], cot=cot)
     [graded] = ask(config, [question], temperature, seed)
     answer = graded.verdict.answer
     if isinstance(answer, float) and answer.is_integer():
@@ -141,7 +138,7 @@ def sample(
 @app.command()
 def grade(
     file: Annotated[Path, typer.Argument(help='JSONL: "id", "completion", "answer", maybe "choices"')],
-    cot: Annotated[str, typer.Option("--cot", help="kind of chain: program or natural")],
+    cot: Annotated[Cot, typer.Option(help="kind of chain")],
     out: Annotated[Path | None, typer.Option(help="default: FILE.graded.jsonl")] = None,
     reward: Annotated[
         str | None, typer.Option(help="your own path.py:function in place of the built-in check")
@@ -154,7 +151,7 @@ def grade(
     """Judge the outputs of any system: was each final answer right?"""
     from reftune.grading.grade_file import grade_file
 
-    summary = grade_file(file, kind_of_chain(cot), out, reward=reward, trigger=trigger)
+    summary = grade_file(file, cot, out, reward=reward, trigger=trigger)
     typer.echo(f"correct: {summary.accuracy:.1%} ({summary.correct} of {summary.judged} judged)")
     for status, count in summary.statuses.items():
         typer.echo(f"  {status}: {count}")
@@ -213,8 +210,6 @@ def main() -> None:
 
 def _explain(error: Exception) -> str | None:
     """Return the sentence for an error that the user can mend; None for a fault of ours."""
-    from reftune.problem import UserError
-
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -241,10 +236,6 @@ def _run_stages(
     if not run_stages(settings, stages, sys.argv):
         _say(f"{settings.run_dir}: already finished, nothing to do")
     return settings
-
-
-def _cot(text: str | None) -> Cot | None:
-    return None if text is None else kind_of_chain(text)
 
 
 def _show_report(run_dir: Path) -> None:
