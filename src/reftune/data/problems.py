@@ -44,7 +44,8 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
     on the order of the file, and a larger subset contains the smaller one. Raises UserError where
     nothing is left to train on, and as `load_problems` does.
     """
-    found, test = _load_train(data, seed, check_answers), _load_test(data, seed, check_answers)
+    found = _load(data, data.train, "train", seed, check_answers)
+    test = _load(data, data.test, "test", seed, check_answers)
     test_questions = {question_key(problem) for problem in test}
     unseen = [problem for problem in found if question_key(problem) not in test_questions]
     first: dict[str, Problem] = {}
@@ -72,11 +73,8 @@ def load_test(
     data: Data, seed: int, *, check_answers: bool = True, rows: Source | None = None
 ) -> list[Problem]:
     """Load the test problems alone, the same ones as `load_splits` gives; or those in `rows`."""
-    if rows is None:
-        found = _load_test(data, seed, check_answers)
-    else:
-        found = _load(data, rows, data.test_split, "data", check_answers)
-    return _subset(found, data.max_test, seed)
+    source, role = (data.test, "test") if rows is None else (rows, "data")
+    return _subset(_load(data, source, role, seed, check_answers), data.max_test, seed)
 
 
 def load_problems(
@@ -128,34 +126,24 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
 def write_splits(directory: Path, splits: Splits) -> None:
     """Write the problems of a run and what was dropped on the way to them."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in ("train", "validation", "test"):
-        write_problems(directory / f"{name}.jsonl", getattr(splits, name))
-    sizes = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
-    write_json(directory / "report.json", {**sizes, **asdict(splits.report)})
+    sets = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    for name, problems in sets.items():
+        write_problems(directory / f"{name}.jsonl", problems)
+    sizes = {name: len(problems) for name, problems in sets.items()}
+    write_json(directory / "report.json", sizes | asdict(splits.report))
 
 
-def _load_train(data: Data, seed: int, check: bool) -> list[Problem]:
-    if data.train == "synthetic":
-        return generate(data.synthetic, data.synthetic.train_size, _stream(data, seed), data.cot)
-    return _load(data, data.train, data.train_split, "train", check)
-
-
-def _load_test(data: Data, seed: int, check: bool) -> list[Problem]:
-    if data.test == "synthetic":
-        return generate(data.synthetic, data.synthetic.test_size, _stream(data, seed) + 1, data.cot)
-    return _load(data, data.test, data.test_split, "test", check)
-
-
-def _stream(data: Data, seed: int) -> int:
-    """Return the generator's seed: 2s to train, 2s + 1 to test, so that none is in both for any s."""
-    return 2 * (seed if data.synthetic.seed is None else data.synthetic.seed)
-
-
-def _load(data: Data, source: Source, split: str, role: str, check: bool) -> list[Problem]:
+def _load(data: Data, source: Source, role: str, seed: int, check: bool) -> list[Problem]:
+    for_test, synthetic = role != "train", data.synthetic
+    if source == "synthetic":
+        # 2s draws the problems to train on, 2s + 1 those to test on: none is in both for any s.
+        stream = 2 * (seed if synthetic.seed is None else synthetic.seed) + for_test
+        size = synthetic.test_size if for_test else synthetic.train_size
+        return generate(synthetic, size, stream, data.cot)
     return load_problems(
         source,
         cot=data.cot,
-        split=split,
+        split=data.test_split if for_test else data.train_split,
         subset=data.subset,
         columns=data.columns,
         check_answers=check,
