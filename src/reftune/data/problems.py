@@ -57,16 +57,15 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
             f"data.validation_size = {data.validation_size} leaves nothing to train on: {data.train} has"
             f" {len(unique)} different questions that are not in the test set; lower it"
         )
-    ranking = _ranking(unique, seed)
-    train = _pick(unique, ranking[data.validation_size :][: data.max_train])
+    train = _ranked(unique, seed, data.validation_size, data.max_train)
     report = SplitReport(
         duplicates=len(unseen) - len(unique),
         overlaps=len(found) - len(unseen),
         test_duplicates=len(test) - len(test_questions),
         without_chain=sum(problem.chain is None for problem in train),
     )
-    validation = _pick(unique, ranking[: data.validation_size])
-    return Splits(train, validation, _subset(test, data.max_test, seed), report)
+    validation = _ranked(unique, seed, 0, data.validation_size)
+    return Splits(train, validation, _ranked(test, seed, 0, data.max_test), report)
 
 
 def load_test(
@@ -74,7 +73,7 @@ def load_test(
 ) -> list[Problem]:
     """Load the test problems alone, the same ones as `load_splits` gives; or those in `rows`."""
     source, role = (data.test, "test") if rows is None else (rows, "data")
-    return _subset(_load(data, source, role, seed, check_answers), data.max_test, seed)
+    return _ranked(_load(data, source, role, seed, check_answers), seed, 0, data.max_test)
 
 
 def load_problems(
@@ -156,18 +155,11 @@ def question_key(problem: Problem) -> str:
     return " ".join(problem.question.casefold().split())
 
 
-def _ranking(problems: Sequence[Problem], seed: int) -> list[int]:
-    """Return the problems' positions, ordered by a seeded hash of the question."""
+def _ranked(problems: Sequence[Problem], seed: int, start: int, size: int | None) -> list[Problem]:
+    """Return those from rank `start` on, at most `size`, by a seeded hash of the question; in order."""
 
     def rank(position: int) -> str:
         return sha256(f"{seed}:{question_key(problems[position])}".encode()).hexdigest()
 
-    return sorted(range(len(problems)), key=rank)
-
-
-def _subset(problems: Sequence[Problem], size: int | None, seed: int) -> list[Problem]:
-    return _pick(problems, _ranking(problems, seed)[:size])
-
-
-def _pick(problems: Sequence[Problem], positions: Iterable[int]) -> list[Problem]:
-    return [problems[position] for position in sorted(positions)]
+    ranking = sorted(range(len(problems)), key=rank)
+    return [problems[position] for position in sorted(ranking[start:][:size])]
