@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -254,25 +255,19 @@ def _print_summary(summary: dict[str, Any], n: int) -> None:
     for aggregation in ("greedy", "vote"):  # one model alone has no reranker
         if aggregation in summary:
             found = summary[aggregation]
-            low, high = found["interval"]
             label = aggregation if aggregation == "greedy" else f"vote of {found['k']}"
-            typer.echo(
-                f"{label}: {found['accuracy']:.1%} ({found['correct']} of {n}),"
-                f" 95% interval {low:.1%} to {high:.1%}"
-            )
+            _print_share(label, found["accuracy"], found["correct"], n, found["interval"])
     for k, value in summary.get("pass", {}).items():
         typer.echo(f"pass@{k}: {value:.1%}")
     if found := summary.get("right_answer_wrong_chain"):
-        low, high = found["interval"]
-        typer.echo(
-            f"right answer, wrong chain: {found['share']:.1%} ({found['wrong']} of {found['checked']}),"
-            f" 95% interval {low:.1%} to {high:.1%}"
-        )
+        counts = found["wrong"], found["checked"]
+        _print_share("right answer, wrong chain", found["share"], *counts, found["interval"])
+
+
+def _print_share(label: str, share: float, count: int, of: int, interval: Sequence[float]) -> None:
+    low, high = interval
+    typer.echo(f"{label}: {share:.1%} ({count} of {of}), 95% interval {low:.1%} to {high:.1%}")
 
 
 def _say(message: str) -> None:
     typer.echo(f"reftune: {message}", err=True)
-
-
-if __name__ == "__main__":
-    main()
