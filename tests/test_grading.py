@@ -77,10 +77,10 @@ def test_program_file(tmp_path: Path) -> None:
         ],
     )
     out = tmp_path / "new" / "verdicts.jsonl"
-    summary = grade_file(path, "program", out, partial_reward=0.25, compute=ONE_WORKER)
+    summary = grade_file(path, "program", out, compute=ONE_WORKER)
     rows = {row["id"]: (row["status"], row["value"], row["reward"]) for row in read(out)}
     assert rows["bare"] == rows["fenced"] == ("ok", 42.0, 1.0)
-    assert rows["wrong"] == ("ok", 42.0, 0.25)
+    assert rows["wrong"] == ("ok", 42.0, 0.1)
     assert rows["letter"] == ("ok_text", "b", 1.0)
     assert rows["text"] == ("ok_text", "a", 1.0)
     assert rows["prose"] == ("syntax_error", None, 0.0)

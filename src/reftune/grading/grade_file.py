@@ -41,7 +41,6 @@ def grade_file(
     cot: Cot,
     out: Path | None = None,
     *,
-    partial_reward: float = 0.1,
     reward: str | None = None,
     trigger: str | None = None,
     compute: Compute | None = None,
@@ -53,7 +52,7 @@ def grade_file(
         cot: "program" executes the completions, "natural" reads their final answer.
         out: takes lines of {"id", "status", "value", "correct", "reward"}; default: beside `path`,
             with the suffix `.graded.jsonl`.
-        partial_reward, reward, trigger, compute: as for `grade_rows`.
+        reward, trigger, compute: as for `grade_rows`.
 
     Raises UserError that names file and line of what cannot be read.
     """
@@ -63,10 +62,13 @@ def grade_file(
     rows = list(read_rows(path, f"write {_EXAMPLE}"))
     if not rows:
         raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
-    problems, verdicts = grade_rows(
-        rows, cot, partial_reward=partial_reward, reward=reward, trigger=trigger, compute=compute
-    )
-    _write(out, problems, verdicts)
+    problems, verdicts = grade_rows(rows, cot, reward=reward, trigger=trigger, compute=compute)
+    graded = [
+        {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "reward": v.reward}
+        for p, v in zip(problems, verdicts, strict=True)
+    ]
+    with writing_to(out):
+        write_jsonl(out, graded)
     return _summary(verdicts, out)
 
 
@@ -150,12 +152,3 @@ def _text(where: str, key: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{where}: {key} must be a text or a number; write {_EXAMPLE}")
     return str(value)
-
-
-def _write(out: Path, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
-    rows = (
-        {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "reward": v.reward}
-        for p, v in zip(problems, verdicts, strict=True)
-    )
-    with writing_to(out):
-        write_jsonl(out, rows)
