@@ -20,15 +20,8 @@ MAX_ANSWER_CHARS = 200  # a longer "final answer" is prose
 LETTERS = tuple("abcde")  # as answers they name options, rather than unknowns
 
 _UNICODE = str.maketrans(
-    {
-        "\u2212": "-",
-        "\u2013": "-",
-        "\u00a0": " ",
-        "\u2009": " ",
-        "\u202f": " ",
-        "\u00d7": "*",
-        "\u00b7": "*",
-    }
+    {"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u00b7": "*"}
+    | dict.fromkeys("\u00a0\u2009\u202f", " ")
     | {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
 )
 _LATEX_SPACE = re.compile(r"\\(?:[,;:! ]|quad\b|qquad\b)")
@@ -52,7 +45,6 @@ _ALGEBRA = re.compile(r"[+*^\\{}_|√π²³<>≤≥]|(?<![A-Za-z])[xyz](?![A-Za-
 
 _EXPRESSION = re.compile(r"[\\^{}]")
 
-_HASHES = re.compile("####")
 _ANSWER_IS = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])")
 _MARKED_LETTER = re.compile(r"[(\[]?([a-z]) ?([)\].:])")
@@ -96,7 +88,7 @@ def parse_number(text: str) -> float | None:
         text = text.rpartition("=")[2].strip()
     found = list(_VALUE.finditer(text))
     if len(found) == 1 and not _ALGEBRA.search(_VALUE.sub("0", text)):
-        return _finite(_value(found[0]))
+        return _value(found[0])
     return expression_value(text) if _EXPRESSION.search(text) else None
 
 
@@ -157,7 +149,8 @@ def check_answer(problem: Problem, cot: Cot = "natural") -> str | None:
         if not 2 <= len(problem.choices) <= len(ascii_lowercase):
             return f"problem {problem.id}: has {len(problem.choices)} choices; give 2 to 26"
         if extract_choice(problem.answer, problem.choices) is None:
-            return f"{where} names none of its choices; give a letter from a to {_last_letter(problem)}"
+            last = ascii_lowercase[len(problem.choices) - 1]
+            return f"{where} names none of its choices; give a letter from a to {last}"
     elif len(problem.answer) > MAX_ANSWER_CHARS:
         return f"{where}... is longer than {MAX_ANSWER_CHARS} characters; give the final answer alone"
     elif not normalise(problem.answer):
@@ -177,25 +170,18 @@ def normalise(text: str) -> str:
     return "".join(_clean(text).casefold().split()).strip("\"'`*$.,;:!?")
 
 
-def _last_letter(problem: Problem) -> str:
-    return ascii_lowercase[len(problem.choices or ()) - 1]
-
-
 @functools.lru_cache(maxsize=8)
 def _trigger_pattern(trigger: str) -> re.Pattern[str]:
     return re.compile(r"\s+".join(re.escape(word) for word in trigger.split()) or r"\Z.")
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    found = None
-    for found in pattern.finditer(text):  # noqa: B007 -- the last one is wanted
-        pass
-    return found
+    return max(pattern.finditer(text), key=lambda found: found.start(), default=None)
 
 
 def _other_marks(text: str) -> str:
-    if hashes := _last(_HASHES, text):
-        return text[hashes.end() :]
+    if "####" in text:
+        return text.rpartition("####")[2]
     if (boxed := _last_boxed(text)) is not None:
         return boxed
     mark = _last(_ANSWER_IS, text)
@@ -238,14 +224,10 @@ def _value(match: re.Match[str]) -> float | None:
     top, bottom = (
         float(match[name].replace(",", "")) if match[name] else 1.0 for name in ("top", "bottom")
     )
-    if bottom == 0:
+    value = float(match["whole"] or 0) + top / bottom if bottom else math.nan
+    if not math.isfinite(value):
         return None
-    value = float(match["whole"] or 0) + top / bottom
     return -value if "-" in match["sign"] else value
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 @functools.lru_cache(maxsize=4096)
