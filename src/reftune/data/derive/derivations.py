@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from reftune.data.derive.arithmetic import has_unknown, number_of, parse, write
-from reftune.data.derive.equations import Equation, read_equations
+from reftune.data.derive.equations import read_equations
 from reftune.data.derive.programs import UnderivableError, free_name, variable_name, write_program
 from reftune.grading.numbers import same_number
 
@@ -40,11 +40,6 @@ _NUMBER_WORDS = {
     100: "hundred percent percentage cent dollar century",
     365: "year day",
     1000: "thousand",
-}
-_STATED_BY = {
-    word: {number for number, words in _NUMBER_WORDS.items() if word in words.split()}
-    for words in _NUMBER_WORDS.values()
-    for word in words.split()
 }
 _NUMBER = re.compile(r"(?<![\w.])(?:\d+|(?=\.\d))(?:\.\d+)?")
 
@@ -73,7 +68,8 @@ def program_from_solution(question: str, solution: str, answer: float) -> str:
     linker = _Linker(stated_numbers(question))
     steps: dict[str, str] = {}
     for equation in equations[: hits[-1] + 1]:
-        name = free_name(_variable(equation), steps)
+        wish = variable_name(equation.before, _RESULT.sub("", equation.after, count=1))
+        name = free_name(wish or equation.unknown or "value", steps)
         steps[name] = ast.unparse(linker.visit(equation.calculation))
         linker.given.append((name, equation.result))
     return write_program(steps)
@@ -114,9 +110,8 @@ def stated_numbers(question: str) -> set[Fraction]:
     text = question.replace(",", "")
     numbers = {Fraction(match) for match in _NUMBER.findall(text)}
     numbers |= {number / 100 for number in numbers} if "%" in text else set()
-    for word in re.findall("[a-z]+", text.lower()):
-        numbers |= {Fraction(n) for n in _STATED_BY.get(word.removesuffix("s"), ())}
-    return numbers
+    words = {word.removesuffix("s") for word in re.findall("[a-z]+", text.lower())}
+    return numbers | {Fraction(n) for n, stated in _NUMBER_WORDS.items() if words & {*stated.split()}}
 
 
 class _Linker(ast.NodeTransformer):
@@ -169,9 +164,3 @@ def _literal(tree: ast.expr) -> str:
     assert number is not None
     text = write(number)
     return f"{float(number):.2f}" if "/" in text else text
-
-
-def _variable(equation: Equation) -> str:
-    """Return a name for what an equation gives."""
-    after = _RESULT.sub("", equation.after, count=1)
-    return variable_name(equation.before, after) or equation.unknown or "value"
