@@ -177,33 +177,35 @@ def _happen(
         sentence, updates = rng.choice(events)
         a, b = rng.choice(pairs)
         n = rng.randint(2, largest)
-        steps = _steps(updates, {"a": a, "b": b, "n": n})
-        amounts = dict(story.amounts)
-        if all(_apply(step, amounts, ceiling) for step in steps):
-            story.amounts = amounts
-            story.steps += steps
-            story.sentences.append(sentence.format(a=a, b=b, n=n, things=story.things))
+        told = sentence.format(a=a, b=b, n=n, things=story.things)
+        if _add(story, told, updates, {"a": a, "b": b, "n": n}, ceiling):
             return
 
 
-def _steps(updates: str, values: Mapping[str, str | int]) -> list[Step]:
-    return [_step(update, values) for update in updates.split("; ") if update]
-
-
-def _step(update: str, values: Mapping[str, str | int]) -> Step:
-    target, _, left, *rest = update.split()
-    op, right = rest or ("", "0")
-    number = int(right) if right.isdigit() else values[right]
-    return Step(str(values[target]), values[left], op, number)
-
-
-def _apply(step: Step, amounts: dict[str, int], ceiling: int) -> bool:
-    """Update `amounts`; say whether the step was possible: whole, in bounds, and a change."""
-    left, right = _operands(step, amounts)
-    value = OPERATORS[step.op](left, right)
-    possible = 0 <= value < ceiling and value != amounts.get(step.target)
-    amounts[step.target] = value
-    return possible and not (step.op == "//" and left % right)
+def _add(
+    story: Story, sentence: str, updates: str, values: Mapping[str, str | int], ceiling: int
+) -> bool:
+    """Let what a sentence stands for happen if that is possible: whole, in bounds, and a change."""
+    steps, amounts = [], dict(story.amounts)
+    for update in filter(None, updates.split("; ")):
+        target, _, first, *rest = update.split()
+        op, second = rest or ("", "0")
+        number = int(second) if second.isdigit() else values[second]
+        step = Step(str(values[target]), values[first], op, number)
+        left, right = _operands(step, amounts)
+        value = OPERATORS[op](left, right)
+        if (
+            not 0 <= value < ceiling
+            or value == amounts.get(step.target)
+            or (op == "//" and left % right)
+        ):
+            return False
+        amounts[step.target] = value
+        steps.append(step)
+    story.amounts = amounts
+    story.steps += steps
+    story.sentences.append(sentence)
+    return True
 
 
 def _operands(step: Step, amounts: Mapping[str, int]) -> tuple[int, int]:
@@ -252,11 +254,8 @@ def _hear(story: Story, sentence: str) -> bool:
                 return False
             if starts:
                 story.people.append(words["a"])
-            steps = _steps(updates, {k: int(v) if k == "n" else v for k, v in words.items()})
-            story.steps += steps
-            story.sentences.append(sentence)
-            possible = all(_apply(step, story.amounts, MAX_AMOUNT) for step in steps)
-            return possible and _same_things(story, words)
+            values = {key: int(word) if key == "n" else word for key, word in words.items()}
+            return _add(story, sentence, updates, values, MAX_AMOUNT) and _same_things(story, words)
     return False
 
 
