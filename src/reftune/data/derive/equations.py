@@ -75,12 +75,10 @@ def _read_line(line: str, unknowns: dict[str, list[ast.expr]]) -> Iterator[Equat
         result = _number(right)
         for left in filter(None, (sign["left"], before)):  # <<156=156>> computes nothing: look before it
             tail = _segments(left)[-1][-MAX_PIECES:]
-            found = _calculation(tail, result, percent="%" in right[1:3])
-            unknown = ""
-            if found is None:
-                unknown, found = _unknown(tail, right, unknowns)
+            stated = _calculation(tail, result, percent="%" in right[1:3])
+            found = stated or _solution(tail, right, result, unknowns)
             if found is not None and result is not None:
-                yield Equation(found, result, before, after, unknown)
+                yield Equation(found, result, before, after, unknown="" if stated else tail[0])
                 break
 
 
@@ -148,8 +146,7 @@ def _calculation(pieces: list[str], result: Fraction | None, percent: bool) -> a
     for start in range(len(pieces)):
         trees = [tree for text in _readings(pieces[start:], percent) if (tree := parse(text))]
         for tree in trees:
-            value = number_of(tree) if is_calculation(tree) else None
-            if value is not None and _holds(value, result):
+            if is_calculation(tree) and _holds(tree, result):
                 return tree
         if trees and pieces[start] != "-":  # which may be a dash
             return None
@@ -199,42 +196,39 @@ def _number(pieces: Sequence[str]) -> Fraction | None:
     """Return the number that the pieces begin with."""
     negative = pieces[:1] == ["-"]
     first = "".join(pieces[negative : negative + 1])
-    if not first[-1:].isdigit():
-        return None
-    tree = parse(_spell_number(first, tight=True))
-    value = number_of(tree) if tree is not None else None
-    return -value if value is not None and negative else value
+    tree = parse("-" * negative + _spell_number(first, tight=True)) if first[-1:].isdigit() else None
+    return number_of(tree) if tree else None
 
 
-def _holds(value: Fraction, result: Fraction) -> bool:
-    return abs(value - result) <= TOLERANCE * min(Fraction(1), abs(result))
+def _holds(tree: ast.expr, result: Fraction) -> bool:
+    value = number_of(tree)
+    return value is not None and abs(value - result) <= TOLERANCE * min(Fraction(1), abs(result))
 
 
 # Unknowns: `5x + 7 = 52` says what x is, and `x = 9` that the solution means it
 
 
-def _unknown(
-    left: list[str], right: list[str], unknowns: dict[str, list[ast.expr]]
-) -> tuple[str, ast.expr | None]:
-    """Return the unknown that a statement gives the value of, with the calculation that gives it.
+def _solution(
+    left: list[str], right: list[str], result: Fraction | None, unknowns: dict[str, list[ast.expr]]
+) -> ast.expr | None:
+    """Return the calculation that gives an unknown the value which a statement says it has.
 
     Other equations are kept in `unknowns`, solved, until such a statement comes.
     """
     letters = {piece for piece in (*left, *right) if piece.isalpha()}
     if len(letters) != 1:
-        return "", None
+        return None
     [letter] = letters
-    if left == [letter] and (result := _number(right)) is not None and letter not in right:
+    if left == [letter] and result is not None and letter not in right:
         for calculation in unknowns.get(letter, []):
-            value = number_of(calculation)
-            if value is not None and _holds(value, result):
-                return letter, calculation
+            if _holds(calculation, result):
+                return calculation
     one, other = _longest(left), parse(_spell(right, tight=False, hundredths=True))
     if one is not None and other is not None:
         solution = other if isinstance(one, ast.Name) else parse(solve(one, other) or "")
         if solution is not None and is_calculation(solution) and not has_unknown(solution):
             unknowns.setdefault(letter, []).append(solution)
-    return "", None
+    return None
 
 
 def _longest(pieces: list[str]) -> ast.expr | None:
