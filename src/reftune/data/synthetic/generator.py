@@ -72,15 +72,12 @@ def _wrong_answers(story: Story) -> list[int]:
     for place in range(len(story.people), len(steps)):
         before, step, after = steps[:place], steps[place], steps[place + 1 :]
         for slip in ([], [replace(step, op=REVERSED[step.op])]):
-            found.add(_answer(story, [*before, *slip, *after]))
+            slipped = equations([*before, *slip, *after])
+            found.add(story.total({equation.person: equation.value for equation in slipped}))
     # Near misses of every number: those of the answer alone would give it away. The first amount is 2
     # or more, so it has five neighbours that are not negative, and there are always four wrong ones.
     near = {number + miss for number in found for miss in range(-2, 3)}
     return sorted(number for number in near if number >= 0 and number != story.answer)
-
-
-def _answer(story: Story, steps: Sequence[Step]) -> int:
-    return story.total({equation.person: equation.value for equation in equations(steps)})
 
 
 def _relevant(story: Story) -> list[Step]:
