@@ -69,12 +69,7 @@ def check(
     from reftune.data.checking import check_source, describe
 
     found = check_source(
-        source,
-        cot=cot,
-        split=split,
-        subset=subset,
-        columns=_columns(columns or []),
-        tokenizer=tokenizer,
+        source, cot=cot, split=split, subset=subset, columns=_columns(columns or []), tokenizer=tokenizer
     )
     faults = [f"fault      {fault}" for fault in found.faults[:SHOWN_FAULTS]]
     typer.echo("\n".join([*describe(found), *faults]))

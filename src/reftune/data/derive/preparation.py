@@ -1,8 +1,6 @@
 """Prepare the paper's data sets: chains of either kind, checked, in our own format.
 
-Natural chains lose their calculator annotations. Programs are taken where a source has them, and else
-derived: from GSM8K's solutions, MathQA's formulas, SVAMP's equations. What is written has been judged
-as a model's output would be, and found right.
+docs/data.md says where each chain comes from.
 """
 
 from __future__ import annotations
@@ -78,12 +76,7 @@ class Preparation:
 
 
 def prepare(
-    name: str,
-    cot: Cot,
-    *,
-    source: str | None = None,
-    split: str = "train",
-    out: Path | None = None,
+    name: str, cot: Cot, *, source: str | None = None, split: str = "train", out: Path | None = None
 ) -> Preparation:
     """Write the problems of a data set whose chains give their answers, as JSONL.
 
