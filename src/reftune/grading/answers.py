@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 
 from reftune.grading.expressions import expression_value, same_expression
-from reftune.grading.numbers import same_number
 from reftune.problem import Answer, Cot, Problem
 
+TOLERANCE = 1e-2  # numbers at most this far apart are equal (paper, section 4.1)
 MAX_ANSWER_CHARS = 200  # a longer "final answer" is prose
 LETTERS = tuple("abcde")  # as answers they name options, rather than unknowns
 
@@ -137,6 +137,14 @@ def answers_equal(answer: Answer, truth: str, choices: Sequence[str] | None = No
     return isinstance(answer, str) and (
         normalise(answer) == normalise(truth) != "" or same_expression(_clean(answer), _clean(truth))
     )
+
+
+def same_number(a: float, b: float) -> bool:
+    """Tell whether two numbers are equal within TOLERANCE; grading and voting both ask here."""
+    if not math.isfinite(a - b):
+        return a == b
+    # One unit in the last place keeps 1.01 equal to 1.00 although the binary difference exceeds 0.01.
+    return abs(a - b) <= TOLERANCE + math.ulp(max(abs(a), abs(b)))
 
 
 def check_answer(problem: Problem, cot: Cot = "natural") -> str | None:

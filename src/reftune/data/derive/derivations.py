@@ -15,7 +15,7 @@ from fractions import Fraction
 from reftune.data.derive.arithmetic import has_unknown, number_of, parse, write
 from reftune.data.derive.equations import read_equations
 from reftune.data.derive.programs import UnderivableError, free_name, variable_name, write_program
-from reftune.grading.numbers import same_number
+from reftune.grading.answers import same_number
 
 # Words by which a question states numbers, without the s of the plural.
 _NUMBER_WORDS = {

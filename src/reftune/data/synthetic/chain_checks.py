@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reftune.data.synthetic.stories import NAMES, THINGS, Story, equations, read_story
-from reftune.grading.numbers import same_number
+from reftune.grading.answers import same_number
 
 MAX_CHAIN_CHARS = 10_000
 
