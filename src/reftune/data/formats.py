@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any
 
 from reftune.config import Columns
-from reftune.data.options import read_options, write_options
 from reftune.files import PlacedRow
 from reftune.grading.answers import extract_choice
 from reftune.problem import Cot, Problem, UserError
@@ -33,6 +33,7 @@ _PROGRAM = re.compile(r"^def \w+\(", re.MULTILINE)
 _DOCSTRING = re.compile(r"\A(def solution\(\):)\s*(\"{3}|'{3}).*?\2[ \t]*\n", re.DOTALL)
 _ANSWER_SENTENCE = re.compile(r"\s*\b(Therefore, the answer is\b[^\n]*|The answer is <[^<>\n]*>\.?)\Z")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_OPTION = re.compile(r"(?:^|'?\s*,\s*'?)([a-z]) \) ")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
@@ -123,6 +124,18 @@ def listed(row: dict[str, Any]) -> str:
 def is_program(chain: str) -> bool:
     """Tell whether a chain is a program."""
     return bool(_PROGRAM.search(chain))
+
+
+def write_options(choices: Sequence[str]) -> str:
+    """Return `a ) 38 , b ) 27.675`, as MathQA writes options; at most 26 options have a letter."""
+    return " , ".join(f"{a} ) {text}" for a, text in zip(ascii_lowercase, choices, strict=False))
+
+
+def read_options(line: str) -> tuple[str, ...] | None:
+    """Read `a ) 38 , b ) 27.675` or `['a ) 38', 'b ) 27.675']`; None if the line is no such list."""
+    before, *pieces = _OPTION.split(line.strip().removeprefix("['").removesuffix("']"))
+    letters, texts = "".join(pieces[::2]), tuple(pieces[1::2])
+    return texts if not before and len(texts) > 1 and ascii_lowercase.startswith(letters) else None
 
 
 def _text(where: str, name: str | None, value: object) -> str:

@@ -9,7 +9,7 @@ from random import Random
 from string import ascii_lowercase
 
 from reftune.config import Synthetic
-from reftune.data.options import write_options
+from reftune.data.formats import write_options
 from reftune.data.synthetic.stories import NAMES, Equation, Step, Story, equations, tell
 from reftune.problem import Cot, Problem, UserError
 
