@@ -83,11 +83,10 @@ class Equation:
 class Story:
     """What is told, what it does to the amounts, and whose amounts the question adds or subtracts."""
 
-    people: list[str] = field(default_factory=list)
     things: str = ""
     sentences: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    amounts: dict[str, int] = field(default_factory=dict)
+    amounts: dict[str, int] = field(default_factory=dict)  # of all people, as they are introduced
     asked: list[str] = field(default_factory=list)
     op: str = ""
 
@@ -132,7 +131,7 @@ def tell(settings: Synthetic, rng: Random) -> Story:
     """Make a story up: who has what, what happens then, and a question about the end."""
     names = NAMES[: max(FEWEST_NAMES, settings.people)]
     people = rng.sample(names, rng.randint(2, settings.people))
-    story = Story(people, rng.choice(THINGS))
+    story = Story(rng.choice(THINGS))
     for count, person in enumerate(people):
         pairs = [(person, other) for other in people[:count]] or [(person, person)]
         _happen(
@@ -215,13 +214,14 @@ def _operands(step: Step, amounts: Mapping[str, int]) -> tuple[int, int]:
 
 def _ask(story: Story, rng: Random) -> None:
     """Draw the question: on one person (whose amount changed, if any did), two people, or everybody."""
-    changed = {step.target for step in story.steps[len(story.people) :]} or set(story.people)
+    people = [*story.amounts]
+    changed = {step.target for step in story.steps[len(people) :]} or people
     a = rng.choice(sorted(changed))
-    b = rng.choice([person for person in story.people if person != a])
+    b = rng.choice([person for person in people if person != a])
     sentence, asked, story.op = rng.choice(QUESTIONS)
     if story.op == "-":
         a, b = sorted((a, b), key=story.amounts.__getitem__, reverse=True)
-    story.asked = [{"a": a, "b": b}[who] for who in asked] or story.people
+    story.asked = [{"a": a, "b": b}[who] for who in asked] or people
     story.sentences.append(sentence.format(a=a, b=b, things=story.things))
 
 
@@ -252,8 +252,6 @@ def _hear(story: Story, sentence: str) -> bool:
             words = found.groupdict()
             if starts == (words["a"] in story.amounts) or words.get("b") not in {None, *story.amounts}:
                 return False
-            if starts:
-                story.people.append(words["a"])
             values = {key: int(word) if key == "n" else word for key, word in words.items()}
             return _add(story, sentence, updates, values, MAX_AMOUNT) and _same_things(story, words)
     return False
@@ -263,7 +261,7 @@ def _hear_question(story: Story, sentence: str) -> bool:
     for pattern, asked, op in _QUESTION_READERS:
         if found := pattern.fullmatch(sentence):
             words = found.groupdict()
-            story.asked, story.op = [words[who] for who in asked] or story.people, op
+            story.asked, story.op = [words[who] for who in asked] or [*story.amounts], op
             story.sentences.append(sentence)
             return set(story.asked) <= story.amounts.keys() != set() and _same_things(story, words)
     return False
