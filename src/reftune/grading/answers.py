@@ -101,7 +101,7 @@ def extract_choice(answer: Answer, choices: Sequence[str]) -> str | None:
     """
     letters = ascii_lowercase[: len(choices)]
     if not isinstance(answer, str):
-        return _nearest_option(answer, tuple(choices))
+        return _nearest_option(answer, choices)
     text = " ".join(answer.lower().split()).strip(" \"'`*.,;")
     text = text.removeprefix("option ").removeprefix("choice ")
     bare = text.strip("()[]<>: ")
@@ -118,7 +118,7 @@ def extract_choice(answer: Answer, choices: Sequence[str]) -> str | None:
         others = re.findall(rf"(?<!\w)([{letters}]) ?{re.escape(marked[2])}", text)
         return marked[1] if set(others) == {marked[1]} else None
     number = parse_number(text)
-    return None if number is None else _nearest_option(number, tuple(choices))
+    return None if number is None else _nearest_option(number, choices)
 
 
 def answers_equal(answer: Answer, truth: str, choices: Sequence[str] | None = None) -> bool:
@@ -238,17 +238,11 @@ def _value(match: re.Match[str]) -> float | None:
     return -value if "-" in match["sign"] else value
 
 
-@functools.lru_cache(maxsize=4096)
-def _option_values(choices: tuple[str, ...]) -> dict[str, float]:
-    values = {letter: parse_number(text) for letter, text in zip(ascii_lowercase, choices, strict=False)}
-    return {letter: value for letter, value in values.items() if value is not None}
-
-
-def _nearest_option(number: float, choices: tuple[str, ...]) -> str | None:
+def _nearest_option(number: float, choices: Sequence[str]) -> str | None:
     gaps = sorted(
-        (abs(v - number), letter)
-        for letter, v in _option_values(choices).items()
-        if same_number(number, v)
+        (abs(value - number), letter)
+        for letter, text in zip(ascii_lowercase, choices, strict=False)
+        if (value := parse_number(text)) is not None and same_number(number, value)
     )
     if not gaps or (len(gaps) > 1 and gaps[0][0] == gaps[1][0]):
         return None
