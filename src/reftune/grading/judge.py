@@ -24,9 +24,6 @@ from reftune.problem import Answer, Cot, Execution, Problem, RewardFunction, Sta
 # finished before the token limit; returns one verdict per completion.
 Judge = Callable[[Sequence[Problem], Sequence[str], Sequence[bool]], list[Verdict]]
 
-# A user's own reward, checked: (problem, completion) -> reward.
-Reward = Callable[[Problem, str], float]
-
 
 def make_judge(
     cot: Cot,
@@ -104,8 +101,8 @@ def make_sandbox(compute: Compute, *, text: bool) -> Sandbox:
     return Sandbox(*limits, text=text)
 
 
-def load_reward(reward: str | RewardFunction) -> Reward:
-    """Return a user's reward function, checked wherever it is called.
+def load_reward(reward: str | RewardFunction) -> Callable[[Problem, str], float]:
+    """Return a user's reward function, from problem and completion, checked wherever it is called.
 
     Args:
         reward: the function, or its place as `path.py:function`. It is trusted code.
