@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from reftune.config import Columns, Compute, Prompt
-from reftune.data.formats import is_program, read_fields, read_problem, require_columns, require_new_id
+from reftune.data.formats import is_program, read_fields, require_columns, require_new_id, to_problem
 from reftune.data.problems import question_key
 from reftune.data.sources import load_rows
 from reftune.files import PlacedRow
@@ -102,11 +103,9 @@ def describe(check: Check) -> list[str]:
 
 def _kind(rows: Sequence[PlacedRow], columns: Columns | None) -> Cot:
     for where, row in rows:
-        try:
+        with suppress(UserError):  # told later, with its place
             if is_program(read_fields(where, row, columns).chain):
                 return "program"
-        except UserError:  # told later, with its place
-            continue
     return "natural"
 
 
@@ -115,7 +114,8 @@ def _read(check: Check, rows: Sequence[PlacedRow], columns: Columns | None) -> N
     places: dict[str, str] = {}
     for number, (where, row) in enumerate(rows, start=1):
         try:
-            problem = read_problem(where, row, f"new-{number}", columns, check.cot)
+            fields = read_fields(where, row, columns)
+            problem = to_problem(where, fields, f"new-{number}", check.cot)
             require_new_id(where, problem, places)
         except UserError as error:
             check.faults.append(str(error))

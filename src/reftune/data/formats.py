@@ -48,23 +48,15 @@ class Fields:
     options: object
 
 
-def read_problem(
-    where: str, row: dict[str, Any], new_id: str, columns: Columns | None, cot: Cot
-) -> Problem:
-    """Return a row as a problem, without the chain if that is not of the kind `cot`.
+def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fields:
+    """Return the texts of a row.
 
     Args:
         where: the place of the row, for errors.
-        new_id: the id if the row has none.
         columns: the names of the columns; default: those of the format it is in.
 
-    Raises UserError that names the place of a row that cannot be read.
+    Raises UserError that names the place of a row that cannot be read, as `to_problem` does.
     """
-    return to_problem(where, read_fields(where, row, columns), new_id, cot)
-
-
-def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fields:
-    """Return the texts of a row. Raises UserError as `read_problem` does."""
     names = columns or known_columns(where, row)
     own_id, question, answer, chain, body = (
         _text(where, name, row.get(name or ""))
@@ -81,7 +73,10 @@ def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fie
 
 
 def to_problem(where: str, fields: Fields, new_id: str, cot: Cot) -> Problem:
-    """Return the texts of a row as a problem. Raises UserError as `read_problem` does."""
+    """Return the texts of a row as a problem, without the chain if that is not of the kind `cot`.
+
+    `new_id` is for a row that has none.
+    """
     question, choices = _with_options(where, fields.question, fields.options)
     answer = _plain_answer(fields.answer, choices)
     chain = _clean_chain(fields.chain, cot)

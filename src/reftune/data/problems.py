@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from reftune.config import Columns, Data
-from reftune.data.formats import read_problem, require_columns, require_new_id
+from reftune.data.formats import read_fields, require_columns, require_new_id, to_problem
 from reftune.data.sources import Source, load_rows
 from reftune.data.synthetic.generator import generate
 from reftune.files import write_json
@@ -106,7 +106,7 @@ def load_problems(
     places: dict[str, str] = {}
     problems = []
     for number, (where, row) in enumerate(rows, start=1):
-        problem = read_problem(where, row, f"{prefix}-{number}", columns, cot)
+        problem = to_problem(where, read_fields(where, row, columns), f"{prefix}-{number}", cot)
         if check_answers and (complaint := check_answer(problem, cot)):
             raise UserError(f"{where}: {complaint}")
         require_new_id(where, problem, places)
