@@ -89,9 +89,8 @@ def _read(sentence: str, goal: str, things: str) -> _Statement | None:
     who = found["person"] or found["line"] or (goal if found["end"] else None)
     tokens = (found["work"] or "").split()
     terms, value = [float(number) for number in tokens[::2]], float(found["value"])
-    if found["things"] not in (None, things):
-        return _Statement(who, terms, math.nan)
-    if terms and not same_number(_calculate(terms, tokens[1::2]), value):
+    miscalculated = terms and not same_number(_calculate(terms, tokens[1::2]), value)
+    if miscalculated or found["things"] not in (None, things):
         return _Statement(who, terms, math.nan)
     several_steps = len(terms) > 2 and who != _TOTAL
     return None if several_steps or not (who or terms) else _Statement(who, terms, value)
