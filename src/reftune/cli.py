@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 # Read by GNU's OpenMP runtime when torch is loaded. Threads that wait for each other spin a little,
 # which small models need, but not for long: beside other work that makes everything many times slower.
@@ -17,9 +17,6 @@ import typer
 
 from reftune.data.commands import data_app
 from reftune.problem import Cot, UserError
-
-if TYPE_CHECKING:
-    from reftune.config import Config
 
 app = typer.Typer(
     add_completion=False,
@@ -70,15 +67,14 @@ def run(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
     gives ReFT), rerankers if wanted, and the evaluation of all models on the test questions. Interrupt
     it at any time: the same command goes on where it was.
     """
-    settings = _run_stages(config, overrides, name, None)
-    _show_report(settings.run_dir)
+    _show_report(_run_stages(config, overrides, name, None))
 
 
 @app.command()
 def sft(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
     """Only the first stage: train on the worked solutions."""
-    settings = _run_stages(config, overrides, name, ("sft",))
-    _say(f"models: {settings.run_dir / 'warmup' / 'model'} and {settings.run_dir / 'sft' / 'model'}")
+    run_dir = _run_stages(config, overrides, name, ("sft",))
+    _say(f"models: {run_dir / 'warmup' / 'model'} and {run_dir / 'sft' / 'model'}")
 
 
 @app.command()
@@ -87,8 +83,8 @@ def ppo(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
 
     It needs the model of the first stage: `reftune sft`, with the same config file, runs first.
     """
-    settings = _run_stages(config, overrides, name, ("ppo",))
-    _say(f"model: {settings.run_dir / 'ppo' / 'model'}")
+    run_dir = _run_stages(config, overrides, name, ("ppo",))
+    _say(f"model: {run_dir / 'ppo' / 'model'}")
 
 
 @app.command()
@@ -229,14 +225,15 @@ def _again() -> str:
 
 def _run_stages(
     path: Path, overrides: list[str] | None, name: str | None, stages: tuple[str, ...] | None
-) -> Config:
+) -> Path:
+    """Run some stages, all of them by default, and return the directory of the run."""
     from reftune.config_files import load_config
     from reftune.pipeline import run_stages
 
     settings = load_config(path, overrides or [], name)
     if not run_stages(settings, stages, sys.argv):
         _say(f"{settings.run_dir}: already finished, nothing to do")
-    return settings
+    return settings.run_dir
 
 
 def _show_report(run_dir: Path) -> None:
