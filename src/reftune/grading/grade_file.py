@@ -24,7 +24,6 @@ _EXAMPLE = '{"id": ..., "completion": ..., "answer": ...}'
 class GradeSummary:
     """What `grade_file` found; `judged` leaves out the completions that our own sandbox failed on."""
 
-    total: int
     judged: int
     correct: int
     statuses: dict[Status, int]  # the commonest first
@@ -119,7 +118,6 @@ def extract_program(completion: str) -> str:
 def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
     statuses = Counter(verdict.status for verdict in verdicts)
     return GradeSummary(
-        total=len(verdicts),
         judged=len(verdicts) - statuses["sandbox_error"],
         correct=sum(verdict.correct for verdict in verdicts),
         statuses=dict(statuses.most_common()),
