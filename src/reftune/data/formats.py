@@ -104,8 +104,10 @@ def require_columns(source: str, rows: Sequence[PlacedRow], columns: Columns | N
     """
     if not rows:
         raise UserError(f"{source}: no problems in it; each needs a question and an answer")
-    for key, name in columns or known_columns(*rows[0]):
-        if columns and key != "chain" and name and not any(name in row for _, row in rows):
+    if columns is None:
+        known_columns(*rows[0])
+    for key, name in columns or ():
+        if key != "chain" and name and not any(name in row for _, row in rows):
             raise UserError(
                 f"{source}: no {name!r} among {listed(rows[0][1])}; correct data.columns.{key}"
             )

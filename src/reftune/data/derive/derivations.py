@@ -1,8 +1,6 @@
 """Chains from worked solutions in text (GSM8K) and from equations (SVAMP).
 
-The equations of a solution become the lines of a program. A number in one of them that an earlier one
-has given is written as that one's variable, so that the program reasons as the text does. Variables are
-named after the words beside the numbers.
+docs/data.md says how: the program reasons as the text does, with variables named as the text names.
 """
 
 from __future__ import annotations

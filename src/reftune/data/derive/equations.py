@@ -1,9 +1,7 @@
 """The equations that a worked solution states in its text, each one checked.
 
-GSM8K's solutions carry calculator annotations, `48/2 = <<48/2=24>>24`. Their sentences hold more:
-equations with units between the numbers (`10 minutes / 5 miles = 2 minutes/mile`), percentages,
-fractions, and equations in an unknown. A text can often be read in several ways: a reading counts only
-if what it computes on the left is what the text states on the right.
+A text can often be read in several ways (units, percentages, fractions; docs/data.md): a reading counts
+only if what it computes on the left is what the text states on the right.
 """
 
 from __future__ import annotations
