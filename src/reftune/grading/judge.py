@@ -80,14 +80,12 @@ def make_extractor(cot: Cot, *, trigger: str, sandbox: Sandbox | None = None) ->
     def extract(
         problems: Sequence[Problem], completions: Sequence[str], finished: Sequence[bool]
     ) -> list[Verdict]:
-        results = read(completions, finished)
-        numbers = [_stated_number(result.value, cot) for result in results]
-        return [
-            Verdict(result.status, result.value, False, 0.0)
-            if number is None
-            else Verdict("ok", number, False, 0.0)
-            for result, number in zip(results, numbers, strict=True)
-        ]
+        verdicts = []
+        for result in read(completions, finished):
+            number = _stated_number(result.value, cot)
+            status, answer = (result.status, result.value) if number is None else ("ok", number)
+            verdicts.append(Verdict(status, answer, False, 0.0))
+        return verdicts
 
     return extract
 

@@ -37,7 +37,7 @@ def parse(text: str) -> ast.expr | None:
 
 def value_of(tree: ast.expr) -> Linear | None:
     """Return the exact value of an expression, None if it has none or is not linear."""
-    if len({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}) > 1:
+    if len(names_in(tree)) > 1:
         return None
     try:
         return _value(tree)
@@ -48,12 +48,12 @@ def value_of(tree: ast.expr) -> Linear | None:
 def number_of(tree: ast.expr) -> Fraction | None:
     """Return the exact value of an expression without unknowns, else None."""
     value = value_of(tree)
-    return value.constant if value is not None and not has_unknown(tree) else None
+    return value.constant if value is not None and not names_in(tree) else None
 
 
-def has_unknown(tree: ast.expr) -> bool:
-    """Tell whether there is an unknown in an expression."""
-    return any(isinstance(node, ast.Name) for node in ast.walk(tree))
+def names_in(tree: ast.AST) -> set[str]:
+    """Return the names in an expression: its unknowns."""
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def is_calculation(tree: ast.expr) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from reftune.data.derive.arithmetic import has_unknown, number_of, parse, write
+from reftune.data.derive.arithmetic import names_in, number_of, parse, write
 from reftune.data.derive.equations import read_equations
 from reftune.data.derive.programs import UnderivableError, free_name, variable_name, write_program
 from reftune.grading.answers import same_number
@@ -143,7 +143,7 @@ class _Linker(ast.NodeTransformer):
 def _calculations(equation: str) -> list[ast.BinOp]:
     """Return the operations of an equation, inner ones first."""
     tree = parse(equation)
-    found = [] if tree is None or has_unknown(tree) else list(_inner_first(tree))
+    found = [] if tree is None or names_in(tree) else list(_inner_first(tree))
     if not found or any(type(node.op) not in _SIGNS for node in found):
         raise UnderivableError("the equation cannot be read")
     return found

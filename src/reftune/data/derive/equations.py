@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from reftune.data.derive.arithmetic import has_unknown, is_calculation, number_of, parse, solve, write
+from reftune.data.derive.arithmetic import is_calculation, names_in, number_of, parse, solve, write
 
 TOLERANCE = Fraction(1, 100)  # the text may have rounded; small numbers must agree in proportion
 MAX_PIECES = 40  # a longer left side is no equation of a worked solution
@@ -224,7 +224,7 @@ def _solution(
     one, other = _longest(left), parse(_spell(right, tight=False, hundredths=True))
     if one is not None and other is not None:
         solution = other if isinstance(one, ast.Name) else parse(solve(one, other) or "")
-        if solution is not None and is_calculation(solution) and not has_unknown(solution):
+        if solution is not None and is_calculation(solution) and not names_in(solution):
             unknowns.setdefault(letter, []).append(solution)
     return None
 

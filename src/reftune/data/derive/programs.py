@@ -8,6 +8,8 @@ import keyword
 import re
 from collections.abc import Container
 
+from reftune.data.derive.arithmetic import names_in
+
 _TAKEN = frozenset((*keyword.kwlist, *dir(builtins), "math", "result", "solution"))
 
 MAX_NAME_WORDS = 4
@@ -70,7 +72,7 @@ def write_program(steps: dict[str, str]) -> str:
     for name, expression in reversed(steps.items()):
         if name in wanted:
             lines.insert(0, f"{name} = {expression}")
-            wanted |= {n.id for n in ast.walk(ast.parse(expression)) if isinstance(n, ast.Name)}
+            wanted |= names_in(ast.parse(expression))
     if "math" in wanted:
         lines.insert(0, "import math")
     return "\n    ".join(["def solution():", *lines])
