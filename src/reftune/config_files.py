@@ -21,6 +21,15 @@ from reftune.problem import UserError
 # Begins the file that a run writes. It holds every setting, those that do nothing included.
 _RECORD = "# All settings of a run, defaults included."
 _MODEL_SOURCES = {"name", "scratch"}
+# Keys of earlier versions, with what they are called now.
+_RENAMED = {
+    "ppo.reward": "reward.function",
+    "ppo.partial_reward": "reward.partial_reward",
+    "ppo.updates_per_batch": "ppo.ppo_epochs",
+    "online_st.updates_per_batch": "online_st.update_epochs",
+    "ppo.group_scale": "ppo.scale_rewards",
+    "ppo.sampler_correction": "ppo.importance_sampling_cap",
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
@@ -127,7 +136,9 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
+    if key in _RENAMED:
+        message = f"{key} is called {_RENAMED[key]} now; rename it"
+    elif problem["type"] == "extra_forbidden":
         known = _keys_beside(problem["loc"])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
