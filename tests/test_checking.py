@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reftune.config import Columns, Compute, Prompt
+from reftune.config import Columns, Prompt
 from reftune.data.checking import check_source, describe, judge_chains
 from reftune.data.problems import load_problems
 from reftune.grading.judge import make_judge
@@ -151,7 +151,7 @@ def test_every_gsm8k_solution_is_graded_right_and_with_another_answer_wrong(
 ) -> None:
     problems = load_problems(str(shared_data / f"gsm8k/{split}.jsonl"), cot="natural")
     assert len(problems) == count
-    assert all(verdict.correct for verdict in judge_chains(problems, "natural", Compute()))
+    assert all(verdict.correct for verdict in judge_chains(problems, "natural"))
     altered = [replace(problem, answer=f"{float(problem.answer) + 1:.15g}") for problem in problems]
     completions = [f"{problem.chain}{Prompt().trigger}{problem.answer}" for problem in altered]
     judge = make_judge("natural", trigger=Prompt().trigger, partial_reward=0.0)

@@ -69,7 +69,7 @@ def test_bad_input_is_named_in_one_sentence(
         (["report", weightless], ["weightless"]),
         (["evaluate", "--model", weightless, "--data", str(bad), "--cot", "natural"], ["bad.jsonl:2"]),
         (["sample", "--model", weightless, "--question", "?", "--cot", "natural"], ["weightless"]),
-        (["grade", str(bad), "--cot", "music"], ["--cot", "natural or program"]),
+        (["grade", str(bad), "--cot", "natural"], ["bad.jsonl:2"]),
     ]
     for i, (arguments, expected) in enumerate(cases):
         name = ["--name", f"bad{i}"] if arguments[0] == "run" else []

@@ -78,7 +78,6 @@ def test_columns_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             ["prepare", "gsm", "--cot", "program"],
             "gsm: unknown data set; choose gsm8k, svamp, mathqa_mcq,",
         ),
-        (["prepare", "gsm8k", "--cot", "music"], "--cot music: choose natural or program"),
         (["prepare", "gsm8k", "--cot", "program"], "cannot load openai/gsm8k: "),
         (["prepare", "gsm8k", "--cot", "program", "--source", "no.jsonl"], "no.jsonl: no such file"),
         (["prepare", "svamp", "--cot", "natural", "--source", "train.jsonl"], "train.jsonl:1: has "),
@@ -100,7 +99,6 @@ def test_columns_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "train.jsonl/x: cannot be written",
         ),
         (["check", "no.jsonl"], "no.jsonl: no such file"),
-        (["check", "train.jsonl", "--cot", "music"], "--cot music: choose natural or program"),
         (["check", "train.jsonl", "--tokenizer", "./none"], "./none: cannot load a tokenizer"),
         (
             ["check", "train.jsonl", "--column", "question"],
@@ -121,3 +119,14 @@ def test_bad_input_is_named_in_one_sentence(
     assert words in line
     assert "Traceback" not in shown.err
     assert sorted(path.name for path in Path().iterdir()) == ["train.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "command", [["data", "prepare", "gsm8k"], ["data", "check", "no.jsonl"], ["grade", "no.jsonl"]]
+)
+def test_another_kind_of_chain_is_refused_with_the_two_that_there_are(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reftune(monkeypatch, *command, "--cot", "music") == 2
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in ("--cot", "'music'", "'natural'", "'program'"))

@@ -48,7 +48,7 @@ def test_natural_file(tmp_path: Path) -> None:
         {"id": "3", "status": "ok_text", "value": "b", "correct": True, "reward": 1.0},
         {"id": "4", "status": "no_result", "value": None, "correct": False, "reward": 0.0},
     ]
-    assert (summary.total, summary.judged, summary.correct, summary.accuracy) == (4, 4, 2, 0.5)
+    assert (summary.judged, summary.correct, summary.accuracy) == (4, 2, 0.5)
     assert list(summary.statuses.items()) == [("ok", 2), ("ok_text", 1), ("no_result", 1)]
     assert summary.out == tmp_path / "outputs.graded.jsonl"
 
@@ -77,15 +77,15 @@ def test_program_file(tmp_path: Path) -> None:
         ],
     )
     out = tmp_path / "new" / "verdicts.jsonl"
-    summary = grade_file(path, "program", out, partial_reward=0.25, compute=ONE_WORKER)
+    summary = grade_file(path, "program", out, compute=ONE_WORKER)
     rows = {row["id"]: (row["status"], row["value"], row["reward"]) for row in read(out)}
     assert rows["bare"] == rows["fenced"] == ("ok", 42.0, 1.0)
-    assert rows["wrong"] == ("ok", 42.0, 0.25)
+    assert rows["wrong"] == ("ok", 42.0, 0.1)
     assert rows["letter"] == ("ok_text", "b", 1.0)
     assert rows["text"] == ("ok_text", "a", 1.0)
     assert rows["prose"] == ("syntax_error", None, 0.0)
     assert rows["hang"] == ("timeout", None, 0.0)
-    assert (summary.total, summary.correct) == (7, 4)
+    assert (summary.judged, summary.correct) == (7, 4)
     assert [path.name for path in out.parent.iterdir()] == ["verdicts.jsonl"]  # no partial file is left
 
 
@@ -103,12 +103,12 @@ def test_faults_of_our_own_are_not_charged(tmp_path: Path, monkeypatch: pytest.M
             "correct": False,
             "reward": 0.0,
         }
-        assert (summary.total, summary.judged, summary.accuracy) == (1, 0, 0.0)
+        assert (summary.judged, summary.accuracy, summary.statuses) == (0, 0.0, {"sandbox_error": 1})
 
 
 def test_accuracy_is_the_share_of_the_judged() -> None:
     statuses: dict[Status, int] = {"ok": 3, "sandbox_error": 1}
-    summary = GradeSummary(total=4, judged=3, correct=2, statuses=statuses, out=Path("out"))
+    summary = GradeSummary(judged=3, correct=2, statuses=statuses, out=Path("out"))
     assert summary.accuracy == pytest.approx(2 / 3)
 
 
@@ -232,4 +232,4 @@ def test_gsm8k_solutions_are_all_right(tmp_path: Path, shared_data: Path) -> Non
         for number, solution in enumerate(solutions)
     ]
     summary = grade_file(write(tmp_path / "gold.jsonl", rows), "natural")
-    assert (summary.total, summary.correct) == (1319, 1319)
+    assert (summary.judged, summary.correct) == (1319, 1319)

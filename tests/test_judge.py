@@ -229,12 +229,12 @@ def test_own_reward_that_fails_is_named(rewards: str, name: str, words: str) -> 
 
 def test_own_reward_that_cannot_be_loaded_is_named(rewards: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import nothing_of_this_name", encoding="utf-8")
-    (tmp_path / "notes.txt").write_text("no code", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("no code at all", encoding="utf-8")
     for spec, words in [
         ("shortness", "write path.py:function"),
         (f"{tmp_path}/missing.py:f", "no such file"),
         (f"{tmp_path}/broken.py:f", "cannot be imported .ModuleNotFoundError"),
-        (f"{tmp_path}/notes.txt:f", "not a Python file"),
+        (f"{tmp_path}/notes.txt:f", "cannot be imported .SyntaxError"),
         (f"{rewards}:shortnes", "defines no function shortnes"),
         (f"{rewards}:constant", "defines no function constant"),
     ]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reftune.data.options import read_options, write_options
+from reftune.data.formats import read_options, write_options
 
 
 @pytest.mark.parametrize(

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from reftune.data.derive.programs import Step, free_name, variable_name, write_program
+from reftune.data.derive.programs import free_name, variable_name, write_program
 
 
 def test_steps_become_lines_and_the_last_one_the_result() -> None:
-    steps = [Step("pens", "3 * 4"), Step("cost", "pens * 0.5")]
+    steps = {"pens": "3 * 4", "cost": "pens * 0.5"}
     assert write_program(steps) == (
         "def solution():\n    pens = 3 * 4\n    cost = pens * 0.5\n    result = cost\n    return result"
     )
 
 
 def test_steps_that_nothing_needs_are_left_out() -> None:
-    steps = [Step("a", "1 + 1"), Step("b", "a + 1"), Step("unused", "a + 5"), Step("c", "b * 2")]
+    steps = {"a": "1 + 1", "b": "a + 1", "unused": "a + 5", "c": "b * 2"}
     assert "unused" not in write_program(steps)
     assert write_program(steps).count("\n") == 5
 
 
 def test_math_is_imported_where_it_is_used() -> None:
-    assert write_program([Step("root", "math.sqrt(16)")]).startswith(
+    assert write_program({"root": "math.sqrt(16)"}).startswith(
         "def solution():\n    import math\n    root = math.sqrt(16)\n"
     )
 

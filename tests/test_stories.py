@@ -40,7 +40,7 @@ def test_a_story_worked_out_by_hand() -> None:
         Equation("Bob", 14, "+", 3, 17),
         Equation("Bob", 17, "*", 2, 34),
     ]
-    assert (story.people, story.things, story.answer) == (["Ann", "Bob"], "coins", 30)
+    assert ([*story.amounts], story.things, story.answer) == (["Ann", "Bob"], "coins", 30)
     assert story.needed() == [True] * 5
     ann = read_story(f"{STORY}Bob doubles the coins. How many coins does Ann have now?")
     assert ann is not None

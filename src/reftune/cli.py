@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 # Read by GNU's OpenMP runtime when torch is loaded. Threads that wait for each other spin a little,
 # which small models need, but not for long: beside other work that makes everything many times slower.
@@ -14,11 +15,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import typer
 
-from reftune.data.commands import data_app, kind_of_chain
-
-if TYPE_CHECKING:
-    from reftune.config import Config
-    from reftune.problem import Cot
+from reftune.data.commands import data_app
+from reftune.problem import Cot, UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -55,11 +53,8 @@ ModelOverrides = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(help="name of the run directory; default: the file's")]
 CotOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cot",
-        help="kind of chain: program (executed) or natural (text); default: as trained by reftune",
-    ),
+    Cot | None,
+    typer.Option(help="kind of chain: text, or programs that are run; default: as trained by reftune"),
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="model directory or Hugging Face name")]
 
@@ -72,15 +67,14 @@ def run(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
     gives ReFT), rerankers if wanted, and the evaluation of all models on the test questions. Interrupt
     it at any time: the same command goes on where it was.
     """
-    settings = _run_stages(config, overrides, name, None)
-    _show_report(settings.run_dir)
+    _show_report(_run_stages(config, overrides, name, None))
 
 
 @app.command()
 def sft(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
     """Only the first stage: train on the worked solutions."""
-    settings = _run_stages(config, overrides, name, ("sft",))
-    _say(f"models: {settings.run_dir / 'warmup' / 'model'} and {settings.run_dir / 'sft' / 'model'}")
+    run_dir = _run_stages(config, overrides, name, ("sft",))
+    _say(f"models: {run_dir / 'warmup' / 'model'} and {run_dir / 'sft' / 'model'}")
 
 
 @app.command()
@@ -89,8 +83,8 @@ def ppo(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
 
     It needs the model of the first stage: `reftune sft`, with the same config file, runs first.
     """
-    settings = _run_stages(config, overrides, name, ("ppo",))
-    _say(f"model: {settings.run_dir / 'ppo' / 'model'}")
+    run_dir = _run_stages(config, overrides, name, ("ppo",))
+    _say(f"model: {run_dir / 'ppo' / 'model'}")
 
 
 @app.command()
@@ -110,7 +104,7 @@ def evaluate(
     from reftune.evaluation.inference import evaluate_on
     from reftune.files import write_jsonl
 
-    summary, rows = evaluate_on(model, data, _cot(cot), samples, split, subset, overrides or [])
+    summary, rows = evaluate_on(model, data, cot, samples, split, subset, overrides or [])
     if out is not None:
         write_jsonl(out, rows)
     _print_summary(summary, len(rows))
@@ -128,7 +122,7 @@ def sample(
     """Ask one question; print the chain, its status and the answer."""
     from reftune.evaluation.inference import ask, model_config
 
-    config = model_config(model, overrides or [], cot=_cot(cot))
+    config = model_config(model, overrides or [], cot=cot)
     [graded] = ask(config, [question], temperature, seed)
     answer = graded.verdict.answer
     if isinstance(answer, float) and answer.is_integer():
@@ -141,7 +135,7 @@ def sample(
 @app.command()
 def grade(
     file: Annotated[Path, typer.Argument(help='JSONL: "id", "completion", "answer", maybe "choices"')],
-    cot: Annotated[str, typer.Option("--cot", help="kind of chain: program or natural")],
+    cot: Annotated[Cot, typer.Option(help="kind of chain")],
     out: Annotated[Path | None, typer.Option(help="default: FILE.graded.jsonl")] = None,
     reward: Annotated[
         str | None, typer.Option(help="your own path.py:function in place of the built-in check")
@@ -154,7 +148,7 @@ def grade(
     """Judge the outputs of any system: was each final answer right?"""
     from reftune.grading.grade_file import grade_file
 
-    summary = grade_file(file, kind_of_chain(cot), out, reward=reward, trigger=trigger)
+    summary = grade_file(file, cot, out, reward=reward, trigger=trigger)
     typer.echo(f"correct: {summary.accuracy:.1%} ({summary.correct} of {summary.judged} judged)")
     for status, count in summary.statuses.items():
         typer.echo(f"  {status}: {count}")
@@ -213,8 +207,6 @@ def main() -> None:
 
 def _explain(error: Exception) -> str | None:
     """Return the sentence for an error that the user can mend; None for a fault of ours."""
-    from reftune.problem import UserError
-
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -233,18 +225,15 @@ def _again() -> str:
 
 def _run_stages(
     path: Path, overrides: list[str] | None, name: str | None, stages: tuple[str, ...] | None
-) -> Config:
+) -> Path:
+    """Run some stages, all of them by default, and return the directory of the run."""
     from reftune.config_files import load_config
     from reftune.pipeline import run_stages
 
     settings = load_config(path, overrides or [], name)
     if not run_stages(settings, stages, sys.argv):
         _say(f"{settings.run_dir}: already finished, nothing to do")
-    return settings
-
-
-def _cot(text: str | None) -> Cot | None:
-    return None if text is None else kind_of_chain(text)
+    return settings.run_dir
 
 
 def _show_report(run_dir: Path) -> None:
@@ -263,25 +252,19 @@ def _print_summary(summary: dict[str, Any], n: int) -> None:
     for aggregation in ("greedy", "vote"):  # one model alone has no reranker
         if aggregation in summary:
             found = summary[aggregation]
-            low, high = found["interval"]
             label = aggregation if aggregation == "greedy" else f"vote of {found['k']}"
-            typer.echo(
-                f"{label}: {found['accuracy']:.1%} ({found['correct']} of {n}),"
-                f" 95% interval {low:.1%} to {high:.1%}"
-            )
+            _print_share(label, found["accuracy"], found["correct"], n, found["interval"])
     for k, value in summary.get("pass", {}).items():
         typer.echo(f"pass@{k}: {value:.1%}")
     if found := summary.get("right_answer_wrong_chain"):
-        low, high = found["interval"]
-        typer.echo(
-            f"right answer, wrong chain: {found['share']:.1%} ({found['wrong']} of {found['checked']}),"
-            f" 95% interval {low:.1%} to {high:.1%}"
-        )
+        counts = found["wrong"], found["checked"]
+        _print_share("right answer, wrong chain", found["share"], *counts, found["interval"])
+
+
+def _print_share(label: str, share: float, count: int, of: int, interval: Sequence[float]) -> None:
+    low, high = interval
+    typer.echo(f"{label}: {share:.1%} ({count} of {of}), 95% interval {low:.1%} to {high:.1%}")
 
 
 def _say(message: str) -> None:
     typer.echo(f"reftune: {message}", err=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
@@ -66,9 +68,9 @@ def flat_settings(config: Config) -> dict[str, Any]:
 
 
 def _parse(files: Sequence[Layer], overrides: Sequence[str]) -> Config:
-    layers = [*files, Layer("--set", _laid_over(map(_parse_override, overrides)))]
+    layers = [*files, Layer("--set", reduce(_merge, map(_parse_override, overrides), {}))]
     try:
-        config = Config.model_validate(_laid_over(layer.values for layer in layers))
+        config = Config.model_validate(reduce(_merge, (layer.values for layer in layers)))
     except ValidationError as error:
         key, complaint = _first_problem(error)
         place = last_layer(layers, key)
@@ -78,11 +80,6 @@ def _parse(files: Sequence[Layer], overrides: Sequence[str]) -> Config:
     if idle is not None:
         raise UserError(idle)
     return config
-
-
-def _laid_over(tables: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    empty: dict[str, Any] = {}
-    return reduce(_merge, tables, empty)
 
 
 def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
@@ -116,36 +113,22 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     for key, value in top.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = _merge(_without_other_source(old, value) if key == "model" else old, value)
+            if key == "model" and _MODEL_SOURCES & value.keys():  # a model has one source
+                old = {name: kept for name, kept in old.items() if name not in _MODEL_SOURCES}
+            merged[key] = _merge(old, value)
         else:
             merged[key] = value
     return merged
 
 
-def _without_other_source(model: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """Drop the name from under a scratch, or the scratch from under a name: a model has one source."""
-    if not _MODEL_SOURCES & top.keys():
-        return model
-    return {key: value for key, value in model.items() if key not in _MODEL_SOURCES}
-
-
 def _parse_override(override: str) -> dict[str, Any]:
     """Return `section.key=value` as the nested table that it stands for."""
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise UserError(f"--set {override}: write section.key=value, for example ppo.kl_coef=0.05")
-    value = _parse_value(text.strip())
-    for key in reversed(keys):
-        value = {key: value}
-    return cast(dict[str, Any], value)
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word is a string: --set data.cot=natural
+    key, equals, text = override.partition("=")
+    bare_word = json.dumps(text.strip(), ensure_ascii=False)  # --set data.cot=natural
+    for value in (text, bare_word) if equals else ():
+        with suppress(tomllib.TOMLDecodeError):
+            return tomllib.loads(f"{key.strip()} = {value}")
+    raise UserError(f"--set {override}: write section.key=value, for example ppo.kl_coef=0.05")
 
 
 def _first_problem(error: ValidationError) -> tuple[str, str]:

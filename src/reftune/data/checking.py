@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from reftune.config import Columns, Compute, Prompt
-from reftune.data.formats import (
-    is_program,
-    known_columns,
-    read_fields,
-    read_problem,
-    require_columns,
-    require_new_id,
-)
+from reftune.data.formats import is_program, read_fields, require_columns, require_new_id, to_problem
 from reftune.data.problems import question_key
 from reftune.data.sources import load_rows
 from reftune.files import PlacedRow
@@ -23,15 +16,11 @@ from reftune.grading.judge import make_judge, make_sandbox
 from reftune.model.prompts import PROGRAM_HEAD, Prompter, Wording
 from reftune.problem import Cot, Problem, UserError, Verdict
 
-# The lengths of one problem: its prompt, and its response where it has a chain.
-Measure = Callable[[Problem], tuple[int, int | None]]
-
 
 @dataclass(slots=True)
 class Check:
     """What was found in a data set; `faults` are sentences that begin with the place."""
 
-    source: str
     cot: Cot
     rows: int
     unit: str  # of the lengths: tokens or characters
@@ -60,7 +49,6 @@ def check_source(
     subset: str | None = None,
     columns: Columns | None = None,
     tokenizer: str | None = None,
-    compute: Compute | None = None,
 ) -> Check:
     """Check every problem of a file or data set, as training would use it.
 
@@ -68,27 +56,21 @@ def check_source(
         cot: the kind of chain; default: program if there is one among the chains.
         split, subset, columns: as for `problems.load_problems`.
         tokenizer: name or directory of the tokenizer that measures lengths; default: characters.
-        compute: workers and limits of the sandbox.
 
     Raises UserError if the source cannot be read at all, or is in no known format.
     """
     rows = list(load_rows(source, split, subset))
-    if not rows:
-        raise UserError(f"{source}: no problems in it; each needs a question and an answer")
-    if columns is None:
-        known_columns(*rows[0])
-    else:
-        require_columns(source, rows, columns)
-    cot = cot or _kind(rows, columns)
-    measure = _make_measure(tokenizer, cot)
-    check = Check(source, cot, len(rows), "characters" if tokenizer is None else "tokens")
+    require_columns(source, rows, columns)
+    check = Check(
+        cot or _kind(rows, columns), len(rows), "characters" if tokenizer is None else "tokens"
+    )
     _read(check, rows, columns)
-    _judge(check, compute or Compute())
-    _measure(check, measure)
+    _measure(check, tokenizer)
+    _judge(check)
     return check
 
 
-def judge_chains(problems: Sequence[Problem], cot: Cot, compute: Compute) -> list[Verdict]:
+def judge_chains(problems: Sequence[Problem], cot: Cot) -> list[Verdict]:
     """Judge annotated chains as if a model had written them: the texts that SFT trains on.
 
     Every problem needs a chain, and an answer that can be graded.
@@ -96,7 +78,7 @@ def judge_chains(problems: Sequence[Problem], cot: Cot, compute: Compute) -> lis
     wording = Wording(Prompt(), cot)
     # A program's docstring, the question, computes nothing: only the chain is run.
     texts = [str(p.chain) if cot == "program" else wording.rest(p) for p in problems]
-    with make_sandbox(cot, compute, text=True) or nullcontext() as sandbox:
+    with make_sandbox(Compute(), text=True) as sandbox:
         judge = make_judge(cot, trigger=Prompt().trigger, partial_reward=0.0, sandbox=sandbox)
         return judge(problems, texts, [True] * len(texts))
 
@@ -121,11 +103,9 @@ def describe(check: Check) -> list[str]:
 
 def _kind(rows: Sequence[PlacedRow], columns: Columns | None) -> Cot:
     for where, row in rows:
-        try:
+        with suppress(UserError):  # told later, with its place
             if is_program(read_fields(where, row, columns).chain):
                 return "program"
-        except UserError:  # told later, with its place
-            continue
     return "natural"
 
 
@@ -134,7 +114,8 @@ def _read(check: Check, rows: Sequence[PlacedRow], columns: Columns | None) -> N
     places: dict[str, str] = {}
     for number, (where, row) in enumerate(rows, start=1):
         try:
-            problem = read_problem(where, row, f"new-{number}", columns, check.cot)
+            fields = read_fields(where, row, columns)
+            problem = to_problem(where, fields, f"new-{number}", check.cot)
             require_new_id(where, problem, places)
         except UserError as error:
             check.faults.append(str(error))
@@ -147,9 +128,9 @@ def _read(check: Check, rows: Sequence[PlacedRow], columns: Columns | None) -> N
             check.problems.append((where, problem))
 
 
-def _judge(check: Check, compute: Compute) -> None:
+def _judge(check: Check) -> None:
     annotated = [(where, problem) for where, problem in check.problems if problem.chain is not None]
-    verdicts = judge_chains([problem for _, problem in annotated], check.cot, compute)
+    verdicts = judge_chains([problem for _, problem in annotated], check.cot)
     for (where, problem), verdict in zip(annotated, verdicts, strict=True):
         if verdict.correct:
             check.correct += 1
@@ -158,33 +139,22 @@ def _judge(check: Check, compute: Compute) -> None:
             check.faults.append(f"{where}: the chain gives {found}, the answer is {problem.answer}")
 
 
-def _measure(check: Check, measure: Measure) -> None:
+def _measure(check: Check, tokenizer: str | None) -> None:
+    """Collect the lengths that `prompt.max_prompt_tokens` and `prompt.max_new_tokens` bound.
+
+    A program's opening belongs to the prompt.
+    """
+    wording, prompter = Wording(Prompt(), check.cot), None
+    if tokenizer is not None:
+        from reftune.model.loading import load_tokenizer  # here: lengths in characters need no torch
+
+        prompter = Prompter(load_tokenizer(tokenizer), Prompt(), check.cot)
     for _, problem in check.problems:
-        prompt, response = measure(problem)
-        check.prompt_lengths.append(prompt)
-        if response is not None:
-            check.response_lengths.append(response)
-
-
-def _make_measure(tokenizer: str | None, cot: Cot) -> Measure:
-    """Return the function from a problem to the lengths that `prompt.max_prompt_tokens` and
-    `prompt.max_new_tokens` bound: a program's opening belongs to the prompt."""
-    if tokenizer is None:
-        wording = Wording(Prompt(), cot)
-
-        def characters(problem: Problem) -> tuple[int, int | None]:
+        if prompter:
+            prompt = len(prompter.encode_prompt(problem))
+        else:
             prompt = len(wording.question(problem)) + len(wording.opening(problem))
-            return prompt, None if problem.chain is None else len(wording.rest(problem))
-
-        return characters
-    from reftune.model.loading import load_tokenizer  # here: lengths in characters need no torch
-
-    prompter = Prompter(load_tokenizer(tokenizer), Prompt(), cot)
-
-    def tokens(problem: Problem) -> tuple[int, int | None]:
-        prompt = len(prompter.encode_prompt(problem))
-        if problem.chain is None:
-            return prompt, None
-        return prompt, sum(map(len, prompter.encode_example(problem))) - prompt
-
-    return tokens
+        check.prompt_lengths.append(prompt)
+        if problem.chain is not None:
+            example = prompter.encode_example(problem) if prompter else wording.pieces(problem)
+            check.response_lengths.append(sum(map(len, example)) - prompt)

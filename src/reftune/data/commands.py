@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reftune.problem import Cot, UserError
+
 if TYPE_CHECKING:
     from reftune.config import Columns
-    from reftune.problem import Cot
 
 data_app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +26,7 @@ Split = Annotated[str, typer.Option(help="split of a directory or Hugging Face d
 @data_app.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="gsm8k, svamp, mathqa_mcq or mathqa_numeric")],
-    cot: Annotated[str, typer.Option("--cot", help="kind of chain: program or natural")],
+    cot: Annotated[Cot, typer.Option(help="kind of chain")],
     source: Annotated[
         str | None, typer.Option(help="file or Hugging Face name; default: as published on the hub")
     ] = None,
@@ -40,16 +41,13 @@ def prepare(
     """
     from reftune.data.derive.preparation import describe, prepare
 
-    _show(describe(prepare(name, kind_of_chain(cot), source=source, split=split, out=out)))
+    typer.echo("\n".join(describe(prepare(name, cot, source=source, split=split, out=out))))
 
 
 @data_app.command()
 def check(
     source: Annotated[str, typer.Argument(help="file, directory or Hugging Face data set")],
-    cot: Annotated[
-        str | None,
-        typer.Option("--cot", help="kind of chain: program or natural; default: as the chains are"),
-    ] = None,
+    cot: Annotated[Cot | None, typer.Option(help="kind of chain; default: as the chains are")] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -69,43 +67,21 @@ def check(
     2 if an answer cannot be graded or a chain does not give its answer.
     """
     from reftune.data.checking import check_source, describe
-    from reftune.problem import UserError
 
     found = check_source(
-        source,
-        cot=None if cot is None else kind_of_chain(cot),
-        split=split,
-        subset=subset,
-        columns=_columns(columns or []),
-        tokenizer=tokenizer,
+        source, cot=cot, split=split, subset=subset, columns=_columns(columns or []), tokenizer=tokenizer
     )
-    _show(describe(found))
-    if found.faults:
-        _show([f"fault      {fault}" for fault in found.faults[:SHOWN_FAULTS]])
+    faults = [f"fault      {fault}" for fault in found.faults[:SHOWN_FAULTS]]
+    typer.echo("\n".join([*describe(found), *faults]))
+    if faults:
         raise UserError(
             f"{source}: {len(found.faults):,} of {found.rows:,} rows are at fault; mend or drop them"
         )
 
 
-def kind_of_chain(text: str) -> Cot:
-    """Return the kind that --cot names. Raises UserError for any other text."""
-    from reftune.problem import Cot, UserError
-
-    for kind in get_args(Cot):
-        if text == kind:
-            return cast("Cot", kind)
-    raise UserError(f"--cot {text}: choose natural or program")
-
-
-def _show(lines: list[str]) -> None:
-    for line in lines:
-        typer.echo(line)
-
-
 def _columns(pairs: list[str]) -> Columns | None:
     """Return the column names that --column gives, None without any."""
     from reftune.config import Columns
-    from reftune.problem import UserError
 
     names = dict(pair.partition("=")[::2] for pair in pairs)
     for key, name in names.items():

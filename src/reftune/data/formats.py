@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any
 
 from reftune.config import Columns
-from reftune.data.options import read_options, write_options
 from reftune.files import PlacedRow
 from reftune.grading.answers import extract_choice
 from reftune.problem import Cot, Problem, UserError
@@ -33,6 +33,7 @@ _PROGRAM = re.compile(r"^def \w+\(", re.MULTILINE)
 _DOCSTRING = re.compile(r"\A(def solution\(\):)\s*(\"{3}|'{3}).*?\2[ \t]*\n", re.DOTALL)
 _ANSWER_SENTENCE = re.compile(r"\s*\b(Therefore, the answer is\b[^\n]*|The answer is <[^<>\n]*>\.?)\Z")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_OPTION = re.compile(r"(?:^|'?\s*,\s*'?)([a-z]) \) ")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
@@ -47,23 +48,15 @@ class Fields:
     options: object
 
 
-def read_problem(
-    where: str, row: dict[str, Any], new_id: str, columns: Columns | None, cot: Cot
-) -> Problem:
-    """Return a row as a problem, without the chain if that is not of the kind `cot`.
+def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fields:
+    """Return the texts of a row.
 
     Args:
         where: the place of the row, for errors.
-        new_id: the id if the row has none.
         columns: the names of the columns; default: those of the format it is in.
 
-    Raises UserError that names the place of a row that cannot be read.
+    Raises UserError that names the place of a row that cannot be read, as `to_problem` does.
     """
-    return to_problem(where, read_fields(where, row, columns), new_id, cot)
-
-
-def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fields:
-    """Return the texts of a row. Raises UserError as `read_problem` does."""
     names = columns or known_columns(where, row)
     own_id, question, answer, chain, body = (
         _text(where, name, row.get(name or ""))
@@ -80,7 +73,10 @@ def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fie
 
 
 def to_problem(where: str, fields: Fields, new_id: str, cot: Cot) -> Problem:
-    """Return the texts of a row as a problem. Raises UserError as `read_problem` does."""
+    """Return the texts of a row as a problem, without the chain if that is not of the kind `cot`.
+
+    `new_id` is for a row that has none.
+    """
     question, choices = _with_options(where, fields.question, fields.options)
     answer = _plain_answer(fields.answer, choices)
     chain = _clean_chain(fields.chain, cot)
@@ -101,10 +97,17 @@ def known_columns(where: str, row: dict[str, Any]) -> Columns:
     raise UserError(f"{where}: has {listed(row)}, not 'question' and 'answer'; set data.columns")
 
 
-def require_columns(source: str, rows: Sequence[PlacedRow], columns: Columns) -> None:
-    """Refuse column names that no row has; a test set may lack the chains of its training set."""
-    for key, name in columns:
-        if key != "chain" and name is not None and not any(name in row for _, row in rows):
+def require_columns(source: str, rows: Sequence[PlacedRow], columns: Columns | None) -> None:
+    """Raise UserError if there are no rows, the first is in no known format, or no row has a column.
+
+    A test set may lack the chains of its training set.
+    """
+    if not rows:
+        raise UserError(f"{source}: no problems in it; each needs a question and an answer")
+    if columns is None:
+        known_columns(*rows[0])
+    for key, name in columns or ():
+        if key != "chain" and name and not any(name in row for _, row in rows):
             raise UserError(
                 f"{source}: no {name!r} among {listed(rows[0][1])}; correct data.columns.{key}"
             )
@@ -118,6 +121,18 @@ def listed(row: dict[str, Any]) -> str:
 def is_program(chain: str) -> bool:
     """Tell whether a chain is a program."""
     return bool(_PROGRAM.search(chain))
+
+
+def write_options(choices: Sequence[str]) -> str:
+    """Return `a ) 38 , b ) 27.675`, as MathQA writes options; at most 26 options have a letter."""
+    return " , ".join(f"{a} ) {text}" for a, text in zip(ascii_lowercase, choices, strict=False))
+
+
+def read_options(line: str) -> tuple[str, ...] | None:
+    """Read `a ) 38 , b ) 27.675` or `['a ) 38', 'b ) 27.675']`; None if the line is no such list."""
+    before, *pieces = _OPTION.split(line.strip().removeprefix("['").removesuffix("']"))
+    letters, texts = "".join(pieces[::2]), tuple(pieces[1::2])
+    return texts if not before and len(texts) > 1 and ascii_lowercase.startswith(letters) else None
 
 
 def _text(where: str, name: str | None, value: object) -> str:

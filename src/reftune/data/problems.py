@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from reftune.config import Columns, Data
-from reftune.data.formats import read_problem, require_columns, require_new_id
+from reftune.data.formats import read_fields, require_columns, require_new_id, to_problem
 from reftune.data.sources import Source, load_rows
 from reftune.data.synthetic.generator import generate
 from reftune.files import write_json
@@ -44,7 +44,8 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
     on the order of the file, and a larger subset contains the smaller one. Raises UserError where
     nothing is left to train on, and as `load_problems` does.
     """
-    found, test = _load_train(data, seed, check_answers), _load_test(data, seed, check_answers)
+    found = _load(data, data.train, "train", seed, check_answers)
+    test = _load(data, data.test, "test", seed, check_answers)
     test_questions = {question_key(problem) for problem in test}
     unseen = [problem for problem in found if question_key(problem) not in test_questions]
     first: dict[str, Problem] = {}
@@ -56,27 +57,23 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
             f"data.validation_size = {data.validation_size} leaves nothing to train on: {data.train} has"
             f" {len(unique)} different questions that are not in the test set; lower it"
         )
-    ranking = _ranking(unique, seed)
-    train = _pick(unique, ranking[data.validation_size :][: data.max_train])
+    train = _ranked(unique, seed, data.validation_size, data.max_train)
     report = SplitReport(
         duplicates=len(unseen) - len(unique),
         overlaps=len(found) - len(unseen),
         test_duplicates=len(test) - len(test_questions),
         without_chain=sum(problem.chain is None for problem in train),
     )
-    validation = _pick(unique, ranking[: data.validation_size])
-    return Splits(train, validation, _subset(test, data.max_test, seed), report)
+    validation = _ranked(unique, seed, 0, data.validation_size)
+    return Splits(train, validation, _ranked(test, seed, 0, data.max_test), report)
 
 
 def load_test(
     data: Data, seed: int, *, check_answers: bool = True, rows: Source | None = None
 ) -> list[Problem]:
     """Load the test problems alone, the same ones as `load_splits` gives; or those in `rows`."""
-    if rows is None:
-        found = _load_test(data, seed, check_answers)
-    else:
-        found = _load(data, rows, data.test_split, "data", check_answers)
-    return _subset(found, data.max_test, seed)
+    source, role = (data.test, "test") if rows is None else (rows, "data")
+    return _ranked(_load(data, source, role, seed, check_answers), seed, 0, data.max_test)
 
 
 def load_problems(
@@ -105,14 +102,11 @@ def load_problems(
     if isinstance(source, str | Path):
         place, prefix = str(source), new_ids or Path(source).stem
     rows = list(load_rows(source, split, subset, place))
-    if not rows:
-        raise UserError(f"{place}: no problems in it; each needs a question and an answer")
-    if columns:
-        require_columns(place, rows, columns)
+    require_columns(place, rows, columns)
     places: dict[str, str] = {}
     problems = []
     for number, (where, row) in enumerate(rows, start=1):
-        problem = read_problem(where, row, f"{prefix}-{number}", columns, cot)
+        problem = to_problem(where, read_fields(where, row, columns), f"{prefix}-{number}", cot)
         if check_answers and (complaint := check_answer(problem, cot)):
             raise UserError(f"{where}: {complaint}")
         require_new_id(where, problem, places)
@@ -131,34 +125,24 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
 def write_splits(directory: Path, splits: Splits) -> None:
     """Write the problems of a run and what was dropped on the way to them."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in ("train", "validation", "test"):
-        write_problems(directory / f"{name}.jsonl", getattr(splits, name))
-    sizes = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
-    write_json(directory / "report.json", {**sizes, **asdict(splits.report)})
+    sets = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    for name, problems in sets.items():
+        write_problems(directory / f"{name}.jsonl", problems)
+    sizes = {name: len(problems) for name, problems in sets.items()}
+    write_json(directory / "report.json", sizes | asdict(splits.report))
 
 
-def _load_train(data: Data, seed: int, check: bool) -> list[Problem]:
-    if data.train == "synthetic":
-        return generate(data.synthetic, data.synthetic.train_size, _stream(data, seed), data.cot)
-    return _load(data, data.train, data.train_split, "train", check)
-
-
-def _load_test(data: Data, seed: int, check: bool) -> list[Problem]:
-    if data.test == "synthetic":
-        return generate(data.synthetic, data.synthetic.test_size, _stream(data, seed) + 1, data.cot)
-    return _load(data, data.test, data.test_split, "test", check)
-
-
-def _stream(data: Data, seed: int) -> int:
-    """Return the generator's seed: 2s to train, 2s + 1 to test, so that none is in both for any s."""
-    return 2 * (seed if data.synthetic.seed is None else data.synthetic.seed)
-
-
-def _load(data: Data, source: Source, split: str, role: str, check: bool) -> list[Problem]:
+def _load(data: Data, source: Source, role: str, seed: int, check: bool) -> list[Problem]:
+    for_test, synthetic = role != "train", data.synthetic
+    if source == "synthetic":
+        # 2s draws the problems to train on, 2s + 1 those to test on: none is in both for any s.
+        stream = 2 * (seed if synthetic.seed is None else synthetic.seed) + for_test
+        size = synthetic.test_size if for_test else synthetic.train_size
+        return generate(synthetic, size, stream, data.cot)
     return load_problems(
         source,
         cot=data.cot,
-        split=split,
+        split=data.test_split if for_test else data.train_split,
         subset=data.subset,
         columns=data.columns,
         check_answers=check,
@@ -171,18 +155,11 @@ def question_key(problem: Problem) -> str:
     return " ".join(problem.question.casefold().split())
 
 
-def _ranking(problems: Sequence[Problem], seed: int) -> list[int]:
-    """Return the problems' positions, ordered by a seeded hash of the question."""
+def _ranked(problems: Sequence[Problem], seed: int, start: int, size: int | None) -> list[Problem]:
+    """Return those from rank `start` on, at most `size`, by a seeded hash of the question; in order."""
 
     def rank(position: int) -> str:
         return sha256(f"{seed}:{question_key(problems[position])}".encode()).hexdigest()
 
-    return sorted(range(len(problems)), key=rank)
-
-
-def _subset(problems: Sequence[Problem], size: int | None, seed: int) -> list[Problem]:
-    return _pick(problems, _ranking(problems, seed)[:size])
-
-
-def _pick(problems: Sequence[Problem], positions: Iterable[int]) -> list[Problem]:
-    return [problems[position] for position in sorted(positions)]
+    ranking = sorted(range(len(problems)), key=rank)
+    return [problems[position] for position in sorted(ranking[start:][:size])]

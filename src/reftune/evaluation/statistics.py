@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reftune.grading.numbers import same_number
+from reftune.grading.answers import same_number
 from reftune.problem import Answer
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -13,22 +13,15 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 
 from reftune.grading.expressions import expression_value, same_expression
-from reftune.grading.numbers import same_number
 from reftune.problem import Answer, Cot, Problem
 
+TOLERANCE = 1e-2  # numbers at most this far apart are equal (paper, section 4.1)
 MAX_ANSWER_CHARS = 200  # a longer "final answer" is prose
 LETTERS = tuple("abcde")  # as answers they name options, rather than unknowns
 
 _UNICODE = str.maketrans(
-    {
-        "\u2212": "-",
-        "\u2013": "-",
-        "\u00a0": " ",
-        "\u2009": " ",
-        "\u202f": " ",
-        "\u00d7": "*",
-        "\u00b7": "*",
-    }
+    {"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u00b7": "*"}
+    | dict.fromkeys("\u00a0\u2009\u202f", " ")
     | {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
 )
 _LATEX_SPACE = re.compile(r"\\(?:[,;:! ]|quad\b|qquad\b)")
@@ -52,7 +45,6 @@ _ALGEBRA = re.compile(r"[+*^\\{}_|√π²³<>≤≥]|(?<![A-Za-z])[xyz](?![A-Za-
 
 _EXPRESSION = re.compile(r"[\\^{}]")
 
-_HASHES = re.compile("####")
 _ANSWER_IS = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])")
 _MARKED_LETTER = re.compile(r"[(\[]?([a-z]) ?([)\].:])")
@@ -96,7 +88,7 @@ def parse_number(text: str) -> float | None:
         text = text.rpartition("=")[2].strip()
     found = list(_VALUE.finditer(text))
     if len(found) == 1 and not _ALGEBRA.search(_VALUE.sub("0", text)):
-        return _finite(_value(found[0]))
+        return _value(found[0])
     return expression_value(text) if _EXPRESSION.search(text) else None
 
 
@@ -109,7 +101,7 @@ def extract_choice(answer: Answer, choices: Sequence[str]) -> str | None:
     """
     letters = ascii_lowercase[: len(choices)]
     if not isinstance(answer, str):
-        return _nearest_option(answer, tuple(choices))
+        return _nearest_option(answer, choices)
     text = " ".join(answer.lower().split()).strip(" \"'`*.,;")
     text = text.removeprefix("option ").removeprefix("choice ")
     bare = text.strip("()[]<>: ")
@@ -126,7 +118,7 @@ def extract_choice(answer: Answer, choices: Sequence[str]) -> str | None:
         others = re.findall(rf"(?<!\w)([{letters}]) ?{re.escape(marked[2])}", text)
         return marked[1] if set(others) == {marked[1]} else None
     number = parse_number(text)
-    return None if number is None else _nearest_option(number, tuple(choices))
+    return None if number is None else _nearest_option(number, choices)
 
 
 def answers_equal(answer: Answer, truth: str, choices: Sequence[str] | None = None) -> bool:
@@ -147,6 +139,14 @@ def answers_equal(answer: Answer, truth: str, choices: Sequence[str] | None = No
     )
 
 
+def same_number(a: float, b: float) -> bool:
+    """Tell whether two numbers are equal within TOLERANCE; grading and voting both ask here."""
+    if not math.isfinite(a - b):
+        return a == b
+    # One unit in the last place keeps 1.01 equal to 1.00 although the binary difference exceeds 0.01.
+    return abs(a - b) <= TOLERANCE + math.ulp(max(abs(a), abs(b)))
+
+
 def check_answer(problem: Problem, cot: Cot = "natural") -> str | None:
     """Return a sentence on what is wrong with a problem's ground truth, or None if it can be graded.
 
@@ -157,7 +157,8 @@ def check_answer(problem: Problem, cot: Cot = "natural") -> str | None:
         if not 2 <= len(problem.choices) <= len(ascii_lowercase):
             return f"problem {problem.id}: has {len(problem.choices)} choices; give 2 to 26"
         if extract_choice(problem.answer, problem.choices) is None:
-            return f"{where} names none of its choices; give a letter from a to {_last_letter(problem)}"
+            last = ascii_lowercase[len(problem.choices) - 1]
+            return f"{where} names none of its choices; give a letter from a to {last}"
     elif len(problem.answer) > MAX_ANSWER_CHARS:
         return f"{where}... is longer than {MAX_ANSWER_CHARS} characters; give the final answer alone"
     elif not normalise(problem.answer):
@@ -177,25 +178,18 @@ def normalise(text: str) -> str:
     return "".join(_clean(text).casefold().split()).strip("\"'`*$.,;:!?")
 
 
-def _last_letter(problem: Problem) -> str:
-    return ascii_lowercase[len(problem.choices or ()) - 1]
-
-
 @functools.lru_cache(maxsize=8)
 def _trigger_pattern(trigger: str) -> re.Pattern[str]:
     return re.compile(r"\s+".join(re.escape(word) for word in trigger.split()) or r"\Z.")
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    found = None
-    for found in pattern.finditer(text):  # noqa: B007 -- the last one is wanted
-        pass
-    return found
+    return max(pattern.finditer(text), key=lambda found: found.start(), default=None)
 
 
 def _other_marks(text: str) -> str:
-    if hashes := _last(_HASHES, text):
-        return text[hashes.end() :]
+    if "####" in text:
+        return text.rpartition("####")[2]
     if (boxed := _last_boxed(text)) is not None:
         return boxed
     mark = _last(_ANSWER_IS, text)
@@ -238,27 +232,17 @@ def _value(match: re.Match[str]) -> float | None:
     top, bottom = (
         float(match[name].replace(",", "")) if match[name] else 1.0 for name in ("top", "bottom")
     )
-    if bottom == 0:
+    value = float(match["whole"] or 0) + top / bottom if bottom else math.nan
+    if not math.isfinite(value):
         return None
-    value = float(match["whole"] or 0) + top / bottom
     return -value if "-" in match["sign"] else value
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-@functools.lru_cache(maxsize=4096)
-def _option_values(choices: tuple[str, ...]) -> dict[str, float]:
-    values = {letter: parse_number(text) for letter, text in zip(ascii_lowercase, choices, strict=False)}
-    return {letter: value for letter, value in values.items() if value is not None}
-
-
-def _nearest_option(number: float, choices: tuple[str, ...]) -> str | None:
+def _nearest_option(number: float, choices: Sequence[str]) -> str | None:
     gaps = sorted(
-        (abs(v - number), letter)
-        for letter, v in _option_values(choices).items()
-        if same_number(number, v)
+        (abs(value - number), letter)
+        for letter, text in zip(ascii_lowercase, choices, strict=False)
+        if (value := parse_number(text)) is not None and same_number(number, value)
     )
     if not gaps or (len(gaps) > 1 and gaps[0][0] == gaps[1][0]):
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -25,7 +24,6 @@ _EXAMPLE = '{"id": ..., "completion": ..., "answer": ...}'
 class GradeSummary:
     """What `grade_file` found; `judged` leaves out the completions that our own sandbox failed on."""
 
-    total: int
     judged: int
     correct: int
     statuses: dict[Status, int]  # the commonest first
@@ -42,7 +40,6 @@ def grade_file(
     cot: Cot,
     out: Path | None = None,
     *,
-    partial_reward: float = 0.1,
     reward: str | None = None,
     trigger: str | None = None,
     compute: Compute | None = None,
@@ -54,7 +51,7 @@ def grade_file(
         cot: "program" executes the completions, "natural" reads their final answer.
         out: takes lines of {"id", "status", "value", "correct", "reward"}; default: beside `path`,
             with the suffix `.graded.jsonl`.
-        partial_reward, reward, trigger, compute: as for `grade_rows`.
+        reward, trigger, compute: as for `grade_rows`.
 
     Raises UserError that names file and line of what cannot be read.
     """
@@ -64,10 +61,13 @@ def grade_file(
     rows = list(read_rows(path, f"write {_EXAMPLE}"))
     if not rows:
         raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
-    problems, verdicts = grade_rows(
-        rows, cot, partial_reward=partial_reward, reward=reward, trigger=trigger, compute=compute
-    )
-    _write(out, problems, verdicts)
+    problems, verdicts = grade_rows(rows, cot, reward=reward, trigger=trigger, compute=compute)
+    graded = [
+        {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "reward": v.reward}
+        for p, v in zip(problems, verdicts, strict=True)
+    ]
+    with writing_to(out):
+        write_jsonl(out, graded)
     return _summary(verdicts, out)
 
 
@@ -98,7 +98,7 @@ def grade_rows(
         raise UserError("trigger: has no effect on programs, which return their answer; leave it out")
     problems = [_problem(where, row, cot, checked=reward is None) for where, row in rows]
     completions = [_completion(where, row, cot) for where, row in rows]
-    with make_sandbox(cot, compute or Compute(), text=True) or nullcontext() as sandbox:
+    with make_sandbox(compute or Compute(), text=True) as sandbox:
         judge = make_judge(
             cot,
             trigger=Prompt().trigger if trigger is None else trigger,
@@ -118,7 +118,6 @@ def extract_program(completion: str) -> str:
 def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
     statuses = Counter(verdict.status for verdict in verdicts)
     return GradeSummary(
-        total=len(verdicts),
         judged=len(verdicts) - statuses["sandbox_error"],
         correct=sum(verdict.correct for verdict in verdicts),
         statuses=dict(statuses.most_common()),
@@ -151,12 +150,3 @@ def _text(where: str, key: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{where}: {key} must be a text or a number; write {_EXAMPLE}")
     return str(value)
-
-
-def _write(out: Path, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
-    rows = (
-        {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "reward": v.reward}
-        for p, v in zip(problems, verdicts, strict=True)
-    )
-    with writing_to(out):
-        write_jsonl(out, rows)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
+import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -24,9 +23,6 @@ from reftune.problem import Answer, Cot, Execution, Problem, RewardFunction, Sta
 # Problems, their completions (for programs the whole `def solution(): ...`), and whether each was
 # finished before the token limit; returns one verdict per completion.
 Judge = Callable[[Sequence[Problem], Sequence[str], Sequence[bool]], list[Verdict]]
-
-# A user's own reward, checked: (problem, completion) -> reward.
-Reward = Callable[[Problem, str], float]
 
 
 def make_judge(
@@ -57,7 +53,9 @@ def make_judge(
         problems: Sequence[Problem], completions: Sequence[str], finished: Sequence[bool]
     ) -> list[Verdict]:
         if own_reward is None:
-            _require_answers(problems, cot)
+            for problem in dict.fromkeys(problems):  # each question comes once per sample
+                if complaint := check_answer(problem, cot):
+                    raise UserError(complaint)
         results = read(completions, finished)
         verdicts = []
         for problem, text, result in zip(problems, completions, results, strict=True):
@@ -85,30 +83,24 @@ def make_extractor(cot: Cot, *, trigger: str, sandbox: Sandbox | None = None) ->
         verdicts = []
         for result in read(completions, finished):
             number = _stated_number(result.value, cot)
-            if number is None:
-                verdicts.append(Verdict(result.status, result.value, False, 0.0))
-            else:
-                verdicts.append(Verdict("ok", number, False, 0.0))
+            status, answer = (result.status, result.value) if number is None else ("ok", number)
+            verdicts.append(Verdict(status, answer, False, 0.0))
         return verdicts
 
     return extract
 
 
-def make_sandbox(cot: Cot, compute: Compute, *, text: bool) -> Sandbox | None:
-    """Return the sandbox for programs, None where chains are natural language.
+def make_sandbox(compute: Compute, *, text: bool) -> Sandbox:
+    """Return a sandbox with these workers and limits; `text` accepts texts too, as in multiple choice.
 
-    Args:
-        compute: workers and limits.
-        text: whether an answer may be a text, as in multiple choice.
+    It costs nothing before it runs a program.
     """
-    if cot == "natural":
-        return None
     limits = (compute.sandbox_workers, compute.sandbox_seconds, compute.sandbox_memory_mb)
     return Sandbox(*limits, text=text)
 
 
-def load_reward(reward: str | RewardFunction) -> Reward:
-    """Return a user's reward function, checked wherever it is called.
+def load_reward(reward: str | RewardFunction) -> Callable[[Problem, str], float]:
+    """Return a user's reward function, from problem and completion, checked wherever it is called.
 
     Args:
         reward: the function, or its place as `path.py:function`. It is trusted code.
@@ -136,26 +128,16 @@ def _load_function(spec: str) -> RewardFunction:
     path, colon, name = spec.rpartition(":")
     if not (colon and path and name):
         raise UserError(f"reward {spec}: write path.py:function")
-    function: RewardFunction | None = getattr(_load_module(Path(path), spec), name, None)
-    if not callable(function):
-        raise UserError(f"reward {spec}: {path} defines no function {name}; correct the name")
-    return function
-
-
-def _load_module(path: Path, spec: str) -> object:
-    if not path.is_file():
+    if not Path(path).is_file():
         raise UserError(f"reward {spec}: no such file {path}")
-    module_spec = importlib.util.spec_from_file_location(f"reftune_reward_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"reward {spec}: {path} is not a Python file; give one that ends in .py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses look their module up
     try:
-        module_spec.loader.exec_module(module)
+        function: RewardFunction | None = runpy.run_path(path).get(name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"reward {spec}: {path} cannot be imported ({reason}); mend it") from error
-    return module
+    if not callable(function):
+        raise UserError(f"reward {spec}: {path} defines no function {name}; correct the name")
+    return function
 
 
 def _make_reader(
@@ -174,12 +156,6 @@ def _make_reader(
         return [next(found) if whole else Execution("truncated") for whole in finished]
 
     return read
-
-
-def _require_answers(problems: Sequence[Problem], cot: Cot) -> None:
-    for problem in dict.fromkeys(problems):  # each question comes once per sample
-        if complaint := check_answer(problem, cot):
-            raise UserError(complaint)
 
 
 def _read_natural(text: str, trigger: str) -> Execution:

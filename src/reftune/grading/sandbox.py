@@ -1,18 +1,8 @@
 """Run model-written programs in processes that can be killed, and name what came of each.
 
 A program defines `solution()`, and the value of the call is its answer. It runs in pydantic-monty, a
-Python interpreter in Rust that offers no files, network, processes or foreign code, driven by worker
-processes (`sandbox_worker.py`), one per core.
-
-What holds: neither memory nor secrets of the trainer enter a worker (a fresh interpreter, no fork,
-few environment variables). Each program has a session of its own. Time, memory, recursion, sleep and the
-size of the answer are bounded. A worker that hangs or dies is replaced, and only the program that it
-was running is charged. Clock and random seed are fixed, so that a program has one answer. Results are
-short lines of JSON, and nothing that a program does raises here.
-
-What does not hold: this is no kernel boundary. A flaw in monty itself could hand a program the rights of
-the user who trains. And monty is not all of Python: programs that import numpy, sympy, fractions or
-statistics, or define subclasses or generators, come out as `unsupported`.
+Python interpreter in Rust, driven by worker processes (`sandbox_worker.py`), one per core. What holds
+there and what does not, first of all that this is no kernel boundary: docs/architecture.md.
 """
 
 from __future__ import annotations

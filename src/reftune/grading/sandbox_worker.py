@@ -41,6 +41,9 @@ CALL = "_answer = solution()"
 ENCODE = f"(_dumps(_answer)[:{MAX_ANSWER_CHARS}],)"
 EPILOGUE = f"\n\n{CALL}\nfrom json import dumps as _dumps\n{ENCODE}"
 
+# The same program must give the same answer again, or an interrupted run ends elsewhere.
+POLICY: OSPolicy = {"random_start": {"seed": 0}, "datetime": datetime(2024, 1, 1, tzinfo=UTC)}
+
 OUTCOME_OF_EXCEPTION = {
     "TimeoutError": "timeout",
     "MemoryError": "memory",
@@ -63,39 +66,25 @@ OUTCOME_OF_MESSAGE = (
 )
 
 
-class Interpreter:
-    """Run each program in a fresh session of a warm monty process."""
+def run(program: str, pool: Monty, limits: ResourceLimits, text: bool) -> Answer:
+    """Return status, value and message of one program, run in a fresh session of a warm monty process.
 
-    def __init__(self, pool: Monty, seconds: float, memory_mb: int, text: bool) -> None:
-        self._pool = pool
-        self._text = text
-        self._limits: ResourceLimits = {
-            "max_feed_duration_secs": seconds,
-            "max_total_sleep_secs": 0.0,
-            "max_memory": memory_mb << 20,
-        }
-        # The same program must give the same answer again, or an interrupted run ends elsewhere.
-        self._policy: OSPolicy = {
-            "random_start": {"seed": 0},
-            "datetime": datetime(2024, 1, 1, tzinfo=UTC),
-        }
-
-    def run(self, program: str) -> Answer:
-        """Return status, value and message of one program; nothing that it does raises."""
-        try:
-            with self._pool.checkout(limits=self._limits, os_policy=self._policy) as session:
-                encoded = session.feed_run(program + EPILOGUE, print_callback=_discard)
-        except (MontySyntaxError, MontyRuntimeError) as error:
-            return failure(error)
-        except MontyCrashedError as error:
-            return ("timeout" if error.timed_out else "crash"), None, _clean(str(error))
-        except Exception as error:  # what came back could not be made a Python object
-            return "bad_result", None, _clean(f"{type(error).__name__}: {error}")
-        match encoded:
-            case tuple((str(head),)):
-                return decode(head, self._text)
-            case _:  # the epilogue was not reached, and monty lets a module return
-                return "syntax_error", None, "'return' outside function"
+    Nothing that it does raises.
+    """
+    try:
+        with pool.checkout(limits=limits, os_policy=POLICY) as session:
+            encoded = session.feed_run(program + EPILOGUE, print_callback=_discard)
+    except (MontySyntaxError, MontyRuntimeError) as error:
+        return failure(error)
+    except MontyCrashedError as error:
+        return ("timeout" if error.timed_out else "crash"), None, _clean(str(error))
+    except Exception as error:  # what came back could not be made a Python object
+        return "bad_result", None, _clean(f"{type(error).__name__}: {error}")
+    match encoded:
+        case tuple((str(head),)):
+            return decode(head, text)
+        case _:  # the epilogue was not reached, and monty lets a module return
+            return "syntax_error", None, "'return' outside function"
 
 
 def decode(encoded: str, text: bool) -> Answer:
@@ -179,11 +168,16 @@ def serve(channel: socket.socket, seconds: float, kill_after: float, memory_mb: 
 
     Monty stops a program after `seconds`; its process is killed and replaced after `kill_after`.
     """
+    limits: ResourceLimits = {
+        "max_feed_duration_secs": seconds,
+        "max_total_sleep_secs": 0.0,
+        "max_memory": memory_mb << 20,
+    }
     with Monty(min_processes=1, max_processes=1, request_timeout=kill_after) as pool:
-        interpreter = Interpreter(pool, seconds, memory_mb, text)
         channel.sendall(b"ready\n")
         for line in channel.makefile("rb"):
-            channel.sendall(json.dumps(interpreter.run(json.loads(line))).encode() + b"\n")
+            answer = run(json.loads(line), pool, limits, text)
+            channel.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def main(arguments: list[str]) -> None:

@@ -7,8 +7,6 @@ numbers, one unknown, `+ - * / //`, signs and parentheses are looked at.
 from __future__ import annotations
 
 import ast
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,37 +19,6 @@ class Linear:
 
     slope: Fraction
     constant: Fraction
-
-    def __add__(self, other: Linear) -> Linear:
-        return Linear(self.slope + other.slope, self.constant + other.constant)
-
-    def __sub__(self, other: Linear) -> Linear:
-        return Linear(self.slope - other.slope, self.constant - other.constant)
-
-    def __mul__(self, other: Linear) -> Linear:
-        number, factor = (self, other) if not self.slope else (other, self)
-        if number.slope:
-            raise ValueError("not linear")
-        return Linear(number.constant * factor.slope, number.constant * factor.constant)
-
-    def __truediv__(self, other: Linear) -> Linear:
-        if other.slope:
-            raise ValueError("not linear")
-        return Linear(self.slope / other.constant, self.constant / other.constant)
-
-    def __floordiv__(self, other: Linear) -> Linear:
-        if self.slope or other.slope:
-            raise ValueError("not linear")
-        return Linear(Fraction(0), Fraction(self.constant // other.constant))
-
-
-_OPERATIONS: dict[type[ast.operator], Callable[[Linear, Linear], Linear]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
 
 
 def parse(text: str) -> ast.expr | None:
@@ -70,7 +37,7 @@ def parse(text: str) -> ast.expr | None:
 
 def value_of(tree: ast.expr) -> Linear | None:
     """Return the exact value of an expression, None if it has none or is not linear."""
-    if len({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}) > 1:
+    if len(names_in(tree)) > 1:
         return None
     try:
         return _value(tree)
@@ -81,12 +48,12 @@ def value_of(tree: ast.expr) -> Linear | None:
 def number_of(tree: ast.expr) -> Fraction | None:
     """Return the exact value of an expression without unknowns, else None."""
     value = value_of(tree)
-    return value.constant if value is not None and not has_unknown(tree) else None
+    return value.constant if value is not None and not names_in(tree) else None
 
 
-def has_unknown(tree: ast.expr) -> bool:
-    """Tell whether there is an unknown in an expression."""
-    return any(isinstance(node, ast.Name) for node in ast.walk(tree))
+def names_in(tree: ast.AST) -> set[str]:
+    """Return the names in an expression: its unknowns."""
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def is_calculation(tree: ast.expr) -> bool:
@@ -133,7 +100,23 @@ def _value(tree: ast.expr) -> Linear:
         case ast.Name():
             return Linear(Fraction(1), Fraction(0))
         case ast.UnaryOp(op=ast.USub()):
-            return Linear(Fraction(0), Fraction(-1)) * _value(tree.operand)
-        case ast.BinOp() if type(tree.op) in _OPERATIONS:
-            return _OPERATIONS[type(tree.op)](_value(tree.left), _value(tree.right))
+            return _combined(ast.Sub(), Linear(Fraction(0), Fraction(0)), _value(tree.operand))
+        case ast.BinOp():
+            return _combined(tree.op, _value(tree.left), _value(tree.right))
     raise ValueError("not plain arithmetic")
+
+
+def _combined(sign: ast.operator, left: Linear, right: Linear) -> Linear:
+    match sign:
+        case ast.Add():
+            return Linear(left.slope + right.slope, left.constant + right.constant)
+        case ast.Sub():
+            return Linear(left.slope - right.slope, left.constant - right.constant)
+        case ast.Mult() if not (left.slope and right.slope):
+            slope = left.slope * right.constant + left.constant * right.slope
+            return Linear(slope, left.constant * right.constant)
+        case ast.Div() if not right.slope:
+            return Linear(left.slope / right.constant, left.constant / right.constant)
+        case ast.FloorDiv() if not (left.slope or right.slope):
+            return Linear(Fraction(0), Fraction(left.constant // right.constant))
+    raise ValueError("not linear")

@@ -1,8 +1,6 @@
 """Chains from worked solutions in text (GSM8K) and from equations (SVAMP).
 
-The equations of a solution become the lines of a program. A number in one of them that an earlier one
-has given is written as that one's variable, so that the program reasons as the text does. Variables are
-named after the words beside the numbers.
+docs/data.md says how: the program reasons as the text does, with variables named as the text names.
 """
 
 from __future__ import annotations
@@ -12,10 +10,10 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from reftune.data.derive.arithmetic import has_unknown, number_of, parse, write
-from reftune.data.derive.equations import Equation, read_equations
-from reftune.data.derive.programs import Step, UnderivableError, free_name, variable_name, write_program
-from reftune.grading.numbers import same_number
+from reftune.data.derive.arithmetic import names_in, number_of, parse, write
+from reftune.data.derive.equations import read_equations
+from reftune.data.derive.programs import UnderivableError, free_name, variable_name, write_program
+from reftune.grading.answers import same_number
 
 # Words by which a question states numbers, without the s of the plural.
 _NUMBER_WORDS = {
@@ -40,11 +38,6 @@ _NUMBER_WORDS = {
     100: "hundred percent percentage cent dollar century",
     365: "year day",
     1000: "thousand",
-}
-_STATED_BY = {
-    word: {number for number, words in _NUMBER_WORDS.items() if word in words.split()}
-    for words in _NUMBER_WORDS.values()
-    for word in words.split()
 }
 _NUMBER = re.compile(r"(?<![\w.])(?:\d+|(?=\.\d))(?:\.\d+)?")
 
@@ -71,10 +64,11 @@ def program_from_solution(question: str, solution: str, answer: float) -> str:
     if not hits:
         raise UnderivableError("no equation of the solution gives the answer")
     linker = _Linker(stated_numbers(question))
-    steps: list[Step] = []
+    steps: dict[str, str] = {}
     for equation in equations[: hits[-1] + 1]:
-        name = free_name(_variable(equation), {step.name for step in steps})
-        steps.append(Step(name, ast.unparse(linker.visit(equation.calculation))))
+        wish = variable_name(equation.before, _RESULT.sub("", equation.after, count=1))
+        name = free_name(wish or equation.unknown or "value", steps)
+        steps[name] = ast.unparse(linker.visit(equation.calculation))
         linker.given.append((name, equation.result))
     return write_program(steps)
 
@@ -85,13 +79,12 @@ def program_from_equation(equation: str) -> str:
     Raises UnderivableError if it cannot be read.
     """
     names: dict[ast.expr, str] = {}
-    steps: list[Step] = []
+    steps: dict[str, str] = {}
     for node in _calculations(equation):
         sign, word = _SIGNS[type(node.op)]
-        name = free_name(word, {step.name for step in steps})
         left, right = (names.get(side) or _literal(side) for side in (node.left, node.right))
-        steps.append(Step(name, f"{left} {sign} {right}"))
-        names[node] = name
+        names[node] = free_name(word, steps)
+        steps[names[node]] = f"{left} {sign} {right}"
     return write_program(steps)
 
 
@@ -115,9 +108,8 @@ def stated_numbers(question: str) -> set[Fraction]:
     text = question.replace(",", "")
     numbers = {Fraction(match) for match in _NUMBER.findall(text)}
     numbers |= {number / 100 for number in numbers} if "%" in text else set()
-    for word in re.findall("[a-z]+", text.lower()):
-        numbers |= {Fraction(n) for n in _STATED_BY.get(word.removesuffix("s"), ())}
-    return numbers
+    words = {word.removesuffix("s") for word in re.findall("[a-z]+", text.lower())}
+    return numbers | {Fraction(n) for n, stated in _NUMBER_WORDS.items() if words & {*stated.split()}}
 
 
 class _Linker(ast.NodeTransformer):
@@ -151,7 +143,7 @@ class _Linker(ast.NodeTransformer):
 def _calculations(equation: str) -> list[ast.BinOp]:
     """Return the operations of an equation, inner ones first."""
     tree = parse(equation)
-    found = [] if tree is None or has_unknown(tree) else list(_inner_first(tree))
+    found = [] if tree is None or names_in(tree) else list(_inner_first(tree))
     if not found or any(type(node.op) not in _SIGNS for node in found):
         raise UnderivableError("the equation cannot be read")
     return found
@@ -170,9 +162,3 @@ def _literal(tree: ast.expr) -> str:
     assert number is not None
     text = write(number)
     return f"{float(number):.2f}" if "/" in text else text
-
-
-def _variable(equation: Equation) -> str:
-    """Return a name for what an equation gives."""
-    after = _RESULT.sub("", equation.after, count=1)
-    return variable_name(equation.before, after) or equation.unknown or "value"

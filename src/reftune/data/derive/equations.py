@@ -1,9 +1,7 @@
 """The equations that a worked solution states in its text, each one checked.
 
-GSM8K's solutions carry calculator annotations, `48/2 = <<48/2=24>>24`. Their sentences hold more:
-equations with units between the numbers (`10 minutes / 5 miles = 2 minutes/mile`), percentages,
-fractions, and equations in an unknown. A text can often be read in several ways: a reading counts only
-if what it computes on the left is what the text states on the right.
+A text can often be read in several ways (units, percentages, fractions; docs/data.md): a reading counts
+only if what it computes on the left is what the text states on the right.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from reftune.data.derive.arithmetic import has_unknown, is_calculation, number_of, parse, solve, write
+from reftune.data.derive.arithmetic import is_calculation, names_in, number_of, parse, solve, write
 
 TOLERANCE = Fraction(1, 100)  # the text may have rounded; small numbers must agree in proportion
 MAX_PIECES = 40  # a longer left side is no equation of a worked solution
@@ -41,7 +39,6 @@ _TOKEN = re.compile(
     | (?P<other>.)""",
     re.VERBOSE,
 )
-_BREAK = "|"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,81 +69,69 @@ def _read_line(line: str, unknowns: dict[str, list[ast.expr]]) -> Iterator[Equat
     for sign in _EQUALS.finditer(line):
         before, after = line[start : sign.start()].rstrip(" ="), line[sign.end() :]
         start = sign.end()
-        right = _head(_pieces(sign["right"] or after))
+        right = _segments(sign["right"] or after)[0][:MAX_PIECES]
         result = _number(right)
         for left in filter(None, (sign["left"], before)):  # <<156=156>> computes nothing: look before it
-            tail = _tail(_pieces(left))
-            found = _calculation(tail, result, percent="%" in right[1:3])
-            unknown = ""
-            if found is None:
-                unknown, found = _unknown(tail, right, unknowns)
+            tail = _segments(left)[-1][-MAX_PIECES:]
+            stated = _calculation(tail, result, percent="%" in right[1:3])
+            found = stated or _solution(tail, right, result, unknowns)
             if found is not None and result is not None:
-                yield Equation(found, result, before, after, unknown)
+                yield Equation(found, result, before, after, unknown="" if stated else tail[0])
                 break
 
 
-# From text to pieces: numbers, letters (unknowns), signs, and _BREAK where anything else stands between
+# From text to pieces: numbers, letters (unknowns) and signs
 
 
-def _pieces(text: str) -> list[str]:
-    tokens = [match for match in _TOKEN.finditer(text) if match.lastgroup != "space"]
-    pieces: list[str] = []
-    position = 0
-    while position < len(tokens):
-        end = position
-        while end < len(tokens) and _is_word(tokens[end], pieces):
-            end += 1
-        following = tokens[end][0] if end < len(tokens) else ""
-        if end > position:
-            pieces += _read_words(tokens[position:end], following, pieces)
-        elif following:
-            pieces.append(_piece(tokens[end], tokens[end + 1 : end + 2], pieces))
-            end += 1
-        position = end
-    return pieces
+def _segments(text: str) -> list[list[str]]:
+    """Return the pieces of a text, cut wherever anything else stands between them."""
+    tokens = [match for match in _TOKEN.finditer(text) if match.lastgroup != "space"][::-1]
+    segments: list[list[str]] = [[]]
+    while tokens:
+        word = ""
+        while tokens and _is_word(tokens[-1], segments[-1]):
+            word = tokens.pop()[0]
+        if word:
+            piece = _read_word(word, tokens[-1][0] if tokens else "", segments[-1])
+        else:
+            piece = _piece(tokens.pop(), tokens[-1:], segments[-1])
+        if piece is None:
+            segments.append([])
+        elif piece:
+            segments[-1].append(piece)
+    return segments
 
 
 def _is_word(token: re.Match[str], pieces: Sequence[str]) -> bool:
     if token.lastgroup == "letter":
         spaced = token.string[token.start() - 1 : token.start()] == " "
-        return token[0] in _UNIT_LETTERS and spaced and bool(pieces) and _is_operand(pieces[-1])
+        return token[0] in _UNIT_LETTERS and spaced and _end_in_operand(pieces)
     return token.lastgroup == "word"
 
 
-def _read_words(words: Sequence[re.Match[str]], following: str, pieces: Sequence[str]) -> list[str]:
-    """Return what a run of words is: a unit (nothing), a sign (`of`, `times`), or a break."""
-    if not pieces or not _is_operand(pieces[-1]):
-        return [_BREAK]
+def _read_word(word: str, following: str, pieces: Sequence[str]) -> str | None:
+    """Return what the last of some words stands for: a sign (`of`), nothing (a unit), None (a cut)."""
+    if not _end_in_operand(pieces):
+        return None
     if not following or following in "+-*/)":
-        return []
-    sign = None if pieces[-1].isalpha() else _WORD_SIGNS.get(words[-1][0].lower())
-    return [sign] if sign and following[0] in ".(0123456789" else [_BREAK]
+        return ""
+    sign = None if pieces[-1].isalpha() else _WORD_SIGNS.get(word.lower())
+    return sign if following[0] in ".(0123456789" else None
 
 
-def _piece(token: re.Match[str], following: Sequence[re.Match[str]], pieces: Sequence[str]) -> str:
-    if token.lastgroup == "other":
-        return _BREAK
+def _piece(
+    token: re.Match[str], following: Sequence[re.Match[str]], pieces: Sequence[str]
+) -> str | None:
     if token.lastgroup == "letter":
         number_follows = following and (following[0].lastgroup == "number" or following[0][0] == "(")
-        if token[0] in "xX" and pieces and _is_operand(pieces[-1]) and number_follows:
-            return "*"
-        return token[0].lower()
-    return token[0]
+        return (
+            "*" if token[0] in "xX" and _end_in_operand(pieces) and number_follows else token[0].lower()
+        )
+    return None if token.lastgroup == "other" else token[0]
 
 
-def _is_operand(piece: str) -> bool:
-    return piece[-1].isalnum() or piece in (")", "%")
-
-
-def _tail(pieces: list[str]) -> list[str]:
-    """Return the pieces after the last break."""
-    breaks = [position for position, piece in enumerate(pieces) if piece == _BREAK]
-    return pieces[breaks[-1] + 1 if breaks else 0 :][-MAX_PIECES:]
-
-
-def _head(pieces: list[str]) -> list[str]:
-    """Return the pieces before the first break."""
-    return pieces[: pieces.index(_BREAK) if _BREAK in pieces else None][:MAX_PIECES]
+def _end_in_operand(pieces: Sequence[str]) -> bool:
+    return bool(pieces) and (pieces[-1][-1].isalnum() or pieces[-1] in (")", "%"))
 
 
 # From pieces to expressions
@@ -159,8 +144,7 @@ def _calculation(pieces: list[str], result: Fraction | None, percent: bool) -> a
     for start in range(len(pieces)):
         trees = [tree for text in _readings(pieces[start:], percent) if (tree := parse(text))]
         for tree in trees:
-            value = number_of(tree) if is_calculation(tree) else None
-            if value is not None and _holds(value, result):
+            if is_calculation(tree) and _holds(tree, result):
                 return tree
         if trees and pieces[start] != "-":  # which may be a dash
             return None
@@ -179,11 +163,9 @@ def _readings(pieces: list[str], percent: bool) -> Iterator[str]:
 
 
 def _spell(pieces: Sequence[str], tight: bool, hundredths: bool) -> str:
-    """Write pieces in Python's notation.
+    """Write pieces in Python's notation, percentages as `hundredths` or as they stand.
 
-    Args:
-        tight: whether a fraction binds tighter than signs do: 2 / 1/4 is 8.
-        hundredths: whether 20% is 20 / 100, or 20.
+    A `tight` fraction binds tighter than signs do: 2 / 1/4 is 8.
     """
     spelled: list[str] = []
     for piece in pieces:
@@ -191,7 +173,7 @@ def _spell(pieces: Sequence[str], tight: bool, hundredths: bool) -> str:
             if hundredths and spelled:
                 spelled[-1] = f"({spelled[-1]} / 100)" if spelled[-1] != ")" else ") / 100"
             continue
-        if spelled and _is_operand(spelled[-1]) and (piece == "(" or piece.isalpha()):
+        if _end_in_operand(spelled) and (piece == "(" or piece.isalpha()):
             spelled.append("*")  # 28(2), 3x
         spelled.append(_spell_number(piece, tight) if piece[-1].isdigit() else piece)
     return " ".join(spelled)
@@ -212,42 +194,39 @@ def _number(pieces: Sequence[str]) -> Fraction | None:
     """Return the number that the pieces begin with."""
     negative = pieces[:1] == ["-"]
     first = "".join(pieces[negative : negative + 1])
-    if not first[-1:].isdigit():
-        return None
-    tree = parse(_spell_number(first, tight=True))
-    value = number_of(tree) if tree is not None else None
-    return -value if value is not None and negative else value
+    tree = parse("-" * negative + _spell_number(first, tight=True)) if first[-1:].isdigit() else None
+    return number_of(tree) if tree else None
 
 
-def _holds(value: Fraction, result: Fraction) -> bool:
-    return abs(value - result) <= TOLERANCE * min(Fraction(1), abs(result))
+def _holds(tree: ast.expr, result: Fraction) -> bool:
+    value = number_of(tree)
+    return value is not None and abs(value - result) <= TOLERANCE * min(Fraction(1), abs(result))
 
 
 # Unknowns: `5x + 7 = 52` says what x is, and `x = 9` that the solution means it
 
 
-def _unknown(
-    left: list[str], right: list[str], unknowns: dict[str, list[ast.expr]]
-) -> tuple[str, ast.expr | None]:
-    """Return the unknown that a statement gives the value of, with the calculation that gives it.
+def _solution(
+    left: list[str], right: list[str], result: Fraction | None, unknowns: dict[str, list[ast.expr]]
+) -> ast.expr | None:
+    """Return the calculation that gives an unknown the value which a statement says it has.
 
     Other equations are kept in `unknowns`, solved, until such a statement comes.
     """
     letters = {piece for piece in (*left, *right) if piece.isalpha()}
     if len(letters) != 1:
-        return "", None
+        return None
     [letter] = letters
-    if left == [letter] and (result := _number(right)) is not None and letter not in right:
+    if left == [letter] and result is not None and letter not in right:
         for calculation in unknowns.get(letter, []):
-            value = number_of(calculation)
-            if value is not None and _holds(value, result):
-                return letter, calculation
+            if _holds(calculation, result):
+                return calculation
     one, other = _longest(left), parse(_spell(right, tight=False, hundredths=True))
     if one is not None and other is not None:
         solution = other if isinstance(one, ast.Name) else parse(solve(one, other) or "")
-        if solution is not None and is_calculation(solution) and not has_unknown(solution):
+        if solution is not None and is_calculation(solution) and not names_in(solution):
             unknowns.setdefault(letter, []).append(solution)
-    return "", None
+    return None
 
 
 def _longest(pieces: list[str]) -> ast.expr | None:

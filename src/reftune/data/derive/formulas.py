@@ -10,10 +10,11 @@ inverses here, and `choose` counts combinations. Angles are in radians, by const
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 
 from reftune.data.derive.arithmetic import write
-from reftune.data.derive.programs import Step, UnderivableError, free_name, write_program
+from reftune.data.derive.programs import UnderivableError, free_name, write_program
 
 # operation -> (name of its result, expression in its operands); {0:int} is an operand to be made whole
 OPERATIONS: dict[str, tuple[str, str]] = {
@@ -121,15 +122,17 @@ def program_from_formula(formula: str, question: str) -> str:
 
     Raises UnderivableError if the formula cannot be read.
     """
-    numbers = question_numbers(question)
-    steps: list[Step] = []
+    numbers = enumerate(question_numbers(question))
+    known = _CONSTANTS | {f"n{index}": write(number) for index, number in numbers}
+    steps: dict[str, str] = {}
     for text in filter(str.strip, formula.split("|")):
         match = _OPERATION.fullmatch(text)
         if match is None:
             raise UnderivableError("the formula cannot be read")
-        operands = [_operand(part.strip(), numbers, steps) for part in match[2].split(",")]
-        name, expression = _apply(match[1], operands)
-        steps.append(Step(free_name(name, {step.name for step in steps}), expression))
+        operands = [_operand(part.strip(), known) for part in match[2].split(",")]
+        word, expression = _apply(match[1], operands)
+        name = known[f"#{len(steps)}"] = free_name(word, steps)
+        steps[name] = expression
     if not steps:
         raise UnderivableError("the formula is empty")
     return write_program(steps)
@@ -145,18 +148,14 @@ def question_numbers(question: str) -> list[Fraction]:
     return [Fraction(word) for word in words]
 
 
-def _operand(text: str, numbers: list[Fraction], steps: list[Step]) -> str:
-    if text in _CONSTANTS:
-        return _CONSTANTS[text]
+def _operand(text: str, known: Mapping[str, str]) -> str:
     if constant := _CONSTANT.fullmatch(text):
         return write(Fraction(f"{constant[1]}.{constant[2] or 0}"))
-    kind, index = text[:1], text[1:]
-    known = len(numbers) if kind == "n" else len(steps)
-    if kind not in ("n", "#") or not index.isdecimal():
-        raise UnderivableError("the formula has an unknown constant")
-    if int(index) >= known:
+    if text in known:
+        return known[text]
+    if re.fullmatch(r"[n#]\d+", text):
         raise UnderivableError("the formula names a number that is not there")
-    return write(numbers[int(index)]) if kind == "n" else steps[int(index)].name
+    raise UnderivableError("the formula has an unknown constant")
 
 
 class _Operand(str):

@@ -1,19 +1,17 @@
 """Prepare the paper's data sets: chains of either kind, checked, in our own format.
 
-Natural chains lose their calculator annotations. Programs are taken where a source has them, and else
-derived: from GSM8K's solutions, MathQA's formulas, SVAMP's equations. What is written has been judged
-as a model's output would be, and found right.
+docs/data.md says where each chain comes from.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_lowercase
 
-from reftune.config import Compute
 from reftune.data.checking import judge_chains
 from reftune.data.derive.derivations import (
     chain_from_equation,
@@ -78,13 +76,7 @@ class Preparation:
 
 
 def prepare(
-    name: str,
-    cot: Cot,
-    *,
-    source: str | None = None,
-    split: str = "train",
-    out: Path | None = None,
-    compute: Compute | None = None,
+    name: str, cot: Cot, *, source: str | None = None, split: str = "train", out: Path | None = None
 ) -> Preparation:
     """Write the problems of a data set whose chains give their answers, as JSONL.
 
@@ -95,12 +87,13 @@ def prepare(
             default: as published on the hub.
         split: of a directory or hub data set.
         out: default: NAME_COT_SPLIT.jsonl; of a file, its name stands for the split.
-        compute: workers and limits of the sandbox.
 
     Raises UserError for an unknown name, a source that cannot be read or has other columns, multiple
     choice without options, ids that come twice, and if no problem is left.
     """
-    data_set = _find(name)
+    if name not in DATA_SETS:
+        raise UserError(f"{name}: unknown data set; choose {', '.join(DATA_SETS)}")
+    data_set = DATA_SETS[name]
     source = source or data_set.source
     local = Path(source).expanduser()
     origin = local.stem if local.is_file() else split
@@ -111,8 +104,8 @@ def prepare(
     if not rows:
         raise UserError(f"{source}: no problems in it")
     _require_columns(name, rows[0])
-    dropped: dict[str, list[str]] = {}
-    problems = _correct(_read(rows, name, f"{name}-{origin}", cot, dropped), cot, compute, dropped)
+    dropped: defaultdict[str, list[str]] = defaultdict(list)
+    problems = _correct(_read(rows, name, f"{name}-{origin}", cot, dropped), cot, dropped)
     reasons = dict(sorted(dropped.items(), key=lambda item: -len(item[1])))
     if not problems:
         reason, ids = next(iter(reasons.items()))
@@ -120,7 +113,8 @@ def prepare(
             f"{source}: no {cot} chain of its {len(rows):,} problems can be used; {len(ids):,} times"
             f" because {reason}, first in {ids[0]}"
         )
-    _write(out, problems)
+    with writing_to(out), atomic_file(out) as partial:
+        write_problems(partial, problems)
     return Preparation(source, out, len(rows), len(problems), reasons)
 
 
@@ -136,12 +130,6 @@ def describe(preparation: Preparation) -> list[str]:
     return lines
 
 
-def _find(name: str) -> DataSet:
-    if name not in DATA_SETS:
-        raise UserError(f"{name}: unknown data set; choose {', '.join(DATA_SETS)}")
-    return DATA_SETS[name]
-
-
 def _require_columns(name: str, row: PlacedRow) -> None:
     """Refuse a source in which the data set cannot be."""
     formats = (DATA_SETS[name].columns, _OFFICIAL, _OWN)
@@ -153,7 +141,7 @@ def _require_columns(name: str, row: PlacedRow) -> None:
 
 
 def _read(
-    rows: Sequence[PlacedRow], name: str, prefix: str, cot: Cot, dropped: dict[str, list[str]]
+    rows: Sequence[PlacedRow], name: str, prefix: str, cot: Cot, dropped: defaultdict[str, list[str]]
 ) -> list[Problem]:
     """Return the problems that have a chain, or for which one can be derived."""
     options, problems = DATA_SETS[name].options, []
@@ -164,7 +152,7 @@ def _read(
             fields = read_fields(where, row, None)
             problem = to_problem(where, fields, new_id, cot)
         except UserError as error:
-            dropped.setdefault(str(error).removeprefix(f"{where}: "), []).append(new_id)
+            dropped[str(error).removeprefix(f"{where}: ")].append(new_id)
             continue
         if options and problem.choices is None:
             raise UserError(f"{where}: a question without options; take {name} from a source with them")
@@ -172,7 +160,7 @@ def _read(
         try:
             problems.append(_complete(problem, fields, row, cot, options))
         except UnderivableError as error:
-            dropped.setdefault(str(error), []).append(problem.id)
+            dropped[str(error)].append(problem.id)
     return problems
 
 
@@ -184,7 +172,8 @@ def _complete(
         raise UnderivableError("its answer cannot be graded")
     chain = problem.chain or _derive(problem, fields, row, cot)
     if options is False and problem.choices is not None:
-        problem = _without_options(problem)
+        question = problem.question.rpartition("\n")[0]
+        problem = replace(problem, question=question, answer=f"{_number(problem):.15g}", choices=None)
         chain = _LETTER.sub("", chain) if cot == "natural" else chain
     if not chain:
         raise UnderivableError(f"it has no {cot} chain")
@@ -215,23 +204,16 @@ def _number(problem: Problem) -> float:
     return number
 
 
-def _without_options(problem: Problem) -> Problem:
-    """Return a multiple choice question as one that asks for the number of its right option."""
-    question = problem.question.rpartition("\n")[0]
-    return replace(problem, question=question, answer=f"{_number(problem):.15g}", choices=None)
-
-
 def _correct(
-    problems: Sequence[Problem], cot: Cot, compute: Compute | None, dropped: dict[str, list[str]]
+    problems: Sequence[Problem], cot: Cot, dropped: defaultdict[str, list[str]]
 ) -> list[Problem]:
     """Return the problems whose chains are judged correct."""
     kept = []
-    verdicts = judge_chains(problems, cot, compute or Compute())
-    for problem, verdict in zip(problems, verdicts, strict=True):
+    for problem, verdict in zip(problems, judge_chains(problems, cot), strict=True):
         if verdict.correct:
             kept.append(problem)
-            continue
-        dropped.setdefault(_reason(problem, verdict, cot), []).append(problem.id)
+        else:
+            dropped[_reason(problem, verdict, cot)].append(problem.id)
     return kept
 
 
@@ -243,8 +225,3 @@ def _reason(problem: Problem, verdict: Verdict, cot: Cot) -> str:
     if problem.choices is not None and verdict.status == "no_result":
         return f"{subject} names none of the options"
     return f"{subject} gives no answer ({verdict.status})"
-
-
-def _write(out: Path, problems: Sequence[Problem]) -> None:
-    with writing_to(out), atomic_file(out) as partial:
-        write_problems(partial, problems)

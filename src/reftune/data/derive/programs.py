@@ -6,8 +6,9 @@ import ast
 import builtins
 import keyword
 import re
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Container
+
+from reftune.data.derive.arithmetic import names_in
 
 _TAKEN = frozenset((*keyword.kwlist, *dir(builtins), "math", "result", "solution"))
 
@@ -33,14 +34,6 @@ class UnderivableError(Exception):
     """Say in a few words why no program can be derived; equal causes have equal words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One line of a program: `name = expression`. The expression uses the names of earlier steps."""
-
-    name: str
-    expression: str
-
-
 def variable_name(before: str, after: str) -> str | None:
     """Return a name for a number by the words beside it, None if they give none.
 
@@ -57,7 +50,7 @@ def variable_name(before: str, after: str) -> str | None:
     return "_".join(name) or None
 
 
-def free_name(name: str, taken: Set[str]) -> str:
+def free_name(name: str, taken: Container[str]) -> str:
     """Return the name, changed as little as possible to be a new and harmless variable."""
     if name in _TAKEN:
         name += "_value"
@@ -68,18 +61,20 @@ def free_name(name: str, taken: Set[str]) -> str:
     return new
 
 
-def write_program(steps: Sequence[Step]) -> str:
-    """Return the program whose result is that of the last step, without the steps it does not need."""
-    wanted = {steps[-1].name}
-    kept: list[Step] = []
-    for step in reversed(steps):
-        if step.name in wanted:
-            kept.append(step)
-            wanted |= _names(step.expression)
-    lines = [f"{step.name} = {step.expression}" for step in reversed(kept)]
+def write_program(steps: dict[str, str]) -> str:
+    """Return the program whose result is that of the last step, without the steps it does not need.
+
+    Args:
+        steps: names in order, each with an expression in the names before it.
+    """
+    result = [*steps][-1]
+    wanted, lines = {result}, [f"result = {result}", "return result"]
+    for name, expression in reversed(steps.items()):
+        if name in wanted:
+            lines.insert(0, f"{name} = {expression}")
+            wanted |= names_in(ast.parse(expression))
     if "math" in wanted:
         lines.insert(0, "import math")
-    lines += [f"result = {steps[-1].name}", "return result"]
     return "\n    ".join(["def solution():", *lines])
 
 
@@ -91,7 +86,3 @@ def _trim(words: list[str]) -> list[str]:
     """Leave out what a name neither begins nor ends with."""
     strong = [n for n, word in enumerate(words) if word not in _WEAK]
     return words[strong[0] : strong[-1] + 1] if strong else []
-
-
-def _names(expression: str) -> set[str]:
-    return {node.id for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.Name)}

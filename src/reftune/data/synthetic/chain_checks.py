@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reftune.data.synthetic.stories import NAMES, THINGS, Story, equations, read_story
-from reftune.grading.numbers import same_number
+from reftune.grading.answers import same_number
 
 MAX_CHAIN_CHARS = 10_000
 
@@ -28,22 +28,16 @@ _TOTAL = "total"  # who has it, where the question is on several people
 
 
 @dataclass(frozen=True, slots=True)
-class _Claim:
-    """A sentence of a chain: `who` has `value` (None: it names nobody), worked out from `terms`."""
+class _Statement:
+    """A sentence of a chain, or what the story makes true at one moment: `who` has `value`.
 
-    who: str | None
-    terms: list[float]
+    It is worked out from `terms`, or said outright.
+    """
+
+    who: str | None  # None: a sentence that names nobody
+    terms: Sequence[float]
     value: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Fact:
-    """What the story makes true at one moment; `terms` are empty where the question says it outright."""
-
-    who: str
-    terms: list[int]
-    value: int
-    needed: bool  # a calculation that the answer depends on
+    needed: bool = False  # a calculation of the story that the answer depends on
 
 
 def chain_is_right(question: str, chain: str) -> bool | None:
@@ -70,22 +64,24 @@ def chain_is_right(question: str, chain: str) -> bool | None:
     needed = max((place for place, fact in enumerate(facts, start=1) if fact.needed), default=0)
     if max(reached, default=-1) < needed:
         return False
-    return None if unknown else _answers(last, goal, story.answer)
+    if unknown:
+        return None
+    return last is not None and last.who in (None, goal) and same_number(last.value, story.answer)
 
 
-def _facts(story: Story) -> list[_Fact]:
+def _facts(story: Story) -> list[_Statement]:
     """List what becomes true in the story, and the total that is asked for, if it is one."""
     facts = []
     for step, needed in zip(equations(story.steps), story.needed(), strict=True):
         terms = [step.left, step.right] if step.op else []
-        facts.append(_Fact(step.person, terms, step.value, needed and bool(terms)))
+        facts.append(_Statement(step.person, terms, step.value, needed and bool(terms)))
     if story.op:
         amounts = [story.amounts[person] for person in story.asked]
-        facts.append(_Fact(_TOTAL, amounts, story.answer, needed=True))
+        facts.append(_Statement(_TOTAL, amounts, story.answer, needed=True))
     return facts
 
 
-def _read(sentence: str, goal: str, things: str) -> _Claim | None:
+def _read(sentence: str, goal: str, things: str) -> _Statement | None:
     """Return what a sentence claims, None if it has no known form; NaN is the value of what is false."""
     found = _SENTENCE.fullmatch(sentence)
     if found is None:
@@ -93,12 +89,11 @@ def _read(sentence: str, goal: str, things: str) -> _Claim | None:
     who = found["person"] or found["line"] or (goal if found["end"] else None)
     tokens = (found["work"] or "").split()
     terms, value = [float(number) for number in tokens[::2]], float(found["value"])
-    if found["things"] not in (None, things):
-        return _Claim(who, terms, math.nan)
-    if terms and not same_number(_calculate(terms, tokens[1::2]), value):
-        return _Claim(who, terms, math.nan)
+    miscalculated = terms and not same_number(_calculate(terms, tokens[1::2]), value)
+    if miscalculated or found["things"] not in (None, things):
+        return _Statement(who, terms, math.nan)
     several_steps = len(terms) > 2 and who != _TOTAL
-    return None if several_steps or not (who or terms) else _Claim(who, terms, value)
+    return None if several_steps or not (who or terms) else _Statement(who, terms, value)
 
 
 def _calculate(terms: Sequence[float], signs: Sequence[str]) -> float:
@@ -113,7 +108,7 @@ def _calculate(terms: Sequence[float], signs: Sequence[str]) -> float:
     return total + product
 
 
-def _follow(facts: Sequence[_Fact], reached: set[int], claim: _Claim) -> set[int]:
+def _follow(facts: Sequence[_Statement], reached: set[int], claim: _Statement) -> set[int]:
     """Return where in the story a chain can be after `claim`, given where it could be before.
 
     A place is a number of facts that are over. From there a claim may tell the next fact, or a later
@@ -121,7 +116,7 @@ def _follow(facts: Sequence[_Fact], reached: set[int], claim: _Claim) -> set[int
     there is no place any more.
     """
     places = set()
-    latest: dict[str, _Fact] = {}
+    latest: dict[str | None, _Statement] = {}
     within_reach = 0 in reached
     for place, fact in enumerate(facts, start=1):
         latest[fact.who] = fact
@@ -133,7 +128,7 @@ def _follow(facts: Sequence[_Fact], reached: set[int], claim: _Claim) -> set[int
     return places
 
 
-def _guess(facts: Sequence[_Fact], reached: set[int], sentence: str) -> set[int]:
+def _guess(facts: Sequence[_Statement], reached: set[int], sentence: str) -> set[int]:
     """Return where a chain can be after a sentence of unknown form: past every result in it."""
     numbers = {float(number) for number in re.findall(r"[0-9]+(?:\.[0-9]+)?", sentence)}
     places = set(reached)
@@ -143,7 +138,7 @@ def _guess(facts: Sequence[_Fact], reached: set[int], sentence: str) -> set[int]
     return places
 
 
-def _tells(claim: _Claim, fact: _Fact) -> bool:
+def _tells(claim: _Statement, fact: _Statement) -> bool:
     """Compare a claim with a fact; a calculation must be shown."""
     if claim.who not in (None, fact.who) or not same_number(claim.value, fact.value):
         return False
@@ -153,10 +148,6 @@ def _tells(claim: _Claim, fact: _Fact) -> bool:
     return len(claim.terms) == 2 and {*claim.terms} <= {*fact.terms, fact.value}
 
 
-def _repeats(claim: _Claim, fact: _Fact) -> bool:
+def _repeats(claim: _Statement, fact: _Statement) -> bool:
     said = not claim.terms and claim.who == fact.who and same_number(claim.value, fact.value)
     return said or _tells(claim, fact)
-
-
-def _answers(last: _Claim | None, goal: str, answer: int) -> bool:
-    return last is not None and last.who in (None, goal) and same_number(last.value, answer)

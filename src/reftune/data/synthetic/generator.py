@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
 from random import Random
 from string import ascii_lowercase
 
 from reftune.config import Synthetic
-from reftune.data.options import write_options
+from reftune.data.formats import write_options
 from reftune.data.synthetic.stories import NAMES, Equation, Step, Story, equations, tell
 from reftune.problem import Cot, Problem, UserError
 
@@ -69,18 +68,15 @@ def _wrong_answers(story: Story) -> list[int]:
     steps = story.steps
     found = {equation.value for equation in equations(steps)}
     found |= {sum(story.amounts.values()), story.answer}
-    for place in range(len(story.people), len(steps)):
+    for place in range(len(story.amounts), len(steps)):
         before, step, after = steps[:place], steps[place], steps[place + 1 :]
         for slip in ([], [replace(step, op=REVERSED[step.op])]):
-            found.add(_answer(story, [*before, *slip, *after]))
+            slipped = equations([*before, *slip, *after])
+            found.add(story.total({equation.person: equation.value for equation in slipped}))
     # Near misses of every number: those of the answer alone would give it away. The first amount is 2
     # or more, so it has five neighbours that are not negative, and there are always four wrong ones.
     near = {number + miss for number in found for miss in range(-2, 3)}
     return sorted(number for number in near if number >= 0 and number != story.answer)
-
-
-def _answer(story: Story, steps: Sequence[Step]) -> int:
-    return story.total({equation.person: equation.value for equation in equations(steps)})
 
 
 def _relevant(story: Story) -> list[Step]:
@@ -90,23 +86,19 @@ def _relevant(story: Story) -> list[Step]:
 def _program(story: Story, rng: Random) -> str:
     """Write a P-CoT: everybody or only who matters, assigned or updated in place."""
     steps = rng.choice((story.steps, _relevant(story)))
-    body = rng.choice((_assigned, _augmented))(steps)
+    in_place = rng.choice((False, True))
+    body = [_line(step, in_place) for step in steps]
     total = f" {story.op} ".join(story.asked)
     end = rng.choice(((f"result = {total}", "return result"), (f"return {total}",)))
     return "\n    ".join(("def solution():", *body, *end)).lower()  # the people become variables
 
 
-def _assigned(steps: Sequence[Step]) -> list[str]:
-    return [
-        f"{s.target} = {s.left} {s.op} {s.right}" if s.op else f"{s.target} = {s.left}" for s in steps
-    ]
-
-
-def _augmented(steps: Sequence[Step]) -> list[str]:
-    return [
-        f"{step.target} {step.op}= {step.right}" if step.left == step.target else line
-        for step, line in zip(steps, _assigned(steps), strict=True)
-    ]
+def _line(step: Step, in_place: bool) -> str:
+    if not step.op:
+        return f"{step.target} = {step.left}"
+    if in_place and step.left == step.target:
+        return f"{step.target} {step.op}= {step.right}"
+    return f"{step.target} = {step.left} {step.op} {step.right}"
 
 
 def _sentences(story: Story, rng: Random) -> str:

@@ -83,11 +83,10 @@ class Equation:
 class Story:
     """What is told, what it does to the amounts, and whose amounts the question adds or subtracts."""
 
-    people: list[str] = field(default_factory=list)
     things: str = ""
     sentences: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    amounts: dict[str, int] = field(default_factory=dict)
+    amounts: dict[str, int] = field(default_factory=dict)  # of all people, as they are introduced
     asked: list[str] = field(default_factory=list)
     op: str = ""
 
@@ -132,7 +131,7 @@ def tell(settings: Synthetic, rng: Random) -> Story:
     """Make a story up: who has what, what happens then, and a question about the end."""
     names = NAMES[: max(FEWEST_NAMES, settings.people)]
     people = rng.sample(names, rng.randint(2, settings.people))
-    story = Story(people, rng.choice(THINGS))
+    story = Story(rng.choice(THINGS))
     for count, person in enumerate(people):
         pairs = [(person, other) for other in people[:count]] or [(person, person)]
         _happen(
@@ -177,33 +176,35 @@ def _happen(
         sentence, updates = rng.choice(events)
         a, b = rng.choice(pairs)
         n = rng.randint(2, largest)
-        steps = _steps(updates, {"a": a, "b": b, "n": n})
-        amounts = dict(story.amounts)
-        if all(_apply(step, amounts, ceiling) for step in steps):
-            story.amounts = amounts
-            story.steps += steps
-            story.sentences.append(sentence.format(a=a, b=b, n=n, things=story.things))
+        told = sentence.format(a=a, b=b, n=n, things=story.things)
+        if _add(story, told, updates, {"a": a, "b": b, "n": n}, ceiling):
             return
 
 
-def _steps(updates: str, values: Mapping[str, str | int]) -> list[Step]:
-    return [_step(update, values) for update in updates.split("; ") if update]
-
-
-def _step(update: str, values: Mapping[str, str | int]) -> Step:
-    target, _, left, *rest = update.split()
-    op, right = rest or ("", "0")
-    number = int(right) if right.isdigit() else values[right]
-    return Step(str(values[target]), values[left], op, number)
-
-
-def _apply(step: Step, amounts: dict[str, int], ceiling: int) -> bool:
-    """Update `amounts`; say whether the step was possible: whole, in bounds, and a change."""
-    left, right = _operands(step, amounts)
-    value = OPERATORS[step.op](left, right)
-    possible = 0 <= value < ceiling and value != amounts.get(step.target)
-    amounts[step.target] = value
-    return possible and not (step.op == "//" and left % right)
+def _add(
+    story: Story, sentence: str, updates: str, values: Mapping[str, str | int], ceiling: int
+) -> bool:
+    """Let what a sentence stands for happen if that is possible: whole, in bounds, and a change."""
+    steps, amounts = [], dict(story.amounts)
+    for update in filter(None, updates.split("; ")):
+        target, _, first, *rest = update.split()
+        op, second = rest or ("", "0")
+        number = int(second) if second.isdigit() else values[second]
+        step = Step(str(values[target]), values[first], op, number)
+        left, right = _operands(step, amounts)
+        value = OPERATORS[op](left, right)
+        if (
+            not 0 <= value < ceiling
+            or value == amounts.get(step.target)
+            or (op == "//" and left % right)
+        ):
+            return False
+        amounts[step.target] = value
+        steps.append(step)
+    story.amounts = amounts
+    story.steps += steps
+    story.sentences.append(sentence)
+    return True
 
 
 def _operands(step: Step, amounts: Mapping[str, int]) -> tuple[int, int]:
@@ -213,13 +214,14 @@ def _operands(step: Step, amounts: Mapping[str, int]) -> tuple[int, int]:
 
 def _ask(story: Story, rng: Random) -> None:
     """Draw the question: on one person (whose amount changed, if any did), two people, or everybody."""
-    changed = {step.target for step in story.steps[len(story.people) :]} or set(story.people)
+    people = [*story.amounts]
+    changed = {step.target for step in story.steps[len(people) :]} or people
     a = rng.choice(sorted(changed))
-    b = rng.choice([person for person in story.people if person != a])
+    b = rng.choice([person for person in people if person != a])
     sentence, asked, story.op = rng.choice(QUESTIONS)
     if story.op == "-":
         a, b = sorted((a, b), key=story.amounts.__getitem__, reverse=True)
-    story.asked = [{"a": a, "b": b}[who] for who in asked] or story.people
+    story.asked = [{"a": a, "b": b}[who] for who in asked] or people
     story.sentences.append(sentence.format(a=a, b=b, things=story.things))
 
 
@@ -250,13 +252,8 @@ def _hear(story: Story, sentence: str) -> bool:
             words = found.groupdict()
             if starts == (words["a"] in story.amounts) or words.get("b") not in {None, *story.amounts}:
                 return False
-            if starts:
-                story.people.append(words["a"])
-            steps = _steps(updates, {k: int(v) if k == "n" else v for k, v in words.items()})
-            story.steps += steps
-            story.sentences.append(sentence)
-            possible = all(_apply(step, story.amounts, MAX_AMOUNT) for step in steps)
-            return possible and _same_things(story, words)
+            values = {key: int(word) if key == "n" else word for key, word in words.items()}
+            return _add(story, sentence, updates, values, MAX_AMOUNT) and _same_things(story, words)
     return False
 
 
@@ -264,7 +261,7 @@ def _hear_question(story: Story, sentence: str) -> bool:
     for pattern, asked, op in _QUESTION_READERS:
         if found := pattern.fullmatch(sentence):
             words = found.groupdict()
-            story.asked, story.op = [words[who] for who in asked] or story.people, op
+            story.asked, story.op = [words[who] for who in asked] or [*story.amounts], op
             story.sentences.append(sentence)
             return set(story.asked) <= story.amounts.keys() != set() and _same_things(story, words)
     return False
