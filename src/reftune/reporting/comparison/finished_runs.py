@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from reftune.config import Config
 from reftune.config_files import flat_settings, load_config
-from reftune.evaluation.aggregation import available, curve, pass_curve
+from reftune.evaluation.aggregation import curves, right_answers, saved_curves
 from reftune.files import read_rows
 from reftune.methods import METHODS
 from reftune.problem import AnsweredQuestion, Row, UserError
@@ -74,7 +74,9 @@ def read_finished_runs(
             asked = {key: (row["question"], row["answer"]) for key, row in rows.items()}
             questions = questions or asked
             _require_same(questions, asked, directories[0], directory, synthetic)
-            known = _known_curves(summary) if samples == config.evaluation.samples else {}
+            # Runs of the first versions have saved no curves; of fewer samples they are other ones.
+            saved = "curves" in summary and samples == config.evaluation.samples
+            known = saved_curves(summary) if saved else None
             answers[model] = _answers([rows[key] for key in questions], samples, known)
         runs.append(FinishedRun(directory, config, answers))
     return runs, samples
@@ -131,25 +133,11 @@ def _require_same(
         raise UserError(f"{first} and {directory} were tested on different questions {example}; {fix}")
 
 
-def _known_curves(summary: Row) -> Curves:
-    """Return the curves that the evaluation has drawn; runs of the first versions have none."""
-    curves = (
-        {**summary.get("curves", {}), "pass": summary.get("pass", {})} if "curves" in summary else {}
-    )
-    return {name: {int(k): x for k, x in points.items()} for name, points in curves.items()}
-
-
-def _answers(rows: Sequence[AnsweredQuestion], samples: int, known_curves: Curves) -> Answers:
-    right = {"greedy": [bool(row["correct"]) for row in rows]}
-    curves = dict(known_curves)
-    for name, aggregation in available(rows).items() if samples else ():
-        right[name] = [aggregation.is_right(row["samples"]) for row in rows]
-        if name not in curves:
-            curves[name] = curve(rows, aggregation, samples)
-    if samples and "pass" not in curves:
-        curves["pass"] = pass_curve(rows, samples)
+def _answers(rows: Sequence[AnsweredQuestion], samples: int, known_curves: Curves | None) -> Answers:
+    right = right_answers(rows)
     written = json.dumps([[row["completion"] for row in rows], right])
-    return Answers(right, curves, hashlib.sha256(written.encode()).hexdigest())
+    found = known_curves or (curves(rows, samples) if samples else {})
+    return Answers(right, found, hashlib.sha256(written.encode()).hexdigest())
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reftune.evaluation.aggregation import saved_curves
 from reftune.methods import BASELINE, MAIN, label_of
 from reftune.problem import Row
 from reftune.reporting.accuracy_plots import Curves
@@ -100,8 +101,8 @@ def curves(evaluation: Row) -> Curves:
     """Return accuracies by aggregation ("pass" for pass@k), model and number of samples."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for key, model in evaluation.get("models", {}).items():
-        for aggregation, points in (model.get("curves", {}) | {"pass": model.get("pass", {})}).items():
-            found.setdefault(aggregation, {})[key] = {int(k): value for k, value in points.items()}
+        for aggregation, points in saved_curves(model).items():
+            found.setdefault(aggregation, {})[key] = points
     return dict(sorted(found.items(), key=lambda item: item[0] == "pass"))  # the bound comes last
 
 
