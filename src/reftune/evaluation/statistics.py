@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from statistics import NormalDist
 from typing import Any
 
@@ -118,11 +119,9 @@ def coin_flips(n: int) -> list[float]:
 
     Counted in whole numbers, so that no n is too large and no tail too thin.
     """
-    ways, all_ways, chances = 1, 2**n, []
-    for heads in range(n + 1):
-        chances.append(ways / all_ways)
-        ways = ways * (n - heads) // (heads + 1)
-    return chances
+    ways = accumulate(range(n), lambda ways, heads: ways * (n - heads) // (heads + 1), initial=1)
+    all_ways = 2**n
+    return [count / all_ways for count in ways]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
