@@ -3,8 +3,19 @@ from __future__ import annotations
 import pytest
 from matplotlib.patches import Rectangle
 
-from reftune.reporting.accuracy_plots import Bar, bar_plot, curve_plots
+from reftune.reporting.accuracy_plots import bar_plot, curve_plots
+from reftune.reporting.comparison.compare import Cell
+from reftune.reporting.comparison.reported import Number
 from reftune.reporting.plots import Plot
+
+
+def cell(group: str, method: str, accuracy: float, reported: float | None = None) -> Cell:
+    bounds = (accuracy - 0.1, accuracy + 0.1) if accuracy else (0.0, 0.0)
+    row = {"model": "m", "data": "d", "chains": "program", "method": method}
+    number = None if reported is None else Number(**row, accuracy=reported)
+    return Cell(
+        group, "program", method, "greedy", 1, 9, 1, accuracy, bounds, accuracy, accuracy, number
+    )  # fmt: skip
 
 
 def bars_of(plot: Plot) -> list[tuple[float, float]]:
@@ -43,7 +54,7 @@ def test_nothing_is_drawn_without_samples() -> None:
 
 
 def test_the_bars_of_one_group_are_named_by_model() -> None:
-    bars = [Bar("", "sft", 0.6, (0.5, 0.7)), Bar("", "reft", 0.8, (0.7, 0.9))]
+    bars = [cell("", "sft", 0.6), cell("", "reft", 0.8)]
     plot = bar_plot("bars", "Greedy", "", bars)
     assert bars_of(plot) == [(pytest.approx(0), 0.6), (pytest.approx(1), 0.8)]
     assert ticks(plot) == ["SFT", "ReFT"]
@@ -53,7 +64,7 @@ def test_the_bars_of_one_group_are_named_by_model() -> None:
 
 def test_the_bars_of_several_groups_stand_around_the_groups_name() -> None:
     bars = [
-        Bar(group, model, 0.5, (0.4, 0.6), 0.55 if model == "reft" else None)
+        cell(group, model, 0.5, 55 if model == "reft" else None)
         for group in ("P-CoT", "N-CoT")
         for model in ("sft", "reft")
     ]
@@ -62,8 +73,10 @@ def test_the_bars_of_several_groups_stand_around_the_groups_name() -> None:
     assert ticks(plot) == ["P-CoT", "N-CoT"]
     assert legend(plot) == ["SFT", "ReFT", "as reported"]
     assert plot.wide
+    marks = [line.get_ydata() for line in plot.figure.axes[0].lines if line.get_marker() == "D"]
+    assert [list(heights) for heights in marks] == [[0.55], [0.55], []]  # the last is the legend's
 
 
 def test_accuracies_of_nothing_right_can_be_drawn() -> None:
-    plot = bar_plot("bars", "Greedy", "", [Bar("", "sft", 0.0, (0.0, 0.0))])
+    plot = bar_plot("bars", "Greedy", "", [cell("", "sft", 0.0)])
     assert plot.figure.axes[0].get_ylim() == (0, 1)

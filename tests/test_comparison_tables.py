@@ -8,7 +8,6 @@ from reftune.reporting.comparison.reported import Number
 from reftune.reporting.comparison.tables import (
     CSV_COLUMNS,
     accuracy_sections,
-    bars,
     columns,
     csv_rows,
     difference_sections,
@@ -126,8 +125,6 @@ def test_reported_numbers_have_a_column_only_where_there_are_any() -> None:
     cells = [*ONE.cells[:2], replace(ONE.cells[2], reported=NUMBER)]
     found = replace(ONE, cells=cells, source="somebody")
     assert reported_columns(found) == [False, True]
-    assert bars(found, "vote")[0].reported == 0.78
-    assert [bar.reported for bar in bars(found, "greedy")] == [None, None]
     assert "As reported by somebody; ~ read second-hand." in notes(found)
     assert not any("As reported" in text for text in notes(ONE))
 

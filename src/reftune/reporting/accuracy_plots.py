@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -15,6 +14,9 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from reftune.methods import label_of
 from reftune.reporting.plots import LIGHT, Plot, colour_of, legend_above, new_plot, styled
+
+if TYPE_CHECKING:
+    from reftune.reporting.comparison.compare import Cell
 
 Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # aggregation -> model -> samples -> accuracy
 
@@ -28,17 +30,6 @@ MANY_BARS = 24  # beyond there is no room for numbers on them
 
 REPORTED: dict[str, Any] = {"linestyle": "", "marker": "D", "markersize": 5}
 REPORTED |= {"color": LIGHT["ink"], "markeredgecolor": LIGHT["grid"]}  # seen on bars of every colour
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One accuracy with its interval; `reported` is somebody else's number for the same."""
-
-    group: str
-    model: str
-    accuracy: float
-    interval: tuple[float, float]
-    reported: float | None = None
 
 
 @styled
@@ -67,38 +58,37 @@ def curve_plots(prefix: str, curves: Curves) -> list[Plot]:
 
 
 @styled
-def bar_plot(name: str, title: str, caption: str, bars: Sequence[Bar]) -> Plot:
-    """Draw accuracies side by side: models within groups, or the models alone if there is one group."""
-    groups = list(dict.fromkeys(bar.group for bar in bars))
-    models = list(dict.fromkeys(bar.model for bar in bars))
+def bar_plot(name: str, title: str, caption: str, cells: Sequence[Cell]) -> Plot:
+    """Draw accuracies side by side: methods within groups, or alone if there is one group."""
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
     one = len(groups) == 1
     plot, ax = new_plot(name, title, caption, xlabel="", percent=True, wide=not one)
-    width = 0.62 if one else 0.86 / len(models)
-    for bar in bars:
-        place = models.index(bar.model)
-        shift = (place - (len(models) - 1) / 2) * width
-        x = place if one else groups.index(bar.group) + shift
-        _bar(ax, bar, x, width, numbered=len(bars) <= MANY_BARS)
-    labels = [label_of(model) for model in models] if one else [_short(group) for group in groups]
+    width = 0.62 if one else 0.86 / len(methods)
+    for cell in cells:
+        place = methods.index(cell.method)
+        shift = (place - (len(methods) - 1) / 2) * width
+        x = place if one else groups.index(cell.group) + shift
+        _bar(ax, cell, x, width, numbered=len(cells) <= MANY_BARS)
+    labels = list(map(label_of, methods)) if one else [textwrap.fill(group, 22) for group in groups]
     ax.set_xticks(np.arange(len(labels)), labels)
-    ax.set_ylim(0, 1.1 * max(max(bar.interval[1], bar.reported or 0) for bar in bars) or 1)
-    handles: list[Artist] = [
-        Patch(color=colour_of(model), label=label_of(model)) for model in models if not one
-    ]
-    if any(bar.reported is not None for bar in bars):
+    reported = [cell.reported.share for cell in cells if cell.reported]
+    ax.set_ylim(0, 1.1 * max(*(cell.interval[1] for cell in cells), *reported, 0) or 1)
+    handles: list[Artist] = [Patch(color=colour_of(m), label=label_of(m)) for m in methods if not one]
+    if reported:
         handles.append(ax.plot([], [], **REPORTED, label="as reported")[0])
     legend_above(ax, len(handles), handles)
     return plot
 
 
-def _bar(ax: Axes, bar: Bar, x: float, width: float, *, numbered: bool) -> None:
-    ax.bar(x, bar.accuracy, 0.92 * width, color=colour_of(bar.model), linewidth=0)
-    ax.plot([x, x], bar.interval, color=LIGHT["ink"], linewidth=1.2)
-    if bar.reported is not None:
-        ax.plot(x + 0.3 * width, bar.reported, **REPORTED)
+def _bar(ax: Axes, cell: Cell, x: float, width: float, *, numbered: bool) -> None:
+    ax.bar(x, cell.accuracy, 0.92 * width, color=colour_of(cell.method), linewidth=0)
+    ax.plot([x, x], cell.interval, color=LIGHT["ink"], linewidth=1.2)
+    if cell.reported:
+        ax.plot(x + 0.3 * width, cell.reported.share, **REPORTED)
     if numbered:
-        top = max(bar.interval[1], bar.accuracy)
-        number = f"{100 * bar.accuracy:.1f}"
+        top = max(cell.interval[1], cell.accuracy)
+        number = f"{100 * cell.accuracy:.1f}"
         ax.annotate(number, (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=8)
 
 
@@ -109,7 +99,3 @@ def _powers_of_two(ax: Axes, ks: Sequence[int]) -> None:
     ax.xaxis.set_major_locator(FixedLocator(named))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(ScalarFormatter())
-
-
-def _short(label: str) -> str:
-    return textwrap.fill(label, 22)

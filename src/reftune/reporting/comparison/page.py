@@ -20,7 +20,6 @@ from reftune.reporting.comparison.tables import (
     CSV_COLUMNS,
     Section,
     accuracy_sections,
-    bars,
     columns,
     csv_rows,
     difference_sections,
@@ -91,7 +90,7 @@ def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
         "Methods side by side": [
             bar_plot(f"bars_{name.replace(' ', '_')}", title[0].upper() + title[1:], BAR_CAPTION, found)
             for name, title in shown
-            if (found := bars(comparison, name))
+            if (found := [cell for cell in comparison.cells if cell.aggregation == name])
         ]
     }
     for number, group in enumerate(comparison.groups, start=1):

@@ -8,7 +8,6 @@ from typing import Any
 
 from reftune.methods import BASELINE, MAIN, label_of
 from reftune.problem import Row
-from reftune.reporting.accuracy_plots import Bar
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
 from reftune.reporting.pages import interval, p_value, percent, signed
 
@@ -97,15 +96,6 @@ def difference_sections(comparison: Comparison) -> list[Section]:
         ]  # fmt: skip
         sections.append(Section(group if within else f"{group} against {base}", rows))
     return sections
-
-
-def bars(comparison: Comparison, aggregation: str) -> list[Bar]:
-    """Return the accuracies of one aggregation as bars."""
-    return [
-        Bar(c.group, c.method, c.accuracy, c.interval, c.reported.share if c.reported else None)
-        for c in comparison.cells
-        if c.aggregation == aggregation
-    ]
 
 
 def notes(comparison: Comparison) -> list[str]:
