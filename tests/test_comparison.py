@@ -178,7 +178,7 @@ def test_groups_are_compared_with_the_first_method_by_method(tmp_path: Path) -> 
     found = compare_runs(runs)
     assert [group.label for group in found.groups] == ["kl_coef = 0.01", "kl_coef = 0"]
     assert found.groups[1].changes == {"ppo.kl_coef": 0.0}
-    assert found.groups[0].runs == {str(runs[0]): 1, str(runs[1]): 2}
+    assert [run.directory for run in found.groups[0].runs] == runs[:2]
     between = [d for d in found.differences if d.group != d.base_group]
     assert [(d.base_group, d.group, d.base_method, d.method) for d in between] == [
         ("kl_coef = 0.01", "kl_coef = 0", "sft", "sft"),

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from reftune.reporting.comparison.compare import Cell, Comparison, Difference, GroupFacts
+from reftune.config_files import parse_config
+from reftune.reporting.comparison.compare import Cell, Comparison, Difference
+from reftune.reporting.comparison.finished_runs import FinishedRun, RunGroup
 from reftune.reporting.comparison.reported import Number
 from reftune.reporting.comparison.tables import (
     CSV_COLUMNS,
@@ -16,6 +19,8 @@ from reftune.reporting.comparison.tables import (
     reported_columns,
     sentences,
 )
+
+RUN = FinishedRun(Path("runs/a"), parse_config({"model": {"scratch": "tiny"}}, [], "a"), {})
 
 
 def cell(method: str, accuracy: float, group: str = "", **values: Any) -> Cell:
@@ -38,8 +43,8 @@ def comparison(cells: list[Cell], differences: list[Difference], **values: Any) 
     methods, aggregations = (
         list(dict.fromkeys(getattr(c, key) for c in cells)) for key in ("method", "aggregation")
     )
-    facts = [GroupFacts(label, "program", {f"runs/{label or 'a'}": 1}, {}) for label in labels]
-    found = Comparison(facts, cells, differences, {}, 1000, 8, [8], methods, aggregations)
+    groups = [RunGroup(label, [RUN], {}) for label in labels]
+    found = Comparison(groups, cells, differences, {}, 1000, 8, [8], methods, aggregations)
     return replace(found, **values)
 
 
@@ -87,9 +92,8 @@ def test_without_reft_the_last_method_is_the_news_and_without_any_there_is_none(
 
 def test_seeds_are_counted_where_there_are_several() -> None:
     cells = [cell("sft", 0.6, seeds=3), cell("reft", 0.7, seeds=3), cell("online_st", 0.65, seeds=1)]
-    runs = {"a": 1, "b": 2, "c": 3}
     found = comparison(cells, [difference("sft", "reft", seeds=3)])
-    found = replace(found, groups=[replace(found.groups[0], runs=runs)])
+    found = replace(found, groups=[replace(found.groups[0], runs=[RUN] * 3)])
     assert "1000 unseen questions (mean of 3 seeds)" in headline(found)
     assert [row.label for row in accuracy_sections(found)[0].rows] == [
         "SFT",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -78,20 +77,10 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class GroupFacts:
-    """A group's label, its runs' seeds by directory, and what differs from the first group."""
-
-    label: str
-    chains: str
-    runs: dict[str, int]
-    changes: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Comparison:
     """All numbers of a comparison. `curves` are accuracies by group, aggregation, method and samples."""
 
-    groups: list[GroupFacts]
+    groups: list[RunGroup]
     cells: list[Cell]
     differences: list[Difference]
     curves: dict[str, dict[str, dict[str, dict[int, float]]]]
@@ -128,7 +117,7 @@ def compare_runs(
     differences += [found for group in groups[1:] for found in _between(groups[0], group, samples)]
     corrected = holm([found.p for found in differences])
     return Comparison(
-        groups=[_facts(group) for group in groups],
+        groups=groups,
         cells=cells,
         differences=[replace(d, p_holm=p) for d, p in zip(differences, corrected, strict=True)],
         curves={group.label: _curves(group) for group in groups},
@@ -152,7 +141,7 @@ def _cells(group: RunGroup, samples: int, numbers: ReportedNumbers | None) -> It
             by_seed = right.mean(axis=1)
             k = _samples_of(aggregation, samples)
             yield Cell(
-                group=group.label, chains=config.data.cot, method=method,
+                group=group.label, chains=group.chains, method=method,
                 aggregation=aggregation, samples=k,
                 questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
                 interval=_accuracy_interval(right, group), lowest=float(by_seed.min()),
@@ -254,8 +243,3 @@ def _curves(group: RunGroup) -> dict[str, dict[str, dict[int, float]]]:
                 points = {j: float(np.mean([c[name][j] for c in curves])) for j in curves[0][name]}
                 found.setdefault(name, {})[model] = points
     return found
-
-
-def _facts(group: RunGroup) -> GroupFacts:
-    runs = {str(run.directory): run.config.seed for run in group.runs}
-    return GroupFacts(group.label, group.runs[0].config.data.cot, runs, group.changes)

@@ -152,6 +152,11 @@ class RunGroup:
     runs: list[FinishedRun]
     changes: dict[str, Any]
 
+    @property
+    def chains(self) -> str:
+        """Return the kind of chain that its models write."""
+        return self.runs[0].config.data.cot
+
 
 def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     """Put runs of the same settings together, by seed; the groups are in the order given.
