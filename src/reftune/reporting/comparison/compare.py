@@ -87,7 +87,6 @@ class Comparison:
     questions: int
     samples: int  # per question, used
     drawn: list[int]  # per question, by the runs
-    methods: list[str]
     aggregations: list[str]
     source: str = ""  # of reported numbers
 
@@ -124,7 +123,6 @@ def compare_runs(
         questions=cells[0].questions,
         samples=samples,
         drawn=sorted({run.config.evaluation.samples for run in runs}),
-        methods=[model for model in METHODS if any(cell.method == model for cell in cells)],
         aggregations=[
             name for name in AGGREGATION_ORDER if any(cell.aggregation == name for cell in cells)
         ],

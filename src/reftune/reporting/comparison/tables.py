@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from reftune.methods import BASELINE, MAIN, label_of
@@ -27,12 +29,9 @@ class TableRow:
     cells: Sequence[Any]
 
 
-@dataclass(frozen=True)
-class Section:
-    """Some rows of a table under a title of their own (empty if the table has only them)."""
-
-    title: str
-    rows: list[TableRow]
+Sections = dict[
+    str, list[TableRow]
+]  # rows of a table under titles of their own; of all rows it is empty
 
 
 def headline(comparison: Comparison) -> str:
@@ -61,40 +60,32 @@ def reported_columns(comparison: Comparison) -> list[bool]:
     return [name in with_number for name in comparison.aggregations]
 
 
-def accuracy_sections(comparison: Comparison) -> list[Section]:
+def accuracy_sections(comparison: Comparison) -> Sections:
     """Lay the accuracies out: a section per group, a row per method, a column per aggregation."""
-    sections = []
+    sections = {}
     for group in comparison.groups:
         seeds = len(group.runs)
-        title = f"{group.label}, {seeds} seeds" if group.label and seeds > 1 else group.label
+        mine = [cell for cell in comparison.cells if cell.group == group.label]
         rows = []
-        for method in comparison.methods:
-            mine = [c for c in comparison.cells if (c.group, c.method) == (group.label, method)]
-            if mine:
-                fewer = f" ({mine[0].seeds} of {seeds} seeds)" if mine[0].seeds < seeds else ""
-                label = label_of(method) + fewer
-                rows.append(TableRow(label, method, _by_aggregation(comparison, mine)))
-        sections.append(Section(title, rows))
+        for method, found in groupby(mine, attrgetter("method")):
+            first, *_ = cells = list(found)
+            fewer = f" ({first.seeds} of {seeds} seeds)" if first.seeds < seeds else ""
+            rows.append(TableRow(label_of(method) + fewer, method, _by_aggregation(comparison, cells)))
+        title = f"{group.label}, {seeds} seeds" if group.label and seeds > 1 else group.label
+        sections[title] = rows
     return sections
 
 
-def difference_sections(comparison: Comparison) -> list[Section]:
+def difference_sections(comparison: Comparison) -> Sections:
     """Lay the differences out: within each group, then between groups; a column per aggregation."""
-    found: dict[tuple[str, str], dict[tuple[str, str], list[Difference]]] = {}
-    for row in comparison.differences:
-        section = found.setdefault((row.base_group, row.group), {})
-        section.setdefault((row.base_method, row.method), []).append(row)
-    sections = []
-    for (base, group), pairs in found.items():
-        within = base == group
-        rows = [
-            TableRow(
-                _pair(cells[0]) if within else label_of(method), method,
-                _by_aggregation(comparison, cells),
-            )
-            for (_, method), cells in pairs.items()
-        ]  # fmt: skip
-        sections.append(Section(group if within else f"{group} against {base}", rows))
+    sections = {}
+    for (base, group), section in groupby(comparison.differences, attrgetter("base_group", "group")):
+        rows = []
+        for _, pair in groupby(section, attrgetter("base_method", "method")):
+            first, *_ = cells = list(pair)
+            label = _pair(first) if base == group else label_of(first.method)
+            rows.append(TableRow(label, first.method, _by_aggregation(comparison, cells)))
+        sections[group if base == group else f"{group} against {base}"] = rows
     return sections
 
 
@@ -131,36 +122,34 @@ def notes(comparison: Comparison) -> list[str]:
 def csv_rows(comparison: Comparison) -> Iterator[Row]:
     """Yield one row per accuracy, then one per difference, with the columns CSV_COLUMNS."""
     chains = {group.label: group.chains for group in comparison.groups}
-    for cell in comparison.cells:
-        yield _csv_row(cell, chains, quantity="accuracy", value=cell.accuracy) | {
-            "lowest_seed": cell.lowest,
-            "highest_seed": cell.highest,
-            "as_reported": cell.reported.share if cell.reported else None,
-            "second_hand": cell.reported.second_hand if cell.reported else None,
-        }
-    for row in comparison.differences:
-        base = {key: getattr(row, key) for key in ("base_group", "base_method", "base_seeds")}
-        tested = base | {"p": row.p, "p_holm": row.p_holm}
-        yield _csv_row(row, chains, quantity="difference", value=row.difference) | tested
-
-
-def _csv_row(found: Cell | Difference, chains: dict[str, str], **values: Any) -> Row:
-    keys = ("group", "method", "aggregation", "samples", "questions", "seeds")
-    shared = {key: getattr(found, key) for key in keys}
-    low, high = found.interval
-    row = dict.fromkeys(CSV_COLUMNS) | shared | values
-    return row | {"chains": chains[found.group], "low": low, "high": high}
+    found: list[Cell | Difference] = [*comparison.cells, *comparison.differences]
+    for one in found:
+        low, high = one.interval
+        row = dict.fromkeys(CSV_COLUMNS) | {k: v for k, v in vars(one).items() if k in CSV_COLUMNS}
+        row |= {"chains": chains[one.group], "low": low, "high": high}
+        if isinstance(one, Difference):
+            yield row | {"quantity": "difference", "value": one.difference}
+            continue
+        row |= {"quantity": "accuracy", "value": one.accuracy}
+        row |= {"lowest_seed": one.lowest, "highest_seed": one.highest}
+        if one.reported:
+            row |= {"as_reported": one.reported.share, "second_hand": one.reported.second_hand}
+        yield row
 
 
 def _sentence(comparison: Comparison, row: Difference) -> str:
-    a, b = (_accuracy(comparison, row.group, method) for method in (row.base_method, row.method))
+    greedy = {
+        (cell.group, cell.method): cell.accuracy
+        for cell in comparison.cells
+        if cell.aggregation == "greedy"
+    }
     group = f"{row.group}: " if row.group else ""
     seeds = f" (mean of {row.seeds} seeds)" if row.seeds > 1 else ""
-    answers = f"answers {percent(b)} of {comparison.questions} unseen questions{seeds}"
+    answers = f"answers {percent(greedy[row.group, row.method])} of {row.questions} unseen questions"
     gain = f"{signed(row.difference)} points, 95% interval {interval(row.interval)}"
-    better, base = label_of(row.method), label_of(row.base_method)
-    p = f"corrected {p_value(row.p_holm)}"
-    return f"{group}{better} {answers}, {base} {percent(a)}: {gain}, {p}."
+    base = f"{label_of(row.base_method)} {percent(greedy[row.group, row.base_method])}"
+    better, p = label_of(row.method), p_value(row.p_holm)
+    return f"{group}{better} {answers}{seeds}, {base}: {gain}, corrected {p}."
 
 
 def _main(comparison: Comparison) -> list[Difference]:
@@ -172,14 +161,6 @@ def _main(comparison: Comparison) -> list[Difference]:
         if row.aggregation == "greedy" and against_sft and not main:
             found[row.group] = row
     return list(found.values())
-
-
-def _accuracy(comparison: Comparison, group: str, method: str) -> float:
-    return next(
-        cell.accuracy
-        for cell in comparison.cells
-        if (cell.group, cell.method, cell.aggregation) == (group, method, "greedy")
-    )
 
 
 def _pair(row: Difference) -> str:
