@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reftune.methods import METHODS
-from reftune.reporting.plots import Plot, save_png
+from reftune.reporting.plots import Plot
 from reftune.reporting.run.stage_plots import method_plots, reranker_plots, status_shares
 
 SFT_RESULT = {"best_validation_accuracy": 0.715, "warmup_validation_accuracy": 0.655}
@@ -109,7 +109,7 @@ def test_the_files_of_a_whole_run_have_names_of_their_own(tmp_path: Any) -> None
     stages = {method.stage: method for method in METHODS.values()}.values()
     plots = [plot for method in stages for plot in method_plots(method, rows, {}, {})]
     plots += reranker_plots({"sft": rows})
-    assert len({save_png(plot, tmp_path) for plot in plots}) == len(plots) == 4 * 6 + 2
+    assert len({plot.save_png(tmp_path) for plot in plots}) == len(plots) == 4 * 6 + 2
 
 
 def test_status_shares_by_hand() -> None:

@@ -181,14 +181,12 @@ def compare(
 
     Runs that differ in their seed only are pooled; others are told apart by what they differ in.
     """
-    from reftune.reporting.comparison.compare import compare_runs
-
-    comparison = compare_runs(runs, k, reported)
-    # Only now: what draws takes half a second to import, for which a refusal need not wait.
     from rich.console import Console
 
+    from reftune.reporting.comparison.compare import compare_runs
     from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
 
+    comparison = compare_runs(runs, k, reported)
     page = write_comparison(comparison, out or default_directory(runs))
     Console().print(terminal_tables(comparison))
     _say(f"comparison: {page}")

@@ -13,7 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from reftune.methods import label_of
-from reftune.reporting.plots import LIGHT, Plot, colour_of, legend_above, new_plot, styled
+from reftune.reporting.pages import LIGHT, colour_of
+from reftune.reporting.plots import Plot, legend_above, new_plot, styled
 
 if TYPE_CHECKING:
     from reftune.reporting.comparison.compare import Cell

@@ -1,4 +1,4 @@
-"""What all figures share: colours, style, lines; they become themed inline SVG, or PNG files."""
+"""What all figures share: style and lines; they become themed inline SVG, or PNG files."""
 
 from __future__ import annotations
 
@@ -17,26 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from reftune.methods import METHODS
+from reftune.reporting.pages import LIGHT, palette
 
 Row = Mapping[str, Any]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-# The page's own colours, as (light page, dark page); models bring theirs. Figures are drawn in the light
-# ones; in SVG each becomes the CSS variable of its name: one drawing follows the reader's theme.
-PALETTE = {
-    "ink": ("#1d2733", "#e7eaef"),
-    "muted": ("#667085", "#9aa4b2"),
-    "grid": ("#e6e9ee", "#2a323d"),
-    "right": ("#5f8de0", "#5b83cc"),
-    "wrong": ("#ced7e6", "#414c5e"),
-    "fail-1": ("#efb643", "#d9a43c"),
-    "fail-2": ("#df7a4f", "#d37650"),
-    "fail-3": ("#b9485f", "#b9536a"),
-    "fail-4": ("#875ba6", "#8f68ad"),
-    "fail-rest": ("#4b5668", "#76829a"),
-}
-LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 STEPS = [1, 2, 2.5, 5, 10]  # distances between ticks that people count in
 MAX_POINTS = 400  # longer curves are averaged in blocks: nothing more fits on the page
 
@@ -64,6 +49,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
+styled = matplotlib.rc_context(STYLE)  # decorates functions that draw
+
+
 @dataclass(frozen=True)
 class Plot:
     """One figure with the words around it; `name` is its file name."""
@@ -74,42 +62,29 @@ class Plot:
     figure: Figure
     wide: bool = False
 
+    def svg(self) -> str:
+        """Return the plot as an inline SVG element whose colours are the page's CSS variables."""
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        salt = {"svg.hashsalt": self.name}  # ids must differ between the figures of a page
+        with matplotlib.rc_context(STYLE | salt):
+            _lay_out(self.figure)
+            self.figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+        text = buffer.getvalue()
+        text = re.sub(
+            r' id="[^"]*_[^"]*"', "", text[text.index("<svg") :]
+        )  # group names, always the same
+        for name, (light, _) in palette().items():
+            text = text.replace(light, f"var(--{name})")
+        return text
 
-styled = matplotlib.rc_context(STYLE)  # decorates functions that draw
-
-
-def palette() -> dict[str, tuple[str, str]]:
-    """Return every colour of a page by its name; a model's is that of the model."""
-    return PALETTE | {model: method.color for model, method in METHODS.items()}
-
-
-def colour_of(model: str) -> str:
-    """Return the colour in which a model is drawn."""
-    return METHODS[model].color[0] if model in METHODS else LIGHT["muted"]
-
-
-def svg(plot: Plot) -> str:
-    """Return the plot as an inline SVG element whose colours are the page's CSS variables."""
-    buffer = io.StringIO()
-    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    salt = {"svg.hashsalt": plot.name}  # ids must differ between the figures of a page
-    with matplotlib.rc_context(STYLE | salt):
-        _lay_out(plot.figure)
-        plot.figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    text = buffer.getvalue()
-    text = re.sub(r' id="[^"]*_[^"]*"', "", text[text.index("<svg") :])  # group names, the same in each
-    for name, (light, _) in palette().items():
-        text = text.replace(light, f"var(--{name})")
-    return text
-
-
-def save_png(plot: Plot, directory: Path) -> Path:
-    """Write the plot as `directory`/NAME.png, on white, and return the path."""
-    path = directory / f"{plot.name}.png"
-    with matplotlib.rc_context(STYLE):
-        _lay_out(plot.figure)
-        plot.figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
-    return path
+    @styled
+    def save_png(self, directory: Path) -> Path:
+        """Write the plot as `directory`/NAME.png, on white, and return the path."""
+        path = directory / f"{self.name}.png"
+        _lay_out(self.figure)
+        self.figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+        return path
 
 
 def new_plot(

@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,13 +14,12 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from reftune.files import writing_to
-from reftune.reporting.accuracy_plots import bar_plot, curve_plots
 from reftune.reporting.comparison import tables
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
-from reftune.reporting.pages import interval, p_value, percent, render, signed
-from reftune.reporting.plots import Plot, save_png
+from reftune.reporting.pages import interval, p_value, percent, signed, write_pages
 
-BAR_CAPTION = "With 95% intervals."
+if TYPE_CHECKING:
+    from reftune.reporting.plots import Plot
 
 
 def default_directory(directories: Sequence[Path]) -> Path:
@@ -37,14 +36,7 @@ def write_comparison(comparison: Comparison, directory: Path) -> Path:
         writer = csv.DictWriter(file, tables.CSV_COLUMNS)
         writer.writeheader()
         writer.writerows(tables.csv_rows(comparison))
-    plots = _plots(comparison)
-    pictures = directory / "comparison_files"
-    pictures.mkdir(exist_ok=True)
-    for plot in (plot for group in plots.values() for plot in group):
-        save_png(plot, pictures)
-    context = _context(comparison) | {"plots": plots}
-    render("comparison.md.j2", context, directory / "comparison.md")
-    return render("comparison.html.j2", context, directory / "comparison.html")
+    return write_pages("comparison", _context(comparison), _plots(comparison), directory)
 
 
 def terminal_tables(comparison: Comparison) -> Group:
@@ -78,18 +70,19 @@ def _context(comparison: Comparison) -> dict[str, Any]:
 
 def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
     """Draw bars per aggregation, and curves over the number of samples per group, by section title."""
-    shown = zip(comparison.aggregations, tables.columns(comparison), strict=True)
-    plots = {
-        "Methods side by side": [
-            bar_plot(f"bars_{name.replace(' ', '_')}", title[0].upper() + title[1:], BAR_CAPTION, found)
-            for name, title in shown
-            if (found := [cell for cell in comparison.cells if cell.aggregation == name])
-        ]
-    }
+    # Only now: what draws takes half a second to import, for which a refusal need not wait.
+    from reftune.reporting.accuracy_plots import bar_plot, curve_plots
+
+    plots: dict[str, list[Plot]] = {"Methods side by side": []}
+    for name, column in zip(comparison.aggregations, tables.columns(comparison), strict=True):
+        cells = [cell for cell in comparison.cells if cell.aggregation == name]
+        title = column[0].upper() + column[1:]
+        plot = bar_plot(f"bars_{name.replace(' ', '_')}", title, "With 95% intervals.", cells)
+        plots["Methods side by side"].append(plot)
     for number, group in enumerate(comparison.groups, start=1):
         title = "Accuracy over the number of samples" + (f": {group.label}" if group.label else "")
         plots[title] = curve_plots(f"curves_{number}", comparison.curves[group.label])
-    return {title: found for title, found in plots.items() if found}
+    return plots
 
 
 def _accuracies(title: str, names: Sequence[str], rows: Sequence[tables.TableRow]) -> Table:

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from reftune.methods import BASELINE, METHODS, Method, label_of
+from reftune.reporting.pages import LIGHT, colour_of
 from reftune.reporting.plots import (
-    LIGHT,
     Array,
     Plot,
     Row,
-    colour_of,
     dot,
     legend_above,
     level,

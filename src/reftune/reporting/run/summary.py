@@ -8,7 +8,6 @@ from typing import Any
 from reftune.evaluation.aggregation import saved_curves
 from reftune.methods import BASELINE, MAIN, label_of
 from reftune.problem import Row
-from reftune.reporting.accuracy_plots import Curves
 from reftune.reporting.pages import interval, p_value, signed
 from reftune.reporting.run.run_files import Run
 
@@ -97,7 +96,7 @@ def comparisons(evaluation: Row) -> dict[str, list[Row]]:
     return found
 
 
-def curves(evaluation: Row) -> Curves:
+def curves(evaluation: Row) -> dict[str, dict[str, dict[int, float]]]:
     """Return accuracies by aggregation ("pass" for pass@k), model and number of samples."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for key, model in evaluation.get("models", {}).items():
