@@ -24,15 +24,13 @@ from reftune.reporting.plots import (
     thin,
 )
 
+JUDGED = ("ok", "ok_text")
+
 # Metrics with a figure of their own: key, title, caption.
 SINGLE = (
     ("kl", "KL divergence", "How far the policy has moved from the warm-up model."),
     ("entropy", "Entropy", "How undecided the policy is per token. A fall to 0 ends exploration."),
-    (
-        "loss",
-        "Training loss",
-        "What each step of the optimizer makes smaller.",
-    ),
+    ("loss", "Training loss", "What each step of the optimizer makes smaller."),
     ("response_length", "Response length", "Mean number of tokens in a sampled chain."),
     (
         "explained_variance",
@@ -59,21 +57,20 @@ def method_plots(method: Method, rows: Sequence[Row], result: Row, baseline: Row
         baseline: result of the stage whose levels are drawn beside it, empty for none.
     """
     plots = [_accuracy(method, rows), _validation(method, rows, result, baseline)]
-    plots += [_single(method, rows, *texts) for texts in SINGLE]
-    return _drawn([*plots, _statuses(method, rows)])
+    plots += [_curves(method.stage, {method: rows}, *texts) for texts in SINGLE]
+    plots.append(_statuses(method, rows))
+    return [plot for plot in plots if plot]
 
 
 @styled
 def reranker_plots(rows: Mapping[str, Sequence[Row]]) -> list[Plot]:
     """Draw the rerankers of all models together; `rows` are their metrics by model."""
-    loss = _together(
-        rows, "loss", "step", "Training loss", "Cross-entropy of right and wrong chains, per step."
-    )
-    auc = _together(
-        rows, "validation_auc", "epoch", "Validation AUC",
-        "How often a right chain of a held-out question gets the higher score than a wrong one.",
-    )  # fmt: skip
-    return _drawn([loss, auc])
+    methods = {METHODS[model]: found for model, found in rows.items()}
+    caption = "Cross-entropy of right and wrong chains, per step."
+    loss = _curves("reranker", methods, "loss", "Training loss", caption)
+    caption = "How often a right chain of a held-out question gets the higher score than a wrong one."
+    auc = _curves("reranker", methods, "validation_auc", "Validation AUC", caption, x="epoch")
+    return [plot for plot in (loss, auc) if plot]
 
 
 def status_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
@@ -81,34 +78,36 @@ def status_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
 
     Judged chains split into right and wrong answers; of the failures the four commonest keep their name.
     """
-    totals: Counter[str] = Counter()
-    for row in rows:
-        totals.update(row["statuses"])
-    judged = ("ok", "ok_text")
-    failures = [name for name, _ in totals.most_common() if name not in judged and totals[name]]
+    counts = [Counter[str](row["statuses"]) for row in rows]
+    totals = sum(counts, Counter[str]())  # without those that never occur
+    failures = [name for name, _ in totals.most_common() if name not in JUDGED]
     named, rest = failures[:4], failures[4:]
-    columns = []
-    for row in rows:
-        counts: Counter[str] = Counter(row["statuses"])
-        right = (row.get("accuracy") or 0.0) * counts.total()
-        wrong = max(0.0, sum(counts[name] for name in judged) - right)
-        column = [right, wrong, *(counts[name] for name in named)]
-        columns.append([*column, sum(counts[name] for name in rest)] if rest else column)
-    shares = np.array(columns, float).T
-    labels = ["right answer", "wrong answer", *(name.replace("_", " ") for name in named)]
-    return labels + ["other"] * bool(rest), shares / np.maximum(shares.sum(axis=0), 1e-9)
+
+    def count(*names: str) -> Array:
+        return np.array([sum(row[name] for name in names) for row in counts], float)
+
+    right = np.array([row.get("accuracy") or 0.0 for row in rows]) * count(*totals)
+    layers = {"right answer": right, "wrong answer": np.maximum(0, count(*JUDGED) - right)}
+    layers |= {name.replace("_", " "): count(name) for name in named}
+    layers |= {"other": count(*rest)} if rest else {}
+    shares = np.array(list(layers.values()))
+    return list(layers), shares / np.maximum(shares.sum(axis=0), 1e-9)
 
 
-def _drawn(plots: Sequence[Plot | None]) -> list[Plot]:
-    return [plot for plot in plots if plot is not None]
-
-
-def _single(method: Method, rows: Sequence[Row], key: str, title: str, caption: str) -> Plot | None:
-    x, y = series(rows, key)
-    if not len(x):
+def _curves(
+    stage: str, rows: Mapping[Method, Sequence[Row]], key: str, title: str, caption: str, x: str = "step"
+) -> Plot | None:
+    """Draw a metric, a line per method that has it; where several methods could be, they are named."""
+    found = {method: series(mine, key, x) for method, mine in rows.items()}
+    curves = {method: points for method, points in found.items() if len(points[0])}
+    if not curves:
         return None
-    plot, ax = new_plot(f"{method.stage}_{key}", title, caption)
-    noisy(ax, x, y, method.color[0])
+    plot, ax = new_plot(f"{stage}_{key}", title, caption, xlabel=x)
+    draw = noisy if x == "step" else line
+    for method, points in curves.items():
+        draw(ax, *points, method.color[0], method.label)
+    if len(rows) > 1:
+        legend_above(ax, len(curves))
     return plot
 
 
@@ -117,7 +116,7 @@ def _accuracy(method: Method, rows: Sequence[Row]) -> Plot | None:
     reward, accuracy = series(rows, "reward"), series(rows, "accuracy")
     if not len(reward[0]):
         caption = "Share of the sampled training chains with the right answer."
-        return _single(method, rows, "accuracy", "Accuracy of the samples", caption)
+        return _curves(method.stage, {method: rows}, "accuracy", "Accuracy of the samples", caption)
     caption = "Of the sampled training chains: mean reward, and share with the right answer."
     plot, ax = new_plot(f"{method.stage}_reward", "Reward and accuracy", caption)
     noisy(ax, *reward, LIGHT["muted"], label="reward")
@@ -142,21 +141,6 @@ def _validation(method: Method, rows: Sequence[Row], result: Row, baseline: Row)
     level(ax, baseline.get(warmup), "warm-up", colour_of("warmup"), above=False)
     dot(ax, result, f"warmup_{method.unit}", warmup, colour_of("warmup"))
     dot(ax, result, f"best_{method.unit}", best, method.color[0])
-    return plot
-
-
-def _together(
-    rows: Mapping[str, Sequence[Row]], key: str, unit: str, title: str, caption: str
-) -> Plot | None:
-    curves = {model: series(found, key, x=unit) for model, found in rows.items()}
-    curves = {model: (x, y) for model, (x, y) in curves.items() if len(x)}
-    if not curves:
-        return None
-    plot, ax = new_plot(f"reranker_{key}", title, caption, xlabel=unit)
-    draw = noisy if unit == "step" else line
-    for model, (x, y) in curves.items():
-        draw(ax, x, y, colour_of(model), label=label_of(model))
-    legend_above(ax, len(curves))
     return plot
 
 
