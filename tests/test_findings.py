@@ -10,7 +10,6 @@ from reftune.reporting.run.summary import (
     comparisons,
     curves,
     headline,
-    reranker_orders,
     verdict,
 )
 
@@ -106,7 +105,10 @@ def test_what_is_no_aggregation_is_no_column() -> None:
 def test_the_order_of_pairs_is_told_where_there_are_pairs() -> None:
     reranked = {"rerank": {"k": 8, "within_question_auc": 0.6}}
     models = {"warmup": {}, "sft": reranked, "reft": {"rerank": {"k": 8, "within_question_auc": None}}}
-    assert reranker_orders({"models": models}) == [("SFT", 0.6)]
+    rows = accuracies({"models": models})["models"]
+    assert [(row["label"], row["order"]) for row in rows] == [
+        ("Warm-up", None), ("SFT", 0.6), ("ReFT", None),
+    ]  # fmt: skip
 
 
 def test_a_long_ladder_of_passes_keeps_its_ends() -> None:

@@ -15,15 +15,7 @@ from reftune.reporting.pages import interval, percent, write_pages
 from reftune.reporting.run.metadata import facts, stage_states
 from reftune.reporting.run.run_files import Run, read_run, setting
 from reftune.reporting.run.sample_browser import questions, rollouts_by_step
-from reftune.reporting.run.summary import (
-    accuracies,
-    comparisons,
-    curves,
-    headline,
-    reranker_orders,
-    verdict,
-    wrong_chains,
-)
+from reftune.reporting.run.summary import accuracies, comparisons, curves, headline, verdict
 
 if TYPE_CHECKING:
     from reftune.reporting.plots import Plot
@@ -96,8 +88,6 @@ def _context(run: Run) -> dict[str, Any]:
         "command": run.info.get("command"),
         "n": run.evaluation.get("n", 0),
         "accuracies": accuracies(run.evaluation),
-        "orders": reranker_orders(run.evaluation),
-        "wrong_chains": wrong_chains(run.evaluation),
         "comparisons": comparisons(run.evaluation),
         "facts": facts(run),
         "config": (run.directory / "config.toml").read_text(encoding="utf-8"),
