@@ -13,7 +13,7 @@ from typing import Any, cast
 from reftune.config import Config
 from reftune.config_files import flat_settings, load_config
 from reftune.evaluation.aggregation import curves, right_answers, saved_curves
-from reftune.files import read_rows
+from reftune.files import read_object, read_rows, require_object
 from reftune.methods import METHODS
 from reftune.problem import AnsweredQuestion, Row, UserError
 
@@ -101,12 +101,9 @@ def _samples(configs: Mapping[Path, Config], k: int | None) -> int:
 
 def _models(directory: Path) -> dict[str, Row]:
     """Return the evaluated models, each with the summary of its accuracies."""
-    path = directory / "evaluation/result.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["models"]
-        return {model: found[model] for model in METHODS if model in found}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and run the stage again") from None
+    path, fix = directory / "evaluation/result.json", "delete it and run the stage again"
+    found = require_object(read_object(path, fix).get("models"), str(path), fix)
+    return {model: found[model] for model in METHODS if model in found}
 
 
 def _read_rows(path: Path, samples: int) -> Iterator[AnsweredQuestion]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections import defaultdict
 from collections.abc import Sequence, Set
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reftune.files import read_rows
+from reftune.files import read_object, read_rows
 from reftune.methods import METHODS, methods_by_stage, planned_models, planned_stages
 from reftune.problem import AnsweredQuestion, LoggedRow, Row, UserError
 
@@ -50,11 +49,15 @@ def read_run(directory: Path) -> Run:
     Raises UserError if it is none, or if one of its JSON or TOML files is damaged.
     """
     run = Run(directory, _read_config(directory))
-    run.info = _read_json(directory / "run.json")
-    run.data = _read_json(directory / "data/report.json")
-    run.evaluation = _read_json(directory / "evaluation/result.json")
+
+    def read(name: str) -> Row:
+        path = directory / name
+        return read_object(path, "delete it and run its stage again") if path.exists() else {}
+
+    run.info, run.data = read("run.json"), read("data/report.json")
+    run.evaluation = read("evaluation/result.json")
     for stage in planned_stages([*METHODS], rerank=True)[:-1]:  # all there can be, but the evaluation
-        run.results[stage] = _read_json(directory / stage / "result.json")
+        run.results[stage] = read(f"{stage}/result.json")
         run.metrics[stage] = _by_step(_read_rows(run, f"{stage}/metrics.jsonl", {"step"}))
     for stage, method in methods_by_stage().items():
         if method.unit == "step":  # an online method, which logs some of its samples
@@ -83,18 +86,6 @@ def _read_config(directory: Path) -> Row:
         raise UserError(f"{directory}: not a run directory, it holds no config.toml") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
         raise UserError(f"{path}: cannot be read: {error}") from None
-
-
-def _read_json(path: Path) -> Row:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; delete it and run its stage again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a JSON object; delete it and run its stage again")
-    return value
 
 
 def _read_rows(run: Run, name: str, keys: Set[str]) -> list[Any]:
