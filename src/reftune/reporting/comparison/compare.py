@@ -133,15 +133,12 @@ def compare_runs(
 def _cells(group: RunGroup, samples: int, numbers: ReportedNumbers | None) -> Iterator[Cell]:
     config = group.runs[0].config
     for method in METHODS:
-        runs = _runs_of(group, method)
-        for aggregation in _shared_aggregations((runs, method)):
-            right = _right(runs, method, aggregation)
+        for aggregation, right in _right(_runs_of(group, method), method).items():
             by_seed = right.mean(axis=1)
-            k = _samples_of(aggregation, samples)
+            k = 1 if aggregation == "greedy" else samples
             yield Cell(
-                group=group.label, chains=group.chains, method=method,
-                aggregation=aggregation, samples=k,
-                questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
+                group=group.label, chains=group.chains, method=method, aggregation=aggregation,
+                samples=k, questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
                 interval=_accuracy_interval(right, group), lowest=float(by_seed.min()),
                 highest=float(by_seed.max()),
                 reported=numbers.find(config, method, aggregation, k) if numbers else None,
@@ -161,23 +158,26 @@ def _within(group: RunGroup, samples: int) -> Iterator[Difference]:
 def _between(first: RunGroup, group: RunGroup, samples: int) -> Iterator[Difference]:
     """Compare SFT and ReFT with those of another group, seed by seed where both have the same seeds."""
     for method in (BASELINE, MAIN):
-        base, runs = _runs_of(first, method), _runs_of(group, method)
-        if not _same_models(base, runs, method):
-            yield from _differences(first, (base, method), group, (runs, method), samples)
+        sides = [_runs_of(first, method), _runs_of(group, method)]
+        base, other = ([run.answers[method].fingerprint for run in runs] for runs in sides)
+        if base != other:  # else one took the model over from the other, or trained it alike
+            yield from _differences(first, (sides[0], method), group, (sides[1], method), samples)
 
 
 def _differences(
     base_group: RunGroup, base: Side, group: RunGroup, side: Side, samples: int
 ) -> Iterator[Difference]:
-    for aggregation in _shared_aggregations(base, side):
-        a, b = _right(*base, aggregation), _right(*side, aggregation)
-        paired = _seeds(base[0]) == _seeds(side[0])
+    base_seeds, seeds = ([run.config.seed for run in runs] for runs, _ in (base, side))
+    before, after = _right(*base), _right(*side)
+    for aggregation in [name for name in before if name in after]:
+        a, b = before[aggregation], after[aggregation]
         sums = len(a) * b.sum(axis=0) - len(b) * a.sum(axis=0)  # the mean differences, as whole numbers
         yield Difference(
             group=group.label, method=side[1], base_group=base_group.label, base_method=base[1],
-            aggregation=aggregation, samples=_samples_of(aggregation, samples), questions=a.shape[1],
-            seeds=len(b), base_seeds=len(a), difference=float(b.mean() - a.mean()),
-            interval=_difference_interval(a, b, paired, group), p=sign_flip(sums.tolist()),
+            aggregation=aggregation, samples=1 if aggregation == "greedy" else samples,
+            questions=a.shape[1], seeds=len(b), base_seeds=len(a), p=sign_flip(sums.tolist()),
+            difference=float(b.mean() - a.mean()),
+            interval=_difference_interval(a, b, base_seeds == seeds, group),
         )  # fmt: skip
 
 
@@ -204,31 +204,11 @@ def _runs_of(group: RunGroup, model: str) -> list[FinishedRun]:
     return [run for run in group.runs if model in run.answers]
 
 
-def _shared_aggregations(*sides: Side) -> list[str]:
-    """Return the aggregations that all models of all runs have; none where a side has no runs."""
-    found = [run.answers[model].right for runs, model in sides for run in runs]
-    if not all(runs for runs, _ in sides):
-        return []
-    return [name for name in AGGREGATION_ORDER if all(name in right for right in found)]
-
-
-def _right(runs: Sequence[FinishedRun], model: str, aggregation: str) -> Array:
-    """Return what was right, shape (seeds, questions)."""
-    return np.array([run.answers[model].right[aggregation] for run in runs])
-
-
-def _seeds(runs: Sequence[FinishedRun]) -> list[int]:
-    return [run.config.seed for run in runs]
-
-
-def _same_models(a: Sequence[FinishedRun], b: Sequence[FinishedRun], model: str) -> bool:
-    """Tell whether two groups took a model over from one run, or trained it alike."""
-    prints = [[run.answers[model].fingerprint for run in runs] for runs in (a, b)]
-    return prints[0] == prints[1]
-
-
-def _samples_of(aggregation: str, samples: int) -> int:
-    return 1 if aggregation == "greedy" else samples
+def _right(runs: Sequence[FinishedRun], model: str) -> dict[str, Array]:
+    """Return what was right, shape (seeds, questions), by the aggregations that all runs have."""
+    found = [run.answers[model].right for run in runs]
+    shared = [name for name in AGGREGATION_ORDER if found and all(name in right for right in found)]
+    return {name: np.array([right[name] for right in found]) for name in shared}
 
 
 def _curves(group: RunGroup) -> dict[str, dict[str, dict[int, float]]]:
