@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from reftune.config import Config
-from reftune.config_files import flat_settings, load_config
+from reftune.config_files import changed_settings, flat_settings, load_config
 from reftune.evaluation.aggregation import curves, right_answers, saved_curves
 from reftune.files import read_object, read_rows, require_object
 from reftune.methods import METHODS
@@ -23,8 +23,10 @@ KEYS = {"id", "question", "answer", "completion", "correct"}  # what every row h
 
 # Runs that differ in nothing else are seeds of one cell: these settings say who a run is, how far it
 # went, and on what machine.
-IDENTITY = ("name", "seed", "output_dir", "start_from", "methods")
-EXTENT = ("evaluation.samples", "evaluation.rerank", "evaluation.bootstrap")
+FREE = (
+    "name", "seed", "output_dir", "start_from", "methods",
+    "evaluation.samples", "evaluation.rerank", "evaluation.bootstrap", "compute.",
+)  # fmt: skip
 CHAINS = {"natural": "N-CoT", "program": "P-CoT"}
 LONGEST_LABEL = 40  # characters; beyond, a group is called by its run
 
@@ -160,17 +162,19 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:
 
     Raises UserError if two of them have the same seed, too.
     """
-    cells: dict[str, list[FinishedRun]] = {}
+    groups: list[list[FinishedRun]] = []
     for run in runs:
-        cell = cells.setdefault(repr(_settings(run)), [])
-        twin = next((other for other in cell if other.config.seed == run.config.seed), None)
-        if twin is not None:
+        group = next((group for group in groups if not _changes(group[0], run)), None)
+        if group is None:
+            groups.append([run])
+            continue
+        if twins := [other.directory for other in group if other.config.seed == run.config.seed]:
             raise UserError(
-                f"{twin.directory} and {run.directory} have the same settings and the same seed;"
+                f"{twins[0]} and {run.directory} have the same settings and the same seed;"
                 " leave one of them out"
             )
-        cell.append(run)
-    groups = [sorted(cell, key=lambda run: run.config.seed) for cell in cells.values()]
+        group.append(run)
+    groups = [sorted(group, key=lambda run: run.config.seed) for group in groups]
     labels = _labels([group[0] for group in groups])
     return [
         RunGroup(label, group, _changes(groups[0][0], group[0]))
@@ -178,17 +182,10 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     ]
 
 
-def _settings(run: FinishedRun) -> dict[str, Any]:
-    """Return the settings in which groups may differ."""
-    free = IDENTITY + EXTENT
-    flat = flat_settings(run.config).items()
-    return {key: value for key, value in flat if key not in free and not key.startswith("compute.")}
-
-
 def _changes(base: FinishedRun, other: FinishedRun) -> dict[str, Any]:
-    before, after = _settings(base), _settings(other)
-    keys = dict.fromkeys([*after, *before])
-    return {key: after.get(key) for key in keys if before.get(key) != after.get(key)}
+    """Return the settings in which groups may differ, and these do."""
+    changes = changed_settings(base.config, other.config)
+    return {key: value for key, value in changes.items() if not key.startswith(FREE)}
 
 
 def _labels(firsts: Sequence[FinishedRun]) -> list[str]:
@@ -197,9 +194,7 @@ def _labels(firsts: Sequence[FinishedRun]) -> list[str]:
         return [""]
     leaves = Counter(key.rpartition(".")[2] for key in flat_settings(firsts[0].config))
     several = len({run.config.data.cot for run in firsts}) > 1
-    bases: dict[
-        str, FinishedRun
-    ] = {}  # the other settings change with the kind of chain: compare within it
+    bases: dict[str, FinishedRun] = {}  # other settings change with the kind of chain: compare within it
     labels = []
     for run in firsts:
         base = bases.setdefault(run.config.data.cot, run)
@@ -207,10 +202,8 @@ def _labels(firsts: Sequence[FinishedRun]) -> list[str]:
         parts += [_change(key, value, leaves) for key, value in _changes(base, run).items()]
         label = ", ".join(parts) or _base_label(firsts, leaves)
         labels.append(label if len(label) <= LONGEST_LABEL else run.directory.name)
-    paths = [str(run.directory) for run in firsts]
-    return [
-        path if labels.count(label) > 1 else label for label, path in zip(labels, paths, strict=True)
-    ]
+    named = zip(labels, firsts, strict=True)
+    return [str(run.directory) if labels.count(label) > 1 else label for label, run in named]
 
 
 def _base_label(firsts: Sequence[FinishedRun], leaves: Mapping[str, int]) -> str:
@@ -218,7 +211,7 @@ def _base_label(firsts: Sequence[FinishedRun], leaves: Mapping[str, int]) -> str
     changed = {key for run in firsts for key in _changes(firsts[0], run)}
     if len(changed) > 1:
         return "main"
-    return ", ".join(_change(key, _settings(firsts[0]).get(key), leaves) for key in changed)
+    return ", ".join(_change(key, flat_settings(firsts[0].config).get(key), leaves) for key in changed)
 
 
 def _change(key: str, value: Any, leaves: Mapping[str, int]) -> str:
