@@ -13,7 +13,7 @@ from reftune.methods import BASELINE, MAIN, METHODS, label_of, methods_by_stage
 from reftune.problem import UserError
 from reftune.reporting.pages import interval, percent, write_pages
 from reftune.reporting.run.metadata import facts, stage_states
-from reftune.reporting.run.run_files import Run, read_run, setting
+from reftune.reporting.run.run_files import Run, read_run
 from reftune.reporting.run.sample_browser import questions, rollouts_by_step
 from reftune.reporting.run.summary import accuracies, comparisons, curves, headline, verdict
 
@@ -102,6 +102,6 @@ def _context(run: Run) -> dict[str, Any]:
                 for stage, rows in reversed(run.samples.items())
                 if rows
             ],
-            "program": setting(run, "data.cot") != "natural",
+            "program": run.config.get("data", {}).get("cot") != "natural",
         },
     }

@@ -35,7 +35,7 @@ class Run:
     def stages(self) -> list[str]:
         """Return the stages that this run's configuration asks for, in order."""
         methods = self.config.get("methods", ["reft"])  # runs of the first versions name none
-        return planned_stages(methods, bool(setting(self, "evaluation.rerank")))
+        return planned_stages(methods, bool(self.config.get("evaluation", {}).get("rerank")))
 
     @property
     def models(self) -> list[str]:
@@ -66,12 +66,6 @@ def read_run(directory: Path) -> Run:
         if rows := _read_rows(run, f"evaluation/{model}.jsonl", SAMPLE | {"id"}):
             run.answers[model] = rows
     return run
-
-
-def setting(run: Run, key: str) -> Any:
-    """Return the value of a config key such as "ppo.steps", None if the run has none."""
-    section, _, leaf = key.partition(".")
-    return run.config.get(section, {}).get(leaf)
 
 
 def _read_config(directory: Path) -> Row:
