@@ -20,7 +20,6 @@ from reftune.reporting.run.summary import accuracies, comparisons, curves, headl
 if TYPE_CHECKING:
     from reftune.reporting.plots import Plot
 
-EXAMPLES_IN_MARKDOWN = 3
 ONE_LINE_AGGREGATIONS = 2  # with more of them, each interval stands below its accuracy
 
 
@@ -76,14 +75,11 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
 def _context(run: Run) -> dict[str, Any]:
     """Return everything that both templates show, the plots aside."""
     kept, counts = questions(run, (BASELINE, MAIN))
-    states = stage_states(run)
-    gained = [q for q in kept if q["gained"]]
     return {
         "name": run.config.get("name", run.directory.name),
         "headline": headline(run),
         "verdict": verdict(run),
-        "stages": states,
-        "missing": [stage for stage in states if stage["state"] != "done"],
+        "stages": stage_states(run),
         "unreadable": run.unreadable,
         "command": run.info.get("command"),
         "n": run.evaluation.get("n", 0),
@@ -91,7 +87,6 @@ def _context(run: Run) -> dict[str, Any]:
         "comparisons": comparisons(run.evaluation),
         "facts": facts(run),
         "config": (run.directory / "config.toml").read_text(encoding="utf-8"),
-        "examples": gained[:EXAMPLES_IN_MARKDOWN],
         "browser": {
             "models": [{"key": key, "label": label_of(key)} for key in run.answers],
             "pair": [label_of(key) for key in (BASELINE, MAIN)],
