@@ -16,7 +16,6 @@ from reftune.reporting.comparison.tables import (
     difference_sections,
     headline,
     notes,
-    reported_columns,
     sentences,
 )
 
@@ -103,7 +102,7 @@ def test_seeds_are_counted_where_there_are_several() -> None:
 
 
 def test_tables_have_a_column_per_aggregation_and_gaps_where_nothing_is() -> None:
-    assert columns(ONE) == ["greedy", "vote of 8"]
+    assert list(columns(ONE)) == ["greedy", "vote of 8"]
     ((title, rows),) = accuracy_sections(ONE).items()
     assert title == ""
     assert [(row.label, row.method) for row in rows] == [("SFT", "sft"), ("ReFT", "reft")]
@@ -123,10 +122,10 @@ def test_differences_stand_within_groups_then_between_them() -> None:
 
 
 def test_reported_numbers_have_a_column_only_where_there_are_any() -> None:
-    assert reported_columns(ONE) == [False, False]
+    assert list(columns(ONE).values()) == [False, False]
     cells = [*ONE.cells[:2], replace(ONE.cells[2], reported=NUMBER)]
     found = replace(ONE, cells=cells, source="somebody")
-    assert reported_columns(found) == [False, True]
+    assert columns(found) == {"greedy": False, "vote of 8": True}
     assert "As reported by somebody; ~ read second-hand." in notes(found)
     assert not any("As reported" in text for text in notes(ONE))
 

@@ -54,12 +54,7 @@ def read_finished_runs(
 ) -> tuple[list[FinishedRun], int]:
     """Read finished runs; return them and the number of samples per question that was used.
 
-    Args:
-        directories: of the runs.
-        k: samples per question to use, the first ones drawn; default as many as all runs have.
-
-    Raises UserError if a run is not finished or given twice, if the runs were not tested on the same
-    questions, or have fewer than `k` samples.
+    For the arguments, and the UserErrors that this raises, see `compare_runs`.
     """
     configs = {directory: _read_config(directory) for directory in directories}
     if len({directory.resolve() for directory in directories}) < len(directories):

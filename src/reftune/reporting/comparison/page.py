@@ -41,7 +41,7 @@ def write_comparison(comparison: Comparison, directory: Path) -> Path:
 
 def terminal_tables(comparison: Comparison) -> Group:
     """Return accuracies and differences as tables for the terminal, with the result in words below."""
-    names = tables.columns(comparison)
+    names = list(tables.columns(comparison))
     accuracies, differences = (
         tables.accuracy_sections(comparison),
         tables.difference_sections(comparison),
@@ -54,14 +54,13 @@ def terminal_tables(comparison: Comparison) -> Group:
 
 
 def _context(comparison: Comparison) -> dict[str, Any]:
-    reported = tables.reported_columns(comparison)
     return {
         "name": "comparison",
         "headline": tables.headline(comparison),
         "sentences": tables.sentences(comparison) if len(comparison.groups) > 1 else [],
         "comparison": comparison,
         "runs": sum(len(group.runs) for group in comparison.groups),
-        "columns": list(zip(tables.columns(comparison), reported, strict=True)),
+        "columns": tables.columns(comparison),
         "accuracies": tables.accuracy_sections(comparison),
         "differences": tables.difference_sections(comparison),
         "notes": tables.notes(comparison),

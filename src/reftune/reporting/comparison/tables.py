@@ -48,16 +48,14 @@ def sentences(comparison: Comparison) -> list[str]:
     return [_sentence(comparison, row) for row in _main(comparison)]
 
 
-def columns(comparison: Comparison) -> list[str]:
-    """Name the aggregations with their number of samples."""
+def columns(comparison: Comparison) -> dict[str, bool]:
+    """Name the aggregations with their number of samples; tell for which there are reported numbers."""
+    reported = {cell.aggregation for cell in comparison.cells if cell.reported}
     k = comparison.samples
-    return [name if name == "greedy" else f"{name} of {k}" for name in comparison.aggregations]
-
-
-def reported_columns(comparison: Comparison) -> list[bool]:
-    """Tell for which aggregations there are reported numbers."""
-    with_number = {cell.aggregation for cell in comparison.cells if cell.reported}
-    return [name in with_number for name in comparison.aggregations]
+    return {
+        name if name == "greedy" else f"{name} of {k}": name in reported
+        for name in comparison.aggregations
+    }
 
 
 def accuracy_sections(comparison: Comparison) -> Sections:
@@ -114,7 +112,7 @@ def notes(comparison: Comparison) -> list[str]:
         texts.append(f"The runs drew {drawn} samples per question: {used}.")
     elif comparison.samples < comparison.drawn[0]:
         texts.append(f"Of {comparison.drawn[0]} samples per question the first {comparison.samples}.")
-    if any(reported_columns(comparison)):
+    if any(columns(comparison).values()):
         texts.append(f"As reported by {comparison.source}; ~ read second-hand.")
     return texts
 
