@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from reftune.methods import label_of
 from reftune.reporting.pages import LIGHT, colour_of
@@ -97,6 +96,5 @@ def _powers_of_two(ax: Axes, ks: Sequence[int]) -> None:
     """Count samples in doublings; name every k, less those that would touch their neighbour."""
     ax.set_xscale("log", base=2)
     named = [k for k, after in zip(ks, [*ks[1:], None], strict=True) if after is None or after / k > 1.7]
-    ax.xaxis.set_major_locator(FixedLocator(named))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.set_xticks(named, list(map(str, named)))
+    ax.minorticks_off()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,6 @@ STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
     "axes.labelcolor": LIGHT["muted"],
 }
-
 
 styled = matplotlib.rc_context(STYLE)  # decorates functions that draw
 
@@ -109,14 +107,9 @@ def new_plot(
 
 def series(rows: Sequence[Row], key: str, x: str = "step") -> tuple[Array, Array]:
     """Return the finite values of `key` and where they lie."""
-    points = [(row[x], row[key]) for row in rows if finite(row.get(x)) and finite(row.get(key))]
-    xs, ys = np.array(points, float).reshape(-1, 2).T
+    points = np.array([(row.get(x), row.get(key)) for row in rows], float).reshape(-1, 2)
+    xs, ys = points[np.isfinite(points).all(axis=1)].T  # what is missing has become nan
     return xs, ys
-
-
-def finite(value: Any) -> bool:
-    """Tell whether a value of a metrics file is a number that can be drawn."""
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def thin(*series: Array) -> list[Array]:
@@ -157,8 +150,7 @@ def level(ax: Axes, y: float | None, label: str, colour: str, *, above: bool) ->
 
 def dot(ax: Axes, result: Row, x: str, y: str, colour: str) -> None:
     """Mark a point of a stage's result, if it is known."""
-    if finite(result.get(x)) and finite(result.get(y)):
-        ax.plot(result[x], result[y], "o", color=colour, markersize=6)
+    ax.plot(*series([result], y, x), "o", color=colour, markersize=6)
 
 
 def legend_above(ax: Axes, entries: int, handles: Sequence[Artist] | None = None) -> None:

@@ -29,9 +29,7 @@ class TableRow:
     cells: Sequence[Any]
 
 
-Sections = dict[
-    str, list[TableRow]
-]  # rows of a table under titles of their own; of all rows it is empty
+Sections = dict[str, list[TableRow]]  # rows under the title of their part of a table, which may be empty
 
 
 def headline(comparison: Comparison) -> str:
