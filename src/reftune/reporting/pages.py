@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from reftune.methods import METHODS
 
 if TYPE_CHECKING:
@@ -56,6 +54,9 @@ def write_pages(
         plots: by the title of their section; one without plots is left out.
         directory: where the pages go; it has to be there.
     """
+    # Only now: tables for the terminal need none of it.
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
     shown = {title: found for title, found in plots.items() if found}
     pictures = directory / f"{name}_files"
     pictures.mkdir(exist_ok=True)
