@@ -11,7 +11,7 @@ from reftune.config import Evaluation, Prompt
 from reftune.data.synthetic.chain_checks import chain_is_right
 from reftune.evaluation.aggregation import curves, right_answers, within_question_auc
 from reftune.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
-from reftune.files import read_json, write_json
+from reftune.files import write_json
 from reftune.grading.answers import reasoning
 from reftune.model.prompts import PROGRAM_HEAD
 from reftune.problem import AnsweredQuestion, GradedRow, Problem, SampledAnswer
@@ -138,12 +138,6 @@ def write_result(
         "comparisons": comparisons,
     }
     write_json(directory / "result.json", result)
-
-
-def read_result(directory: Path) -> dict[str, Any]:
-    """Read what `write_result` wrote."""
-    result: dict[str, Any] = read_json(directory / "result.json")
-    return result
 
 
 def _accuracy(right: Sequence[bool]) -> dict[str, Any]:
