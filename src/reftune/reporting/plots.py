@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from reftune.problem import Row
 from reftune.reporting.pages import LIGHT, palette
 
-Row = Mapping[str, Any]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 STEPS = [1, 2, 2.5, 5, 10]  # distances between ticks that people count in

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from reftune.methods import BASELINE, METHODS, Method, label_of
+from reftune.problem import Row
 from reftune.reporting.pages import LIGHT, colour_of
 from reftune.reporting.plots import (
     Array,
     Plot,
-    Row,
     dot,
     legend_above,
     level,
