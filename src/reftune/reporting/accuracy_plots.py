@@ -52,7 +52,7 @@ def curve_plots(prefix: str, curves: Curves) -> list[Plot]:
                     markersize=3.5, label=label_of(model),
                 )  # fmt: skip
             _powers_of_two(ax, sorted({k for points in models.values() for k in points}))
-            legend_above(ax, len(models))
+            legend_above(ax)
             plots.append(plot)
     return plots
 
@@ -77,7 +77,7 @@ def bar_plot(name: str, title: str, caption: str, cells: Sequence[Cell]) -> Plot
     handles: list[Artist] = [Patch(color=colour_of(m), label=label_of(m)) for m in methods if not one]
     if reported:
         handles.append(ax.plot([], [], **REPORTED, label="as reported")[0])
-    legend_above(ax, len(handles), handles)
+    legend_above(ax, handles)
     return plot
 
 

@@ -153,13 +153,13 @@ def dot(ax: Axes, result: Row, x: str, y: str, colour: str) -> None:
     ax.plot(*series([result], y, x), "o", color=colour, markersize=6)
 
 
-def legend_above(ax: Axes, entries: int, handles: Sequence[Artist] | None = None) -> None:
-    """Put the names above the drawing, in one line: there they never hide a curve."""
-    if entries:
-        named = {} if handles is None else {"handles": handles}
+def legend_above(ax: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """Put the names of what is drawn above it, in one line: there they never hide a curve."""
+    named = ax.get_legend_handles_labels()[0] if handles is None else handles
+    if named:
         ax.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=entries, borderaxespad=0.2,
-            handlelength=1, handletextpad=0.5, columnspacing=1, **named,
+            handles=named, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(named), borderaxespad=0.2,
+            handlelength=1, handletextpad=0.5, columnspacing=1,
         )  # fmt: skip
 
 

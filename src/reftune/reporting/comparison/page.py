@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 def default_directory(directories: Sequence[Path]) -> Path:
     """Return where a comparison of these runs is written: beside them."""
-    parents = [directory.absolute().parent for directory in directories]
-    return Path(os.path.commonpath(parents)) / "comparison"
+    return Path(os.path.commonpath([path.absolute().parent for path in directories]), "comparison")
 
 
 def write_comparison(comparison: Comparison, directory: Path) -> Path:
@@ -42,12 +41,10 @@ def write_comparison(comparison: Comparison, directory: Path) -> Path:
 def terminal_tables(comparison: Comparison) -> Group:
     """Return accuracies and differences as tables for the terminal, with the result in words below."""
     names = list(tables.columns(comparison))
-    accuracies, differences = (
-        tables.accuracy_sections(comparison),
-        tables.difference_sections(comparison),
-    )
-    parts: list[RenderableType] = [_accuracies(title, names, rows) for title, rows in accuracies.items()]
-    parts += [_differences(title, names, rows) for title, rows in differences.items()]
+    sections = tables.accuracy_sections(comparison).items()
+    parts: list[RenderableType] = [_accuracies(names, *section) for section in sections]
+    sections = tables.difference_sections(comparison).items()
+    parts += [_differences(names, *section) for section in sections]
     parts += [Text(text) for text in tables.sentences(comparison)]
     parts += [Text(text, style="dim") for text in tables.notes(comparison)]
     return Group(*parts)
@@ -84,7 +81,7 @@ def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
     return plots
 
 
-def _accuracies(title: str, names: Sequence[str], rows: Sequence[tables.TableRow]) -> Table:
+def _accuracies(names: Sequence[str], title: str, rows: Sequence[tables.TableRow]) -> Table:
     table = _table(title, "method", *(_numbers(name.replace(" of ", "\nof ")) for name in names))
     for row in rows:
         table.add_row(Text(row.label), *(Text(_accuracy_text(cell)) for cell in row.cells))
@@ -102,7 +99,7 @@ def _accuracy_text(cell: Cell | None) -> str:
     return "\n".join(lines)
 
 
-def _differences(title: str, names: Sequence[str], rows: Sequence[tables.TableRow]) -> Table:
+def _differences(names: Sequence[str], title: str, rows: Sequence[tables.TableRow]) -> Table:
     numbers = map(_numbers, ("points", "95% interval", "p (Holm)"))
     table = _table(title, "difference", Column("aggregation", no_wrap=True), *numbers)
     for row in rows:

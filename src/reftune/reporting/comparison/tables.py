@@ -102,14 +102,12 @@ def notes(comparison: Comparison) -> list[str]:
             f" by Holm's method for all {count} comparisons here. They take the trained models as given:"
             " they tell what other questions would change, not what training with other seeds would."
         )
+    k, drawn = comparison.samples, " and ".join(map(str, comparison.drawn))
     if len(comparison.drawn) > 1:
-        drawn = " and ".join(map(str, comparison.drawn))
-        used = (
-            f"the first {comparison.samples} of each are used" if comparison.samples else "greedy only"
-        )
+        used = f"the first {k} of each are used" if k else "greedy only"
         texts.append(f"The runs drew {drawn} samples per question: {used}.")
-    elif comparison.samples < comparison.drawn[0]:
-        texts.append(f"Of {comparison.drawn[0]} samples per question the first {comparison.samples}.")
+    elif k < comparison.drawn[0]:
+        texts.append(f"Of {drawn} samples per question the first {k}.")
     if any(columns(comparison).values()):
         texts.append(f"As reported by {comparison.source}; ~ read second-hand.")
     return texts
@@ -134,11 +132,7 @@ def csv_rows(comparison: Comparison) -> Iterator[Row]:
 
 
 def _sentence(comparison: Comparison, row: Difference) -> str:
-    greedy = {
-        (cell.group, cell.method): cell.accuracy
-        for cell in comparison.cells
-        if cell.aggregation == "greedy"
-    }
+    greedy = {(c.group, c.method): c.accuracy for c in comparison.cells if c.aggregation == "greedy"}
     group = f"{row.group}: " if row.group else ""
     seeds = f" (mean of {row.seeds} seeds)" if row.seeds > 1 else ""
     answers = f"answers {percent(greedy[row.group, row.method])} of {row.questions} unseen questions"

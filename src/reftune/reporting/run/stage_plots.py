@@ -107,7 +107,7 @@ def _curves(
     for method, points in curves.items():
         draw(ax, *points, method.color[0], method.label)
     if len(rows) > 1:
-        legend_above(ax, len(curves))
+        legend_above(ax)
     return plot
 
 
