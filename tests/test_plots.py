@@ -8,15 +8,8 @@ import pytest
 
 from reftune.methods import METHODS
 from reftune.reporting.pages import palette
-from reftune.reporting.plots import (
-    MAX_POINTS,
-    line,
-    new_plot,
-    noisy,
-    series,
-    styled,
-)
-from reftune.reporting.run.stage_plots import method_plots
+from reftune.reporting.plots import new_plot, styled
+from reftune.reporting.run.stage_plots import MAX_POINTS, line, method_plots, noisy, series
 
 
 def test_values_that_are_missing_or_not_finite_are_left_out() -> None:

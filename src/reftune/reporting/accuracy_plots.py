@@ -45,7 +45,7 @@ def curve_plots(prefix: str, curves: Curves) -> list[Plot]:
         if max((len(points) for points in models.values()), default=0) > 1:
             title, caption = CURVES.get(aggregation, (aggregation, ""))
             name = f"{prefix}_{aggregation.replace(' ', '_')}"
-            plot, ax = new_plot(name, title, caption, xlabel="samples k", percent=True)
+            plot, ax = new_plot(name, title, caption, x="samples k", percent=True)
             for model, points in models.items():
                 ax.plot(
                     list(points), list(points.values()), color=colour_of(model), marker="o",
@@ -63,7 +63,7 @@ def bar_plot(name: str, title: str, caption: str, cells: Sequence[Cell]) -> Plot
     groups = list(dict.fromkeys(cell.group for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
     one = len(groups) == 1
-    plot, ax = new_plot(name, title, caption, xlabel="", percent=True, wide=not one)
+    plot, ax = new_plot(name, title, caption, x="", percent=True, wide=not one)
     width = 0.62 if one else 0.86 / len(methods)
     for cell in cells:
         place = methods.index(cell.method)

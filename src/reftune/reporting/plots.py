@@ -1,4 +1,4 @@
-"""What all figures share: style and lines; they become themed inline SVG, or PNG files."""
+"""What all figures share: their style; they become themed inline SVG, or PNG files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from reftune.problem import Row
 from reftune.reporting.pages import LIGHT, palette
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-
 STEPS = [1, 2, 2.5, 5, 10]  # distances between ticks that people count in
-MAX_POINTS = 400  # longer curves are averaged in blocks: nothing more fits on the page
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -69,9 +64,8 @@ class Plot:
             _lay_out(self.figure)
             self.figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
         text = buffer.getvalue()
-        text = re.sub(
-            r' id="[^"]*_[^"]*"', "", text[text.index("<svg") :]
-        )  # group names, always the same
+        # Names of groups are the same in each figure.
+        text = re.sub(r' id="[^"]*_[^"]*"', "", text[text.index("<svg") :])
         for name, (light, _) in palette().items():
             text = text.replace(light, f"var(--{name})")
         return text
@@ -86,71 +80,17 @@ class Plot:
 
 
 def new_plot(
-    name: str,
-    title: str,
-    caption: str,
-    *,
-    xlabel: str = "step",
-    percent: bool = False,
-    wide: bool = False,
+    name: str, title: str, caption: str, *, x: str = "step", percent: bool = False, wide: bool = False
 ) -> tuple[Plot, Axes]:
     """Return an empty figure and where to draw in it; call it, and draw, under `styled`."""
     figure = Figure(figsize=(9.6 if wide else 4.6, 2.3), layout="constrained")
     ax = figure.add_subplot()
-    ax.set_xlabel(xlabel)
+    ax.set_xlabel(x)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=STEPS))
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return Plot(name, title, caption, figure, wide), ax
-
-
-def series(rows: Sequence[Row], key: str, x: str = "step") -> tuple[Array, Array]:
-    """Return the finite values of `key` and where they lie."""
-    points = np.array([(row.get(x), row.get(key)) for row in rows], float).reshape(-1, 2)
-    xs, ys = points[np.isfinite(points).all(axis=1)].T  # what is missing has become nan
-    return xs, ys
-
-
-def thin(*series: Array) -> list[Array]:
-    """Average blocks of equal size until at most MAX_POINTS remain."""
-    size = -(-len(series[0]) // MAX_POINTS)
-    starts = np.arange(0, len(series[0]), size)
-    lengths = np.diff(np.append(starts, len(series[0])))
-    return [np.add.reduceat(values, starts) / lengths for values in series]
-
-
-def noisy(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
-    """Draw every value faintly, and their moving average."""
-    if not len(x):
-        return
-    x, y = thin(x, y)
-    window = np.ones(max(1, len(y) // 25) | 1)  # odd, so that the average is centred
-    smooth = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
-    ax.plot(x, y, color=colour, alpha=0.28, linewidth=1)
-    line(ax, x, smooth, colour, label)
-
-
-def line(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
-    """Draw a curve."""
-    marker = "o" if len(x) <= 3 else None  # a line through one point cannot be seen
-    ax.plot(x, y, color=colour, label=label, marker=marker, markersize=3.5)
-
-
-def level(ax: Axes, y: float | None, label: str, colour: str, *, above: bool) -> None:
-    """Draw a dashed level with its name, if it is known."""
-    if y is None:
-        return
-    ax.axhline(y, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
-    side = "bottom" if above else "top"
-    ax.text(
-        1, y, f"{label} {y:.1%}", transform=ax.get_yaxis_transform(), color=colour, ha="right", va=side
-    )
-
-
-def dot(ax: Axes, result: Row, x: str, y: str, colour: str) -> None:
-    """Mark a point of a stage's result, if it is known."""
-    ax.plot(*series([result], y, x), "o", color=colour, markersize=6)
 
 
 def legend_above(ax: Axes, handles: Sequence[Artist] | None = None) -> None:

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from reftune.methods import BASELINE, METHODS, Method, label_of
 from reftune.problem import Row
 from reftune.reporting.pages import LIGHT, colour_of
-from reftune.reporting.plots import (
-    Array,
-    Plot,
-    dot,
-    legend_above,
-    level,
-    line,
-    new_plot,
-    noisy,
-    series,
-    styled,
-    thin,
-)
+from reftune.reporting.plots import Plot, legend_above, new_plot, styled
 
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+MAX_POINTS = 400  # longer curves are averaged in blocks: nothing more fits on the page
 JUDGED = ("ok", "ok_text")
 
 # Metrics with a figure of their own: key, title, caption.
@@ -94,6 +87,54 @@ def status_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
     return list(layers), shares / np.maximum(shares.sum(axis=0), 1e-9)
 
 
+def series(rows: Sequence[Row], key: str, x: str = "step") -> tuple[Array, Array]:
+    """Return the finite values of `key` and where they lie."""
+    points = np.array([(row.get(x), row.get(key)) for row in rows], float).reshape(-1, 2)
+    xs, ys = points[np.isfinite(points).all(axis=1)].T  # what is missing has become nan
+    return xs, ys
+
+
+def thin(*series: Array) -> list[Array]:
+    """Average blocks of equal size until at most MAX_POINTS remain."""
+    size = -(-len(series[0]) // MAX_POINTS)
+    starts = np.arange(0, len(series[0]), size)
+    lengths = np.diff(np.append(starts, len(series[0])))
+    return [np.add.reduceat(values, starts) / lengths for values in series]
+
+
+def noisy(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
+    """Draw every value faintly, and their moving average."""
+    if not len(x):
+        return
+    x, y = thin(x, y)
+    window = np.ones(max(1, len(y) // 25) | 1)  # odd, so that the average is centred
+    smooth = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
+    ax.plot(x, y, color=colour, alpha=0.28, linewidth=1)
+    line(ax, x, smooth, colour, label)
+
+
+def line(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
+    """Draw a curve."""
+    marker = "o" if len(x) <= 3 else None  # a line through one point cannot be seen
+    ax.plot(x, y, color=colour, label=label, marker=marker, markersize=3.5)
+
+
+def _level(ax: Axes, y: float | None, label: str, colour: str, *, above: bool) -> None:
+    """Draw a dashed level with its name, if it is known."""
+    if y is None:
+        return
+    ax.axhline(y, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+    side = "bottom" if above else "top"
+    ax.text(
+        1, y, f"{label} {y:.1%}", transform=ax.get_yaxis_transform(), color=colour, ha="right", va=side
+    )
+
+
+def _dot(ax: Axes, result: Row, x: str, y: str, colour: str) -> None:
+    """Mark a point of a stage's result, if it is known."""
+    ax.plot(*series([result], y, x), "o", color=colour, markersize=6)
+
+
 def _curves(
     stage: str, rows: Mapping[Method, Sequence[Row]], key: str, title: str, caption: str, x: str = "step"
 ) -> Plot | None:
@@ -102,7 +143,7 @@ def _curves(
     curves = {method: points for method, points in found.items() if len(points[0])}
     if not curves:
         return None
-    plot, ax = new_plot(f"{stage}_{key}", title, caption, xlabel=x)
+    plot, ax = new_plot(f"{stage}_{key}", title, caption, x=x)
     draw = noisy if x == "step" else line
     for method, points in curves.items():
         draw(ax, *points, method.color[0], method.label)
@@ -132,15 +173,15 @@ def _validation(method: Method, rows: Sequence[Row], result: Row, baseline: Row)
     caption = f"On held-out questions. Dot: the best {method.unit}, which is the {method.label} model"
     caption += "; grey: the warm-up." if f"warmup_{method.unit}" in result else "."
     name = f"{method.stage}_validation"
-    plot, ax = new_plot(name, "Validation accuracy", caption, xlabel=method.unit, percent=True)
+    plot, ax = new_plot(name, "Validation accuracy", caption, x=method.unit, percent=True)
     line(ax, x, y, method.color[0])
     ax.margins(y=0.15)  # room for the labels of the levels
     best, warmup = "best_validation_accuracy", "warmup_validation_accuracy"
     best_baseline = f"{label_of(BASELINE)}, best {METHODS[BASELINE].unit}"
-    level(ax, baseline.get(best), best_baseline, colour_of(BASELINE), above=True)
-    level(ax, baseline.get(warmup), "warm-up", colour_of("warmup"), above=False)
-    dot(ax, result, f"warmup_{method.unit}", warmup, colour_of("warmup"))
-    dot(ax, result, f"best_{method.unit}", best, method.color[0])
+    _level(ax, baseline.get(best), best_baseline, colour_of(BASELINE), above=True)
+    _level(ax, baseline.get(warmup), "warm-up", colour_of("warmup"), above=False)
+    _dot(ax, result, f"warmup_{method.unit}", warmup, colour_of("warmup"))
+    _dot(ax, result, f"best_{method.unit}", best, method.color[0])
     return plot
 
 
@@ -151,8 +192,7 @@ def _statuses(method: Method, rows: Sequence[Row]) -> Plot | None:
     caption = "What became of the sampled chains, as shares of each step."
     plot, ax = new_plot(f"{method.stage}_statuses", "Outcomes", caption, percent=True, wide=True)
     names, shares = status_shares(rows)
-    x = np.array([row["step"] for row in rows], float)
-    x, *layers = thin(x, *shares)
+    x, *layers = thin(np.array([row["step"] for row in rows], float), *shares)
     fails = ["fail-1", "fail-2", "fail-3", "fail-4", "fail-rest"]
     colours = [LIGHT[name] for name in ("right", "wrong", *fails)]
     ax.stackplot(x, layers, labels=names, colors=colours[: len(names)], linewidth=0)
