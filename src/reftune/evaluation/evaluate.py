@@ -70,9 +70,7 @@ def summarise(rows: Answered, trigger: str | None = None) -> dict[str, Any]:
     return summary
 
 
-def wrong_chain_share(
-    rows: Sequence[AnsweredQuestion], trigger: str | None = None
-) -> dict[str, Any] | None:
+def wrong_chain_share(rows: Answered, trigger: str | None = None) -> dict[str, Any] | None:
     """Return the share of wrong chains among the right greedy answers, with its Wilson interval.
 
     A wrong chain that ends in the right answer is what the ReFT paper calls reward hacking. Only
@@ -102,9 +100,7 @@ def wrong_chain_share(
     }
 
 
-def compare(
-    a: Sequence[AnsweredQuestion], b: Sequence[AnsweredQuestion], resamples: int, seed: int
-) -> list[dict[str, Any]]:
+def compare(a: Answered, b: Answered, resamples: int, seed: int) -> list[dict[str, Any]]:
     """Compare two models question by question: difference, bootstrap interval, McNemar's p."""
     of_a, of_b = right_answers(a), right_answers(b)
     return [
@@ -121,7 +117,7 @@ def compare(
 
 def write_result(
     directory: Path,
-    answers: Mapping[str, list[AnsweredQuestion]],
+    answers: Mapping[str, Answered],
     resamples: int,
     seed: int,
     trigger: str | None = None,
