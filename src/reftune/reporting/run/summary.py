@@ -76,13 +76,11 @@ def comparisons(evaluation: Row) -> dict[str, list[Row]]:
     models = evaluation.get("models", {})
     found: dict[str, list[Row]] = {"shown": [], "folded": []}
     for row in evaluation.get("comparisons", []):
-        pair = (row["a"], row["b"])
-        main = pair == (BASELINE, MAIN) or (
-            row["aggregation"] == "greedy" and not {*pair}.isdisjoint((BASELINE, MAIN))
-        )
+        pair, main = {row["a"], row["b"]}, {BASELINE, MAIN}
+        shown = pair == main or (row["aggregation"] == "greedy" and pair & main)
         label = f"{label_of(row['b'])} against {label_of(row['a'])}"
         named = {"label": label, "aggregation": _column(row["aggregation"], models)}
-        found["shown" if main or len(models) <= FEW_MODELS else "folded"].append(row | named)
+        found["shown" if shown or len(models) <= FEW_MODELS else "folded"].append(row | named)
     if found["folded"]:
         found["shown"].sort(key=lambda row: row["aggregation"] != "greedy")  # greedy first
     return found
