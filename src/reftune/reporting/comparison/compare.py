@@ -8,15 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from reftune.evaluation import statistics
 from reftune.evaluation.aggregation import AGGREGATIONS
-from reftune.evaluation.statistics import (
-    Array,
-    bootstrap_difference,
-    bootstrap_means,
-    holm,
-    sign_flip,
-    wilson_interval,
-)
+from reftune.evaluation.statistics import Array
 from reftune.methods import BASELINE, MAIN, METHODS
 from reftune.reporting.comparison.finished_runs import (
     FinishedRun,
@@ -114,7 +108,7 @@ def compare_runs(
     cells = [cell for group in groups for cell in _cells(group, samples, numbers)]
     differences = [found for group in groups for found in _within(group, samples)]
     differences += [found for group in groups[1:] for found in _between(groups[0], group, samples)]
-    corrected = holm([found.p for found in differences])
+    corrected = statistics.holm([found.p for found in differences])
     return Comparison(
         groups=groups,
         cells=cells,
@@ -175,7 +169,7 @@ def _differences(
         yield Difference(
             group=group.label, method=side[1], base_group=base_group.label, base_method=base[1],
             aggregation=aggregation, samples=1 if aggregation == "greedy" else samples,
-            questions=a.shape[1], seeds=len(b), base_seeds=len(a), p=sign_flip(sums.tolist()),
+            questions=a.shape[1], seeds=len(b), base_seeds=len(a), p=statistics.sign_flip(sums.tolist()),
             difference=float(b.mean() - a.mean()),
             interval=_difference_interval(a, b, base_seeds == seeds, group),
         )  # fmt: skip
@@ -183,15 +177,15 @@ def _differences(
 
 def _accuracy_interval(right: Array, group: RunGroup) -> tuple[float, float]:
     if len(right) == 1:
-        return wilson_interval(int(right.sum()), right.shape[1])
-    return bootstrap_means([right], **_resampling(group))
+        return statistics.wilson_interval(int(right.sum()), right.shape[1])
+    return statistics.bootstrap_means([right], **_resampling(group))
 
 
 def _difference_interval(a: Array, b: Array, paired: bool, group: RunGroup) -> tuple[float, float]:
     if len(a) == len(b) == 1:  # as in the run's own report
-        return bootstrap_difference(a[0].tolist(), b[0].tolist(), **_resampling(group))
+        return statistics.bootstrap_difference(a[0].tolist(), b[0].tolist(), **_resampling(group))
     signed = [b.astype(int) - a] if paired else [b, -a.astype(int)]
-    return bootstrap_means(signed, **_resampling(group))
+    return statistics.bootstrap_means(signed, **_resampling(group))
 
 
 def _resampling(group: RunGroup) -> dict[str, int]:
