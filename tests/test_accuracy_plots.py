@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 from matplotlib.patches import Rectangle
 
-from reftune.reporting.accuracy_plots import bar_plot, curve_plots
 from reftune.reporting.comparison.compare import Cell
 from reftune.reporting.comparison.reported import Number
-from reftune.reporting.plots import Plot
+from reftune.reporting.plots import Plot, bar_plot, curve_plots
 
 
 def cell(group: str, method: str, accuracy: float, reported: float | None = None) -> Cell:

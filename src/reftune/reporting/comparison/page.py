@@ -67,7 +67,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
 def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
     """Draw bars per aggregation, and curves over the number of samples per group, by section title."""
     # Only now: what draws takes half a second to import, for which a refusal need not wait.
-    from reftune.reporting.accuracy_plots import bar_plot, curve_plots
+    from reftune.reporting.plots import bar_plot, curve_plots
 
     plots: dict[str, list[Plot]] = {"Methods side by side": []}
     for name, column in zip(comparison.aggregations, tables.columns(comparison), strict=True):

@@ -60,7 +60,7 @@ def final_table(run_dir: Path) -> Group:
 def _plots(run: Run) -> dict[str, list[Plot]]:
     """Draw the accuracies, then the stages in order, all but the baseline's beside the baseline."""
     # Only now: what draws takes half a second to import, for which a refusal need not wait.
-    from reftune.reporting.accuracy_plots import curve_plots
+    from reftune.reporting.plots import curve_plots
     from reftune.reporting.run.stage_plots import method_plots, reranker_plots
 
     plots = {"Accuracy over the number of samples": curve_plots("accuracy", curves(run.evaluation))}
