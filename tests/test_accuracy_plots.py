@@ -32,24 +32,26 @@ def ticks(plot: Plot) -> list[str]:
     return [label.get_text() for label in plot.figure.axes[0].get_xticklabels()]
 
 
-def test_a_curve_per_model_and_a_figure_per_aggregation() -> None:
-    curves = {"vote": {"sft": {1: 0.4, 2: 0.5, 3: 0.6}, "reft": {1: 0.7, 2: 0.8, 3: 0.9}}}
-    curves |= {"weighted vote": {"reft": {1: 0.7, 2: 0.75}}, "rerank": {"reft": {1: 0.7}}}
-    vote, weighted = curve_plots("accuracy", curves)  # one point is no curve
-    assert [vote.name, weighted.name] == ["accuracy_vote", "accuracy_weighted_vote"]
-    assert legend(vote) == ["SFT", "ReFT"]
+def test_a_curve_per_model_and_a_figure_per_aggregation_with_the_bound_last() -> None:
+    sft = {"vote": {1: 0.4, 2: 0.5, 3: 0.6}}
+    reft = {"pass": {1: 0.7, 2: 0.9}, "weighted vote": {1: 0.7, 2: 0.75}, "rerank": {1: 0.7}}
+    reft |= {"vote": {1: 0.7, 2: 0.8, 3: 0.9}}
+    vote, weighted, bound = curve_plots("accuracy", {"sft": sft, "reft": reft})  # one point is no curve
+    names = ["accuracy_vote", "accuracy_weighted_vote", "accuracy_pass"]
+    assert [vote.name, weighted.name, bound.name] == names
+    assert [legend(plot) for plot in (vote, bound)] == [["SFT", "ReFT"], ["ReFT"]]
     line = vote.figure.axes[0].lines[1]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [0.7, 0.8, 0.9])
 
 
 def test_a_tick_too_near_to_its_neighbour_has_no_name() -> None:
     ks = (1, 2, 4, 8, 16, 32, 64, 100)
-    (plot,) = curve_plots("accuracy", {"vote": {"sft": dict.fromkeys(ks, 0.5)}})
+    (plot,) = curve_plots("accuracy", {"sft": {"vote": dict.fromkeys(ks, 0.5)}})
     assert ticks(plot) == ["1", "2", "4", "8", "16", "32", "100"]
 
 
 def test_nothing_is_drawn_without_samples() -> None:
-    assert curve_plots("accuracy", {}) == curve_plots("accuracy", {"pass": {"sft": {}}}) == []
+    assert curve_plots("accuracy", {}) == curve_plots("accuracy", {"sft": {"pass": {}}}) == []
 
 
 def test_the_bars_of_one_group_are_named_by_model() -> None:

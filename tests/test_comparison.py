@@ -61,7 +61,7 @@ def test_one_run_gives_the_numbers_of_its_own_evaluation(tmp_path: Path) -> None
             assert mine.accuracy == pytest.approx(summary[aggregation]["accuracy"])
             assert mine.interval == tuple(summary[aggregation]["interval"])
             assert (mine.lowest, mine.highest, mine.seeds) == (mine.accuracy, mine.accuracy, 1)
-        curves = found.curves[""]["vote"][model]
+        curves = found.curves[""][model]["vote"]
         assert {str(k): value for k, value in curves.items()} == pytest.approx(summary["curves"]["vote"])
     for row in compare(rows["sft"], rows["reft"], resamples=10000, seed=5):
         mine_too = difference(found, "sft", "reft", row["aggregation"])
@@ -249,8 +249,8 @@ def test_curves_are_means_over_seeds(tmp_path: Path) -> None:
     singles = [read_finished_runs([run])[0][0].answers["sft"].curves for run in runs]
     assert [single["pass"] for single in singles] == [{1: 0.75, 2: 1.0}, {1: 0.25, 2: 0.5}]
     found = compare_runs(runs)
-    assert found.curves[""]["pass"]["sft"] == {1: 0.5, 2: 0.75}
-    assert found.curves[""]["vote"]["sft"][2] == pytest.approx((1.0 + 0.5) / 2)
+    assert found.curves[""]["sft"]["pass"] == {1: 0.5, 2: 0.75}
+    assert found.curves[""]["sft"]["vote"][2] == pytest.approx((1.0 + 0.5) / 2)
 
 
 def test_runs_of_a_reported_setting_carry_its_numbers(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from reftune.reporting.run.run_files import Run
 from reftune.reporting.run.summary import (
     accuracies,
     comparisons,
-    curves,
     headline,
     verdict,
 )
@@ -117,14 +116,3 @@ def test_a_long_ladder_of_passes_keeps_its_ends() -> None:
 
     assert passes(1, 2, 4, 8) == ["1", "2", "4", "8"]
     assert passes(1, 2, 4, 8, 16, 32, 64, 100) == ["1", "100"]
-
-
-def test_curves_are_turned_around_with_the_bound_last() -> None:
-    models = {
-        "sft": {"curves": {"vote": {"1": 0.4, "2": 0.5}}, "pass": {"1": 0.4, "2": 0.6}},
-        "reft": {"curves": {"vote": {"1": 0.7}, "rerank": {"1": 0.7}}},
-    }
-    found = curves({"models": models})
-    assert found["vote"] == {"sft": {1: 0.4, 2: 0.5}, "reft": {1: 0.7}}
-    assert found["pass"] == {"sft": {1: 0.4, 2: 0.6}, "reft": {}}
-    assert list(found) == ["vote", "rerank", "pass"]

@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.methods import label_of
 from reftune.reporting.pages import LIGHT, colour_of, palette
 
 if TYPE_CHECKING:
     from reftune.reporting.comparison.compare import Cell
 
-Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # aggregation -> model -> samples -> accuracy
+Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # model -> aggregation -> samples -> accuracy
 
 STEPS = [1, 2, 2.5, 5, 10]  # distances between ticks that people count in
 
@@ -128,11 +129,12 @@ def curve_plots(prefix: str, curves: Curves) -> list[Plot]:
 
     Args:
         prefix: of the figures' file names.
-        curves: by aggregation ("pass" for pass@k), then model; without a second point nothing is drawn.
+        curves: by model, then aggregation ("pass" for pass@k); without a second point nothing is drawn.
     """
     plots = []
-    for aggregation, models in curves.items():
-        if max((len(points) for points in models.values()), default=0) > 1:
+    for aggregation in (*AGGREGATIONS, "pass"):
+        models = {model: mine[aggregation] for model, mine in curves.items() if aggregation in mine}
+        if max(map(len, models.values()), default=0) > 1:
             title, caption = CURVES.get(aggregation, (aggregation, ""))
             name = f"{prefix}_{aggregation.replace(' ', '_')}"
             plot, ax = new_plot(name, title, caption, x="samples k", percent=True)

@@ -13,6 +13,7 @@ from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.evaluation.statistics import Array
 from reftune.methods import BASELINE, MAIN, METHODS
 from reftune.reporting.comparison.finished_runs import (
+    Curves,
     FinishedRun,
     RunGroup,
     group_runs,
@@ -72,12 +73,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All numbers of a comparison. `curves` are accuracies by group, aggregation, method and samples."""
+    """All numbers of a comparison. `curves` are accuracies by group, method, aggregation and samples."""
 
     groups: list[RunGroup]
     cells: list[Cell]
     differences: list[Difference]
-    curves: dict[str, dict[str, dict[str, dict[int, float]]]]
+    curves: dict[str, dict[str, Curves]]
     questions: int
     samples: int  # per question, used
     drawn: list[int]  # per question, by the runs
@@ -205,13 +206,14 @@ def _right(runs: Sequence[FinishedRun], model: str) -> dict[str, Array]:
     return {name: np.array([right[name] for right in found]) for name in shared}
 
 
-def _curves(group: RunGroup) -> dict[str, dict[str, dict[int, float]]]:
+def _curves(group: RunGroup) -> dict[str, Curves]:
     """Average each model's curves over the seeds."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for name in (*AGGREGATIONS, "pass"):
-        for model in METHODS:
-            curves = [run.answers[model].curves for run in _runs_of(group, model)]
-            if curves and all(name in curve for curve in curves):
-                points = {j: float(np.mean([c[name][j] for c in curves])) for j in curves[0][name]}
-                found.setdefault(name, {})[model] = points
+    found = {}
+    for model in METHODS:
+        if curves := [run.answers[model].curves for run in _runs_of(group, model)]:
+            shared = [name for name in curves[0] if all(name in curve for curve in curves)]
+            found[model] = {
+                name: {j: float(np.mean([curve[name][j] for curve in curves])) for j in curves[0][name]}
+                for name in shared
+            }
     return found

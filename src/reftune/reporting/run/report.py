@@ -9,13 +9,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from reftune.evaluation.aggregation import saved_curves
 from reftune.methods import BASELINE, MAIN, METHODS, label_of, methods_by_stage
 from reftune.problem import UserError
 from reftune.reporting.pages import interval, percent, write_pages
 from reftune.reporting.run.metadata import facts, stage_states
 from reftune.reporting.run.run_files import Run, read_run
 from reftune.reporting.run.sample_browser import questions, rollouts_by_step
-from reftune.reporting.run.summary import accuracies, comparisons, curves, headline, verdict
+from reftune.reporting.run.summary import accuracies, comparisons, headline, verdict
 
 if TYPE_CHECKING:
     from reftune.reporting.plots import Plot
@@ -63,7 +64,9 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
     from reftune.reporting.plots import curve_plots
     from reftune.reporting.run.stage_plots import method_plots, reranker_plots
 
-    plots = {"Accuracy over the number of samples": curve_plots("accuracy", curves(run.evaluation))}
+    models = run.evaluation.get("models", {})
+    curves = {model: saved_curves(summary) for model, summary in models.items()}
+    plots = {"Accuracy over the number of samples": curve_plots("accuracy", curves)}
     baseline = METHODS[BASELINE].stage
     for stage, method in methods_by_stage().items():
         beside = {} if stage == baseline else run.results[baseline]

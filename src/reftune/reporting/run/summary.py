@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reftune.evaluation.aggregation import saved_curves
 from reftune.methods import BASELINE, MAIN, label_of
 from reftune.problem import Row
 from reftune.reporting.pages import interval, p_value, signed
@@ -84,15 +83,6 @@ def comparisons(evaluation: Row) -> dict[str, list[Row]]:
     if found["folded"]:
         found["shown"].sort(key=lambda row: row["aggregation"] != "greedy")  # greedy first
     return found
-
-
-def curves(evaluation: Row) -> dict[str, dict[str, dict[int, float]]]:
-    """Return accuracies by aggregation ("pass" for pass@k), model and number of samples."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for key, model in evaluation.get("models", {}).items():
-        for aggregation, points in saved_curves(model).items():
-            found.setdefault(aggregation, {})[key] = points
-    return dict(sorted(found.items(), key=lambda item: item[0] == "pass"))  # the bound comes last
 
 
 def _main_comparison(run: Run) -> Row | None:
