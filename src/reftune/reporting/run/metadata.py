@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reftune.methods import Method, label_of, methods_by_stage
+from reftune.methods import label_of, methods_by_stage
 from reftune.problem import Row
 from reftune.reporting.run.run_files import Run
 
@@ -72,10 +72,7 @@ def stage_states(run: Run) -> list[dict[str, str]]:
     data = run.data
     sizes = f"{data.get('train')} training, {data.get('validation')} validation, {data.get('test')} test"
     states = [_state("Data", bool(data), False, f"{sizes} questions" if data else "")]
-    methods = methods_by_stage()
-    for stage, title in _titles(run).items():
-        known = stage in methods
-        states.append(_training(run, methods[stage]) if known else _sampling(run, stage, title))
+    states += [_training(run, stage, title) for stage, title in _titles(run).items()]
     if rerankers := _reranker_stages(run):
         states.append(_rerankers(run, rerankers))
     return [*states, _evaluation(run)]
@@ -97,24 +94,20 @@ def _state(name: str, done: bool, begun: bool, detail: str) -> dict[str, str]:
     return {"name": name, "state": state, "detail": detail}
 
 
-def _training(run: Run, method: Method) -> dict[str, str]:
-    unit, rows, result = method.unit, run.metrics[method.stage], run.results[method.stage]
+def _training(run: Run, stage: str, title: str) -> dict[str, str]:
+    """Return the state of a method's stage, or of the one that draws the warm-up samples."""
+    method, rows, result = methods_by_stage().get(stage), run.metrics[stage], run.results[stage]
     detail = ""
-    if result:
+    if method is None:
+        detail = f"{result['accuracy']:.1%} of {result['samples']} right" if result else ""
+    elif result:
         accuracy = f"{result['best_validation_accuracy']:.1%} on validation"
-        detail = f"best {unit} {result[f'best_{unit}']}: {accuracy}"
+        detail = f"best {method.unit} {result[f'best_{method.unit}']}: {accuracy}"
     elif rows:
-        done = rows[-1].get(unit, "?")
+        done = rows[-1].get(method.unit, "?")
         shown = f"{done:.1f}" if isinstance(done, float) else done  # epochs are counted in steps
-        planned = run.config.get(method.stage, {}).get(f"{unit}s")
-        detail = f"{unit} {shown} of {planned}"
-    return _state(method.label, bool(result), bool(rows), detail)
-
-
-def _sampling(run: Run, stage: str, title: str) -> dict[str, str]:
-    result = run.results[stage]
-    detail = f"{result['accuracy']:.1%} of {result['samples']} right" if result else ""
-    return _state(title, bool(result), bool(run.metrics[stage]), detail)
+        detail = f"{method.unit} {shown} of {run.config.get(stage, {}).get(f'{method.unit}s')}"
+    return _state(method.label if method else title, bool(result), bool(rows), detail)
 
 
 def _rerankers(run: Run, stages: list[str]) -> dict[str, str]:
