@@ -77,7 +77,7 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
 
 def _context(run: Run) -> dict[str, Any]:
     """Return everything that both templates show, the plots aside."""
-    kept, counts = questions(run, (BASELINE, MAIN))
+    kept, counts = questions(run)
     return {
         "name": run.config.get("name", run.directory.name),
         "headline": headline(run),
