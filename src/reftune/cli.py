@@ -187,9 +187,8 @@ def compare(
     from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
 
     comparison = compare_runs(runs, k, reported)
-    page = write_comparison(comparison, out or default_directory(runs))
-    Console().print(terminal_tables(comparison))
-    _say(f"comparison: {page}")
+    Console().print(terminal_tables(comparison))  # first: drawing the page takes a second
+    _say(f"comparison: {write_comparison(comparison, out or default_directory(runs))}")
 
 
 def main() -> None:
