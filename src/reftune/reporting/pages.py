@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from reftune.methods import METHODS
 
 if TYPE_CHECKING:
-    from reftune.reporting.plots import Plot
+    from jinja2 import Template
 
+    from reftune.reporting.plots import Plot
 
 # The page's own colours, as (light page, dark page); models bring theirs. Figures are drawn in the light
 # ones; in SVG each becomes the CSS variable of its name: one drawing follows the reader's theme.
@@ -46,22 +47,31 @@ def write_pages(
 ) -> Path:
     """Write `directory`/NAME.md, its pictures in NAME_files/, and NAME.html; return the latter's path.
 
-    What models write is hostile: HTML is escaped here, JSON for scripts by the filter `tojson`.
-
     Args:
         name: of the pages, and of their templates.
         context: what the templates show, the plots aside.
         plots: by the title of their section; one without plots is left out.
         directory: where the pages go; it has to be there.
     """
-    # Only now: tables for the terminal need none of it.
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
     shown = {title: found for title, found in plots.items() if found}
     pictures = directory / f"{name}_files"
     pictures.mkdir(exist_ok=True)
     for plot in itertools.chain(*shown.values()):
         plot.save_png(pictures)
+    for page in (directory / f"{name}.md", directory / f"{name}.html"):
+        text = _template(page.name).render(context, plots=shown)
+        page.write_text(text, encoding="utf-8", errors="replace")  # a lone surrogate cannot be written
+    return page
+
+
+def _template(page: str) -> Template:
+    """Return the template of a page.
+
+    What models write is hostile: HTML is escaped here, JSON for scripts by the filter `tojson`.
+    """
+    # Only now: tables for the terminal need none of it.
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
     environment = Environment(
         loader=PackageLoader("reftune.reporting"),
         autoescape=select_autoescape(["html.j2"]),
@@ -70,12 +80,8 @@ def write_pages(
         lstrip_blocks=True,
     )
     environment.filters |= {f.__name__: f for f in (percent, interval, signed, p_value, table_text)}
-    environment.globals |= {"palette": palette(), "models": list(METHODS), "plots": shown}
-    for page in (f"{name}.md", f"{name}.html"):
-        text = environment.get_template(f"{page}.j2").render(context)
-        # a lone surrogate cannot be written
-        (directory / page).write_text(text, encoding="utf-8", errors="replace")
-    return directory / f"{name}.html"
+    environment.globals |= {"palette": palette(), "models": list(METHODS)}
+    return environment.get_template(f"{page}.j2")
 
 
 def percent(share: float) -> str:
