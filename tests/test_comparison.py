@@ -253,6 +253,14 @@ def test_curves_are_means_over_seeds(tmp_path: Path) -> None:
     assert found.curves[""]["sft"]["vote"][2] == pytest.approx((1.0 + 0.5) / 2)
 
 
+def test_curves_that_one_seed_lacks_are_left_out(tmp_path: Path) -> None:
+    samples = {"sft": [[1, 0], [1, 1]]}
+    runs = [write_run(tmp_path / f"{n}", {"sft": [1, 1]}, seed=n, samples=samples) for n in (1, 2)]
+    add_reranker(runs[0], "sft")
+    assert compare_runs(runs[:1]).curves[""]["sft"].keys() > {"vote", "rerank", "pass"}
+    assert compare_runs(runs).curves[""]["sft"].keys() == {"vote", "pass"}
+
+
 def test_runs_of_a_reported_setting_carry_its_numbers(tmp_path: Path) -> None:
     data = {"test": "data/gsm8k_test_set.json", "cot": "program"}
     model = {"name": "codellama/CodeLlama-7b-hf"}

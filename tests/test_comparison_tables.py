@@ -163,3 +163,11 @@ def test_rows_of_the_csv_have_all_columns() -> None:
         2e-5,
     )
     assert (last["low"], last["high"], last["as_reported"]) == (0.215, 0.279, None)
+    assert last["chains"] == "program"
+
+
+def test_a_row_of_the_csv_tells_its_seeds_and_what_others_report() -> None:
+    one = replace(ONE.cells[2], lowest=0.85, highest=0.95, reported=NUMBER)
+    row = next(csv_rows(replace(ONE, cells=[one])))
+    assert (row["chains"], row["lowest_seed"], row["highest_seed"]) == ("program", 0.85, 0.95)
+    assert (row["as_reported"], row["second_hand"]) == (0.78, False)
