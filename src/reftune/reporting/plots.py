@@ -189,7 +189,6 @@ def _powers_of_two(ax: Axes, ks: Sequence[int]) -> None:
     ax.set_xscale("log", base=2)
     named = [k for k, after in zip(ks, [*ks[1:], None], strict=True) if after is None or after / k > 1.7]
     ax.set_xticks(named, list(map(str, named)))
-    ax.minorticks_off()
 
 
 def _lay_out(figure: Figure) -> None:
