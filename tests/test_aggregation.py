@@ -10,6 +10,7 @@ from reftune.evaluation.aggregation import (
     available,
     ladder,
     rerank,
+    saved_curves,
     vote,
     weighted_vote,
     within_question_auc,
@@ -93,3 +94,8 @@ def test_pairs_of_one_question_are_ordered_or_not() -> None:
     easy = {"samples": [sample(1.0, True, 0.99)] * 3}  # no pair, however sure the reranker is
     assert within_question_auc([first, second, easy]) == pytest.approx(5.5 / 8)
     assert within_question_auc([easy]) is None
+
+
+def test_saved_curves_have_numbers_again() -> None:
+    summary = {"greedy": {}, "curves": {"vote": {"1": 0.4, "2": 0.5}}, "pass": {"1": 0.4, "2": 0.6}}
+    assert saved_curves(summary) == {"vote": {1: 0.4, 2: 0.5}, "pass": {1: 0.4, 2: 0.6}}

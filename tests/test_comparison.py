@@ -61,7 +61,7 @@ def test_one_run_gives_the_numbers_of_its_own_evaluation(tmp_path: Path) -> None
             assert mine.accuracy == pytest.approx(summary[aggregation]["accuracy"])
             assert mine.interval == tuple(summary[aggregation]["interval"])
             assert (mine.lowest, mine.highest, mine.seeds) == (mine.accuracy, mine.accuracy, 1)
-        curves = found.curves[""]["vote"][model]
+        curves = found.curves[""][model]["vote"]
         assert {str(k): value for k, value in curves.items()} == pytest.approx(summary["curves"]["vote"])
     for row in compare(rows["sft"], rows["reft"], resamples=10000, seed=5):
         mine_too = difference(found, "sft", "reft", row["aggregation"])
@@ -113,8 +113,7 @@ def test_every_method_meets_sft_and_reft_meets_every_method(tmp_path: Path) -> N
         ("offline_st", "reft"),
         ("online_st", "reft"),
     ]
-    assert found.methods == ["warmup", *METHODS]
-    assert [c.method for c in found.cells] == found.methods
+    assert [c.method for c in found.cells] == ["warmup", *METHODS]
 
 
 def test_a_aggregation_that_one_side_lacks_is_not_compared(tmp_path: Path) -> None:
@@ -178,7 +177,7 @@ def test_groups_are_compared_with_the_first_method_by_method(tmp_path: Path) -> 
     found = compare_runs(runs)
     assert [group.label for group in found.groups] == ["kl_coef = 0.01", "kl_coef = 0"]
     assert found.groups[1].changes == {"ppo.kl_coef": 0.0}
-    assert found.groups[0].runs == {str(runs[0]): 1, str(runs[1]): 2}
+    assert [run.directory for run in found.groups[0].runs] == runs[:2]
     between = [d for d in found.differences if d.group != d.base_group]
     assert [(d.base_group, d.group, d.base_method, d.method) for d in between] == [
         ("kl_coef = 0.01", "kl_coef = 0", "sft", "sft"),
@@ -250,8 +249,16 @@ def test_curves_are_means_over_seeds(tmp_path: Path) -> None:
     singles = [read_finished_runs([run])[0][0].answers["sft"].curves for run in runs]
     assert [single["pass"] for single in singles] == [{1: 0.75, 2: 1.0}, {1: 0.25, 2: 0.5}]
     found = compare_runs(runs)
-    assert found.curves[""]["pass"]["sft"] == {1: 0.5, 2: 0.75}
-    assert found.curves[""]["vote"]["sft"][2] == pytest.approx((1.0 + 0.5) / 2)
+    assert found.curves[""]["sft"]["pass"] == {1: 0.5, 2: 0.75}
+    assert found.curves[""]["sft"]["vote"][2] == pytest.approx((1.0 + 0.5) / 2)
+
+
+def test_curves_that_one_seed_lacks_are_left_out(tmp_path: Path) -> None:
+    samples = {"sft": [[1, 0], [1, 1]]}
+    runs = [write_run(tmp_path / f"{n}", {"sft": [1, 1]}, seed=n, samples=samples) for n in (1, 2)]
+    add_reranker(runs[0], "sft")
+    assert compare_runs(runs[:1]).curves[""]["sft"].keys() > {"vote", "rerank", "pass"}
+    assert compare_runs(runs).curves[""]["sft"].keys() == {"vote", "pass"}
 
 
 def test_runs_of_a_reported_setting_carry_its_numbers(tmp_path: Path) -> None:

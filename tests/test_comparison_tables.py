@@ -1,22 +1,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from reftune.reporting.comparison.compare import Cell, Comparison, Difference, GroupFacts
+from reftune.config_files import parse_config
+from reftune.reporting.comparison.compare import Cell, Comparison, Difference
+from reftune.reporting.comparison.finished_runs import FinishedRun, RunGroup
 from reftune.reporting.comparison.reported import Number
 from reftune.reporting.comparison.tables import (
     CSV_COLUMNS,
     accuracy_sections,
-    bars,
     columns,
     csv_rows,
     difference_sections,
     headline,
     notes,
-    reported_columns,
     sentences,
 )
+
+RUN = FinishedRun(Path("runs/a"), parse_config({"model": {"scratch": "tiny"}}, [], "a"), {})
 
 
 def cell(method: str, accuracy: float, group: str = "", **values: Any) -> Cell:
@@ -36,11 +39,9 @@ def difference(base: str, method: str, group: str = "", **values: Any) -> Differ
 
 def comparison(cells: list[Cell], differences: list[Difference], **values: Any) -> Comparison:
     labels = dict.fromkeys(cell.group for cell in cells)
-    methods, aggregations = (
-        list(dict.fromkeys(getattr(c, key) for c in cells)) for key in ("method", "aggregation")
-    )
-    facts = [GroupFacts(label, "program", {f"runs/{label or 'a'}": 1}, {}) for label in labels]
-    found = Comparison(facts, cells, differences, {}, 1000, 8, [8], methods, aggregations)
+    aggregations = list(dict.fromkeys(cell.aggregation for cell in cells))
+    groups = [RunGroup(label, [RUN], {}) for label in labels]
+    found = Comparison(groups, cells, differences, {}, 1000, 8, [8], aggregations)
     return replace(found, **values)
 
 
@@ -88,25 +89,24 @@ def test_without_reft_the_last_method_is_the_news_and_without_any_there_is_none(
 
 def test_seeds_are_counted_where_there_are_several() -> None:
     cells = [cell("sft", 0.6, seeds=3), cell("reft", 0.7, seeds=3), cell("online_st", 0.65, seeds=1)]
-    runs = {"a": 1, "b": 2, "c": 3}
     found = comparison(cells, [difference("sft", "reft", seeds=3)])
-    found = replace(found, groups=[replace(found.groups[0], runs=runs)])
+    found = replace(found, groups=[replace(found.groups[0], runs=[RUN] * 3)])
     assert "1000 unseen questions (mean of 3 seeds)" in headline(found)
-    assert [row.label for row in accuracy_sections(found)[0].rows] == [
+    assert [row.label for row in accuracy_sections(found)[""]] == [
         "SFT",
         "ReFT",
         "Online-ST (1 of 3 seeds)",
     ]
     labelled = replace(found, groups=[replace(found.groups[0], label="P-CoT")])
-    assert accuracy_sections(labelled)[0].title == "P-CoT, 3 seeds"
+    assert list(accuracy_sections(labelled)) == ["P-CoT, 3 seeds"]
 
 
 def test_tables_have_a_column_per_aggregation_and_gaps_where_nothing_is() -> None:
-    assert columns(ONE) == ["greedy", "vote of 8"]
-    (section,) = accuracy_sections(ONE)
-    assert section.title == ""
-    assert [(row.label, row.method) for row in section.rows] == [("SFT", "sft"), ("ReFT", "reft")]
-    assert [[c and c.accuracy for c in row.cells] for row in section.rows] == [
+    assert list(columns(ONE)) == ["greedy", "vote of 8"]
+    ((title, rows),) = accuracy_sections(ONE).items()
+    assert title == ""
+    assert [(row.label, row.method) for row in rows] == [("SFT", "sft"), ("ReFT", "reft")]
+    assert [[c and c.accuracy for c in row.cells] for row in rows] == [
         [0.634, None],
         [0.881, 0.9],
     ]
@@ -114,7 +114,7 @@ def test_tables_have_a_column_per_aggregation_and_gaps_where_nothing_is() -> Non
 
 def test_differences_stand_within_groups_then_between_them() -> None:
     sections = difference_sections(TWO)
-    assert [(section.title, [row.label for row in section.rows]) for section in sections] == [
+    assert [(title, [row.label for row in rows]) for title, rows in sections.items()] == [
         ("P-CoT", ["ReFT against SFT"]),
         ("N-CoT", ["ReFT against SFT"]),
         ("N-CoT against P-CoT", ["ReFT"]),
@@ -122,12 +122,10 @@ def test_differences_stand_within_groups_then_between_them() -> None:
 
 
 def test_reported_numbers_have_a_column_only_where_there_are_any() -> None:
-    assert reported_columns(ONE) == [False, False]
+    assert list(columns(ONE).values()) == [False, False]
     cells = [*ONE.cells[:2], replace(ONE.cells[2], reported=NUMBER)]
     found = replace(ONE, cells=cells, source="somebody")
-    assert reported_columns(found) == [False, True]
-    assert bars(found, "vote")[0].reported == 0.78
-    assert [bar.reported for bar in bars(found, "greedy")] == [None, None]
+    assert columns(found) == {"greedy": False, "vote of 8": True}
     assert "As reported by somebody; ~ read second-hand." in notes(found)
     assert not any("As reported" in text for text in notes(ONE))
 
@@ -165,3 +163,11 @@ def test_rows_of_the_csv_have_all_columns() -> None:
         2e-5,
     )
     assert (last["low"], last["high"], last["as_reported"]) == (0.215, 0.279, None)
+    assert last["chains"] == "program"
+
+
+def test_a_row_of_the_csv_tells_its_seeds_and_what_others_report() -> None:
+    one = replace(ONE.cells[2], lowest=0.85, highest=0.95, reported=NUMBER)
+    row = next(csv_rows(replace(ONE, cells=[one])))
+    assert (row["chains"], row["lowest_seed"], row["highest_seed"]) == ("program", 0.85, 0.95)
+    assert (row["as_reported"], row["second_hand"]) == (0.78, False)

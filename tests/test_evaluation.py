@@ -14,13 +14,12 @@ from reftune.config import Evaluation, Prompt
 from reftune.evaluation.evaluate import (
     answer_questions,
     compare,
-    read_result,
     summarise,
     write_result,
     wrong_chain_share,
 )
 from reftune.evaluation.statistics import bootstrap_difference
-from reftune.files import read_jsonl, write_jsonl
+from reftune.files import read_json, read_jsonl, write_jsonl
 from reftune.grading.judge import make_judge
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import train_tokenizer
@@ -142,7 +141,7 @@ def test_the_chain_ends_where_the_trigger_begins(tmp_path: Path) -> None:
     assert found is not None
     assert found | share == found
     write_result(tmp_path, {"sft": rows}, 100, 0, "\nso: ")
-    assert read_result(tmp_path)["models"]["sft"]["right_answer_wrong_chain"] == found
+    assert read_json(tmp_path / "result.json")["models"]["sft"]["right_answer_wrong_chain"] == found
     assert wrong_chain_share(rows[:1]) is None  # with the paper's trigger "so: a" is part of the chain
 
 
@@ -195,7 +194,7 @@ def test_write_result_compares_each_model_with_all_before_it(tmp_path: Path) -> 
     answers = {"warmup": greedy(0, 0, 0, 1), "sft": greedy(0, 0, 1, 1), "reft": greedy(0, 1, 1, 1)}
     write_result(tmp_path, answers, resamples=200, seed=3)
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert read_result(tmp_path) == result
+    assert read_json(tmp_path / "result.json") == result
     assert list(result) == ["n", "models", "comparisons"]
     assert result["n"] == 4
     assert {name: m["greedy"]["accuracy"] for name, m in result["models"].items()} == {
@@ -215,7 +214,7 @@ def test_write_result_of_one_and_of_two_models(
     tmp_path: Path, names: list[str], pairs: list[tuple[str, str]]
 ) -> None:
     write_result(tmp_path, dict.fromkeys(names, FOUR), resamples=100, seed=0)
-    result = read_result(tmp_path)
+    result = read_json(tmp_path / "result.json")
     assert result["models"] == {name: summarise(FOUR) for name in names}
     found = [(c["a"], c["b"], c["aggregation"]) for c in result["comparisons"]]
     assert found == [(a, b, aggregation) for a, b in pairs for aggregation in ("greedy", "vote")]

@@ -7,18 +7,9 @@ from pathlib import Path
 import pytest
 
 from reftune.methods import METHODS
-from reftune.reporting.plots import (
-    MAX_POINTS,
-    line,
-    new_plot,
-    noisy,
-    palette,
-    save_png,
-    series,
-    styled,
-    svg,
-)
-from reftune.reporting.run.stage_plots import method_plots
+from reftune.reporting.pages import palette
+from reftune.reporting.plots import new_plot, styled
+from reftune.reporting.run.stage_plots import MAX_POINTS, line, method_plots, noisy, series
 
 
 def test_values_that_are_missing_or_not_finite_are_left_out() -> None:
@@ -41,7 +32,7 @@ def test_svg_takes_its_colours_and_fonts_from_the_page() -> None:
     rows = [{"step": s, "kl": s / 9, "statuses": {"ok": 1, "<i>$x$": 1}} for s in (1, 2, 3)]
     plots = method_plots(METHODS["sft"], [{"step": 1, "loss": 1.0}], {}, {})
     plots += method_plots(METHODS["reft"], rows, {}, {})
-    drawings = [svg(plot) for plot in plots]
+    drawings = [plot.svg() for plot in plots]
     assert len(drawings) == 3
     for drawing in drawings:
         assert drawing.startswith("<svg")
@@ -63,7 +54,7 @@ def test_no_two_names_share_a_colour() -> None:
 def test_ids_of_two_svgs_never_meet() -> None:
     rows = [{"step": step, "kl": 0.1, "entropy": 0.1} for step in (1, 2)]
     plots = method_plots(METHODS["reft"], rows, {}, {})
-    first, second = (set(re.findall(r'id="([^"]+)"', svg(plot))) for plot in plots)
+    first, second = (set(re.findall(r'id="([^"]+)"', plot.svg())) for plot in plots)
     assert first
     assert not first & second
 
@@ -73,7 +64,7 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     def draw() -> tuple[str, bytes]:
         plot, ax = new_plot("loss", "", "")
         line(ax, *series([{"step": step, "loss": 1 / step} for step in (1, 2, 3)], "loss"), "#667085")
-        return svg(plot), save_png(plot, tmp_path).read_bytes()
+        return plot.svg(), plot.save_png(tmp_path).read_bytes()
 
     one, two = draw(), draw()
     assert one == two
@@ -83,8 +74,8 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_figure_has_its_layout_before_either_file_is_written(tmp_path: Path) -> None:
     plots = [method_plots(METHODS["sft"], [{"step": 1, "loss": 1.0}], {}, {})[0] for _ in range(2)]
     bounds = [plot.figure.axes[0].get_position().bounds for plot in plots]
-    svg(plots[0])
-    save_png(plots[1], tmp_path)
+    plots[0].svg()
+    plots[1].save_png(tmp_path)
     placed = [plot.figure.axes[0].get_position().bounds for plot in plots]
     assert placed[0] == placed[1] != bounds[0]
     figure, box = plots[0].figure, plots[0].figure.axes[0].get_tightbbox()

@@ -147,6 +147,7 @@ def test_the_page_shows_tables_curves_settings_and_samples(tmp_path: Path) -> No
         "ReFT right, SFT wrong 1 of 1",
     ):
         assert words in page.words
+    assert "Rerankers" not in page.words  # nor any other title without figures
     assert (
         sum(tag == "svg" for tag, _ in page.tags) == 6
     )  # pass@k, loss, 2 x accuracy or reward, KL, statuses

@@ -85,8 +85,8 @@ def test_an_answer_that_lacks_a_key_is_left_out(run_dir: Path) -> None:
     ("name", "text", "message"),
     [
         ("config.toml", "name =", r"config\.toml: cannot be read: .*Invalid value"),
-        ("sft/result.json", "{", r"result\.json: cannot be read: .*; delete it and run its stage again"),
-        ("evaluation/result.json", "[]", r"result\.json: must hold a JSON object"),
+        ("sft/result.json", "{", r"result\.json:1: not JSON .*; delete it and run its stage again"),
+        ("evaluation/result.json", "[]", r"result\.json: not an object; delete it"),
     ],
 )
 def test_damaged_files_are_named(run_dir: Path, name: str, text: str, message: str) -> None:

@@ -37,6 +37,12 @@ def test_any_other_setting_makes_another_group() -> None:
     assert len(group_runs([run("a"), run("b", 2, evaluation={"temperature": 0.5})])) == 2
 
 
+def test_a_setting_that_only_the_first_group_has_is_a_difference() -> None:
+    shaped = run("a", model={"scratch": "tiny", "scratch_overrides": {"hidden_size": 64}})
+    groups = group_runs([shaped, run("b")])
+    assert [list(group.changes.values()) for group in groups] == [[], [None]]
+
+
 def test_one_setting_names_both_groups() -> None:
     assert labels(run("a"), run("b", ppo={"kl_coef": 0.0})) == ["kl_coef = 0.01", "kl_coef = 0"]
     assert labels(run("a"), run("b", ppo={"steps": 5})) == ["ppo.steps = 1000", "ppo.steps = 5"]

@@ -45,7 +45,7 @@ def test_questions_join_the_models_by_id(run_dir: Path) -> None:
     )
     reft = [sample(id="b", status="timeout", value=None), sample(id="a", correct=True, value=1 / 3)]
     write_rows(run_dir / "evaluation/reft.jsonl", reft)
-    kept, counts = questions(read_run(run_dir), ("sft", "reft"))
+    kept, counts = questions(read_run(run_dir))
     assert [(q["id"], q["gained"], q["lost"]) for q in kept] == [("a", True, False), ("b", False, True)]
     assert kept[0]["chains"]["sft"] == {"text": "c", "status": "ok", "value": "5", "correct": False}
     assert kept[0]["chains"]["reft"]["value"] == str(1 / 3)
@@ -58,7 +58,7 @@ def test_rare_results_are_among_the_questions_shown(run_dir: Path) -> None:
     rows[17] |= {"correct": False, "status": "memory"}
     rows[-1] |= {"correct": False}
     write_rows(run_dir / "evaluation/reft.jsonl", rows)
-    kept, counts = questions(read_run(run_dir), ("sft", "reft"))
+    kept, counts = questions(read_run(run_dir))
     ids = [int(question["id"]) for question in kept]
     assert len(ids) == MAX_QUESTIONS
     assert {17, 3 * MAX_QUESTIONS - 1} < set(ids)
@@ -72,7 +72,7 @@ def test_rare_results_are_among_the_questions_shown(run_dir: Path) -> None:
 
 def test_long_texts_are_cut_and_say_so(run_dir: Path) -> None:
     write_rows(run_dir / "evaluation/reft.jsonl", [sample(completion="x" * (MAX_CHARACTERS + 7))])
-    ((question,), _) = questions(read_run(run_dir), ("sft", "reft"))
+    ((question,), _) = questions(read_run(run_dir))
     assert question["chains"]["reft"]["text"] == "x" * MAX_CHARACTERS + "\n[... 7 more characters]"
 
 

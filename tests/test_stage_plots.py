@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reftune.methods import METHODS
-from reftune.reporting.plots import Plot, save_png
+from reftune.reporting.plots import Plot
 from reftune.reporting.run.stage_plots import method_plots, reranker_plots, status_shares
 
 SFT_RESULT = {"best_validation_accuracy": 0.715, "warmup_validation_accuracy": 0.655}
@@ -31,6 +31,7 @@ def test_nothing_is_drawn_of_what_is_not_there(name: str) -> None:
     (plot,) = method_plots(METHODS[name], [{"step": 1, "kl": 0.1}], {}, {})
     assert plot.name == f"{METHODS[name].stage}_kl"
     assert plot.figure.axes[0].lines[-1].get_color() == METHODS[name].color[0]
+    assert plot.figure.axes[0].get_legend() is None  # its title says all
 
 
 def test_nothing_is_drawn_of_rerankers_that_are_not_there() -> None:
@@ -109,7 +110,7 @@ def test_the_files_of_a_whole_run_have_names_of_their_own(tmp_path: Any) -> None
     stages = {method.stage: method for method in METHODS.values()}.values()
     plots = [plot for method in stages for plot in method_plots(method, rows, {}, {})]
     plots += reranker_plots({"sft": rows})
-    assert len({save_png(plot, tmp_path) for plot in plots}) == len(plots) == 4 * 6 + 2
+    assert len({plot.save_png(tmp_path) for plot in plots}) == len(plots) == 4 * 6 + 2
 
 
 def test_status_shares_by_hand() -> None:
@@ -120,6 +121,9 @@ def test_status_shares_by_hand() -> None:
     labels, shares = status_shares(rows)
     assert labels == ["right answer", "wrong answer", "timeout"]
     np.testing.assert_allclose(shares, [[0.5, 1.0], [0.25, 0.0], [0.25, 0.0]])
+    # A reward of one's own may find more right than could be judged: then none of these is wrong.
+    _, shares = status_shares([{"statuses": {"ok": 1, "timeout": 1}, "accuracy": 1.0}])
+    np.testing.assert_allclose(shares[:, 0], [2 / 3, 0, 1 / 3])
 
 
 def test_rare_outcomes_are_gathered() -> None:

@@ -56,8 +56,11 @@ def test_compare_and_report_import_nothing_heavy(tmp_path: Path) -> None:
     heavy = HEAVY | {"scipy", "safetensors"}
     assert modules(RUN, "compare", *map(str, runs)) & heavy == set()
     refused = modules(RUN, "compare", str(tmp_path / "none"))
-    assert refused & {*heavy, "matplotlib"} == set()
+    assert refused & {*heavy, "matplotlib", "jinja2"} == set()
     assert "pydantic" in refused  # it came as far as that
+    refused = modules(RUN, "report", str(tmp_path / "none"))
+    assert refused & {*heavy, "matplotlib", "jinja2"} == set()
+    assert "rich" in refused
     (runs[0] / "evaluation" / "result.json").unlink()  # of an unfinished run there is a page, too
     (runs[0] / "sft").mkdir()
     (runs[0] / "sft" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}')

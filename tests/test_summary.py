@@ -8,9 +8,7 @@ from reftune.reporting.run.run_files import Run
 from reftune.reporting.run.summary import (
     accuracies,
     comparisons,
-    curves,
     headline,
-    reranker_orders,
     verdict,
 )
 
@@ -106,7 +104,10 @@ def test_what_is_no_aggregation_is_no_column() -> None:
 def test_the_order_of_pairs_is_told_where_there_are_pairs() -> None:
     reranked = {"rerank": {"k": 8, "within_question_auc": 0.6}}
     models = {"warmup": {}, "sft": reranked, "reft": {"rerank": {"k": 8, "within_question_auc": None}}}
-    assert reranker_orders({"models": models}) == [("SFT", 0.6)]
+    rows = accuracies({"models": models})["models"]
+    assert [(row["label"], row["order"]) for row in rows] == [
+        ("Warm-up", None), ("SFT", 0.6), ("ReFT", None),
+    ]  # fmt: skip
 
 
 def test_a_long_ladder_of_passes_keeps_its_ends() -> None:
@@ -115,14 +116,3 @@ def test_a_long_ladder_of_passes_keeps_its_ends() -> None:
 
     assert passes(1, 2, 4, 8) == ["1", "2", "4", "8"]
     assert passes(1, 2, 4, 8, 16, 32, 64, 100) == ["1", "100"]
-
-
-def test_curves_are_turned_around_with_the_bound_last() -> None:
-    models = {
-        "sft": {"curves": {"vote": {"1": 0.4, "2": 0.5}}, "pass": {"1": 0.4, "2": 0.6}},
-        "reft": {"curves": {"vote": {"1": 0.7}, "rerank": {"1": 0.7}}},
-    }
-    found = curves({"models": models})
-    assert found["vote"] == {"sft": {1: 0.4, 2: 0.5}, "reft": {1: 0.7}}
-    assert found["pass"] == {"sft": {1: 0.4, 2: 0.6}, "reft": {}}
-    assert list(found) == ["vote", "rerank", "pass"]

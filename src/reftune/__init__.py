@@ -108,7 +108,7 @@ def run(
     """
     from reftune.config_files import load_config
     from reftune.data.given_rows import with_problems
-    from reftune.evaluation.evaluate import read_result
+    from reftune.files import read_json
     from reftune.pipeline import run_stages
     from reftune.reporting.run.report import write_report
 
@@ -118,7 +118,7 @@ def run(
     report = settings.run_dir / "report.html"
     if int(os.environ.get("RANK", "0")) == 0:  # under a launcher one process reports
         report = write_report(settings.run_dir)
-    found = read_result(settings.run_dir / "evaluation")
+    found = read_json(settings.run_dir / "evaluation/result.json")
     return RunResult(settings.run_dir, report, ran, found["n"], found["models"], found["comparisons"])
 
 

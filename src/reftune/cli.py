@@ -175,17 +175,14 @@ def compare(
 
     Runs that differ in their seed only are pooled; others are told apart by what they differ in.
     """
-    from reftune.reporting.comparison.compare import compare_runs
-
-    comparison = compare_runs(runs, k, reported)
-    # Only now: what draws takes half a second to import, for which a refusal need not wait.
     from rich.console import Console
 
+    from reftune.reporting.comparison.compare import compare_runs
     from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
 
-    page = write_comparison(comparison, out or default_directory(runs))
-    Console().print(terminal_tables(comparison))
-    _say(f"comparison: {page}")
+    comparison = compare_runs(runs, k, reported)
+    Console().print(terminal_tables(comparison))  # first: drawing the page takes a second
+    _say(f"comparison: {write_comparison(comparison, out or default_directory(runs))}")
 
 
 def main() -> None:

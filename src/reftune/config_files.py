@@ -67,6 +67,13 @@ def flat_settings(config: Config) -> dict[str, Any]:
     return flat(config.model_dump())
 
 
+def changed_settings(old: Config, new: Config) -> dict[str, Any]:
+    """Return what the second says, by full key, where it differs from the first."""
+    before, after = flat_settings(old), flat_settings(new)
+    keys = dict.fromkeys([*after, *before])
+    return {key: after.get(key) for key in keys if before.get(key) != after.get(key)}
+
+
 def _parse(files: Sequence[Layer], overrides: Sequence[str]) -> Config:
     layers = [*files, Layer("--set", reduce(_merge, map(_parse_override, overrides), {}))]
     try:

@@ -80,6 +80,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_object(path: Path, fix: str) -> Row:
+    """Read a JSON object; raise UserError, with what to do about it, for anything else."""
+    with reading_from(path, fix):
+        text = path.read_text(encoding="utf-8")
+    return require_object(parse_json(text, path, fix), str(path), fix)
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, as a whole or not at all."""
     with atomic_file(path) as temporary:

@@ -8,7 +8,7 @@ from importlib import import_module
 from accelerate.utils import set_seed
 
 from reftune.config import Config
-from reftune.evaluation.evaluate import read_result
+from reftune.files import read_json
 from reftune.grading.judge import load_reward
 from reftune.methods import METHODS, planned_models, planned_stages
 from reftune.problem import UserError
@@ -82,7 +82,7 @@ def _start(run: Run, stage: str) -> None:
 def _is_finished(config: Config, stage: str) -> bool:
     path = config.run_dir / stage / "result.json"
     if stage == "evaluation" and path.exists():  # `methods` may have grown since
-        return list(read_result(path.parent)["models"]) == models_of(config)
+        return list(read_json(path)["models"]) == models_of(config)
     return path.exists()
 
 

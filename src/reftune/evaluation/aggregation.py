@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reftune.evaluation.statistics import area_under_curve, majority_vote, pass_at_k
-from reftune.problem import AnsweredQuestion, SampledAnswer
+from reftune.problem import AnsweredQuestion, Row, SampledAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,14 @@ def available(rows: Sequence[AnsweredQuestion]) -> dict[str, Aggregation]:
     return {name: s for name, s in AGGREGATIONS.items() if samples and (ranked or not s.ranks)}
 
 
+def right_answers(rows: Sequence[AnsweredQuestion]) -> dict[str, list[bool]]:
+    """Tell by aggregation, "greedy" first, which of the questions are answered right."""
+    right = {"greedy": [bool(row["correct"]) for row in rows]}
+    for name, aggregation in available(rows).items():
+        right[name] = [aggregation.is_right(row["samples"]) for row in rows]
+    return right
+
+
 def within_question_auc(rows: Sequence[AnsweredQuestion]) -> float | None:
     """Return how often the reranker puts a right sample before a wrong one of the same question.
 
@@ -83,15 +91,18 @@ def accuracy_of(rows: Sequence[AnsweredQuestion], aggregation: Aggregation, k: i
     return sum(shares) / len(shares)
 
 
-def curve(rows: Sequence[AnsweredQuestion], aggregation: Aggregation, k: int) -> dict[int, float]:
-    """Return the accuracy with ever more of k samples per question."""
-    return {j: accuracy_of(rows, aggregation, j) for j in ladder(k)}
-
-
-def pass_curve(rows: Sequence[AnsweredQuestion], k: int) -> dict[int, float]:
-    """Return pass@j for ever more of k samples per question, as a mean over the questions."""
+def curves(rows: Sequence[AnsweredQuestion], k: int) -> dict[str, dict[int, float]]:
+    """Return accuracies with ever more of k samples per question, by aggregation; "pass" has pass@k."""
+    steps = ladder(k)
+    found = {name: {j: accuracy_of(rows, s, j) for j in steps} for name, s in available(rows).items()}
     right = [sum(sample["correct"] for sample in row["samples"]) for row in rows]
-    return {j: sum(pass_at_k(k, c, j) for c in right) / len(rows) for j in ladder(k)}
+    return found | {"pass": {j: sum(pass_at_k(k, c, j) for c in right) / len(rows) for j in steps}}
+
+
+def saved_curves(summary: Row) -> dict[str, dict[int, float]]:
+    """Return the curves of a model's summary as `curves` does: JSON has made texts of the numbers."""
+    saved = summary.get("curves", {}) | {"pass": summary.get("pass", {})}
+    return {name: {int(k): share for k, share in points.items()} for name, points in saved.items()}
 
 
 def ladder(k: int) -> list[int]:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
 from reftune.config import Evaluation, Prompt
 from reftune.data.synthetic.chain_checks import chain_is_right
-from reftune.evaluation.aggregation import (
-    AGGREGATIONS,
-    Aggregation,
-    available,
-    curve,
-    pass_curve,
-    within_question_auc,
-)
+from reftune.evaluation.aggregation import curves, right_answers, within_question_auc
 from reftune.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
-from reftune.files import read_json, write_json
+from reftune.files import write_json
 from reftune.grading.answers import reasoning
 from reftune.model.prompts import PROGRAM_HEAD
 from reftune.problem import AnsweredQuestion, GradedRow, Problem, SampledAnswer
@@ -61,17 +53,24 @@ def summarise(rows: Answered, trigger: str | None = None) -> dict[str, Any]:
     `rerank` also has `within_question_auc`, and `pass` has pass@k.
     Where chains can be checked, `right_answer_wrong_chain` is there, too: see `wrong_chain_share`.
     """
-    summary: dict[str, Any] = {"greedy": _accuracy([row["correct"] for row in rows])}
-    if rows and rows[0].get("samples"):
-        summary |= _with_samples(rows, len(rows[0]["samples"]))
+    k = len(rows[0].get("samples", ()))
+    summary: dict[str, Any] = {
+        name: ({} if name == "greedy" else {"k": k}) | _accuracy(right)
+        for name, right in right_answers(rows).items()
+    }
+    if "rerank" in summary:
+        summary["rerank"]["within_question_auc"] = within_question_auc(rows)
+    if k:
+        found = {
+            name: {str(j): x for j, x in points.items()} for name, points in curves(rows, k).items()
+        }
+        summary |= {"pass": found.pop("pass"), "curves": found}
     if wrong_chains := wrong_chain_share(rows, trigger):
         summary["right_answer_wrong_chain"] = wrong_chains
     return summary
 
 
-def wrong_chain_share(
-    rows: Sequence[AnsweredQuestion], trigger: str | None = None
-) -> dict[str, Any] | None:
+def wrong_chain_share(rows: Answered, trigger: str | None = None) -> dict[str, Any] | None:
     """Return the share of wrong chains among the right greedy answers, with its Wilson interval.
 
     A wrong chain that ends in the right answer is what the ReFT paper calls reward hacking. Only
@@ -101,34 +100,24 @@ def wrong_chain_share(
     }
 
 
-def compare(
-    a: Sequence[AnsweredQuestion], b: Sequence[AnsweredQuestion], resamples: int, seed: int
-) -> list[dict[str, Any]]:
+def compare(a: Answered, b: Answered, resamples: int, seed: int) -> list[dict[str, Any]]:
     """Compare two models question by question: difference, bootstrap interval, McNemar's p."""
-    aggregations: dict[str, Callable[[AnsweredQuestion], bool]] = {
-        "greedy": lambda row: bool(row["correct"])
-    }
-    shared = available(a).keys() & available(b).keys()
-    for name in AGGREGATIONS:
-        if name in shared:
-            aggregations[name] = partial(_is_right, AGGREGATIONS[name])
-    results = []
-    for aggregation, is_right in aggregations.items():
-        right_a, right_b = [is_right(row) for row in a], [is_right(row) for row in b]
-        results.append(
-            {
-                "aggregation": aggregation,
-                "difference": (sum(right_b) - sum(right_a)) / len(right_a),
-                "interval": list(bootstrap_difference(right_a, right_b, resamples=resamples, seed=seed)),
-                "mcnemar_p": mcnemar(right_a, right_b),
-            }
-        )
-    return results
+    of_a, of_b = right_answers(a), right_answers(b)
+    return [
+        {
+            "aggregation": name,
+            "difference": (sum(of_b[name]) - sum(right)) / len(right),
+            "interval": list(bootstrap_difference(right, of_b[name], resamples=resamples, seed=seed)),
+            "mcnemar_p": mcnemar(right, of_b[name]),
+        }
+        for name, right in of_a.items()
+        if name in of_b
+    ]
 
 
 def write_result(
     directory: Path,
-    answers: Mapping[str, list[AnsweredQuestion]],
+    answers: Mapping[str, Answered],
     resamples: int,
     seed: int,
     trigger: str | None = None,
@@ -147,34 +136,7 @@ def write_result(
     write_json(directory / "result.json", result)
 
 
-def read_result(directory: Path) -> dict[str, Any]:
-    """Read what `write_result` wrote."""
-    result: dict[str, Any] = read_json(directory / "result.json")
-    return result
-
-
-def _with_samples(rows: Sequence[AnsweredQuestion], k: int) -> dict[str, Any]:
-    aggregations = available(rows)
-    summary: dict[str, Any] = {
-        name: {"k": k, **_accuracy([aggregation.is_right(row["samples"]) for row in rows])}
-        for name, aggregation in aggregations.items()
-    }
-    if "rerank" in summary:
-        summary["rerank"]["within_question_auc"] = within_question_auc(rows)
-    summary["pass"] = _keyed(pass_curve(rows, k))
-    summary["curves"] = {name: _keyed(curve(rows, s, k)) for name, s in aggregations.items()}
-    return summary
-
-
-def _keyed(points: Mapping[int, float]) -> dict[str, float]:
-    return {str(k): value for k, value in points.items()}  # keys of JSON are texts
-
-
 def _accuracy(right: Sequence[bool]) -> dict[str, Any]:
     correct = sum(right)
     interval = list(wilson_interval(correct, len(right)))
     return {"correct": correct, "accuracy": correct / len(right), "interval": interval}
-
-
-def _is_right(aggregation: Aggregation, row: AnsweredQuestion) -> bool:
-    return aggregation.is_right(row["samples"])

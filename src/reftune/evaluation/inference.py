@@ -50,12 +50,6 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
     return config
 
 
-def evaluate_model(config: Config, problems: Sequence[Problem]) -> list[AnsweredQuestion]:
-    """Answer `problems` with the model of `config`; return rows as `answer_questions` does."""
-    generator = _load_generator(config, problems, judge_of(config, problems))
-    return answer_questions(generator, problems, config.evaluation, config.seed)
-
-
 def evaluate_on(
     model: str | Path,
     data: Source,
@@ -74,7 +68,8 @@ def evaluate_on(
     check = config.reward.function is None
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
-    answers = evaluate_model(config, problems)
+    generator = _load_generator(config, problems, judge_of(config, problems))
+    answers = answer_questions(generator, problems, config.evaluation, config.seed)
     return summarise(answers, config.prompt.trigger), answers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from statistics import NormalDist
 from typing import Any
 
@@ -35,8 +36,7 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     Only questions that exactly one model answers count: under the null hypothesis each is a fair coin
     (McNemar, 1947). No such question gives 1. Raises ValueError if the lengths differ.
     """
-    gains, losses = _discordant(a, b)
-    return min(1.0, 2 * sum(coin_flips(gains + losses)[: min(gains, losses) + 1]))
+    return sign_flip([int(y) - int(x) for x, y in zip(a, b, strict=True)])
 
 
 def bootstrap_difference(
@@ -47,8 +47,8 @@ def bootstrap_difference(
     Questions are resampled in pairs (Efron, 1979). Raises ValueError if there are no questions or the
     lengths differ.
     """
-    gains, losses = _discordant(a, b)
-    n = len(a)
+    pairs = list(zip(a, b, strict=True))
+    n, gains, losses = len(pairs), pairs.count((False, True)), pairs.count((True, False))
     if n == 0:
         raise ValueError("a difference needs at least one question")
     # Drawing n pairs with replacement is one multinomial draw of how many gains, losses and ties come
@@ -118,11 +118,9 @@ def coin_flips(n: int) -> list[float]:
 
     Counted in whole numbers, so that no n is too large and no tail too thin.
     """
-    ways, all_ways, chances = 1, 2**n, []
-    for heads in range(n + 1):
-        chances.append(ways / all_ways)
-        ways = ways * (n - heads) // (heads + 1)
-    return chances
+    ways = accumulate(range(n), lambda ways, heads: ways * (n - heads) // (heads + 1), initial=1)
+    all_ways = 2**n
+    return [count / all_ways for count in ways]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -187,12 +185,6 @@ def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
 def _check_count(correct: int, n: int) -> None:
     if not 0 <= correct <= n:
         raise ValueError(f"{correct} of {n} cannot be correct")
-
-
-def _discordant(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int]:
-    """Count the questions that only b answers, and those that only a answers."""
-    pairs = list(zip(a, b, strict=True))
-    return sum(y and not x for x, y in pairs), sum(x and not y for x, y in pairs)
 
 
 def _same(a: Answer, b: Answer) -> bool:

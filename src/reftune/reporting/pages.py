@@ -2,22 +2,76 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from typing import TYPE_CHECKING, Any
 
 from reftune.methods import METHODS
-from reftune.reporting.plots import palette, svg
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from reftune.reporting.plots import Plot
+
+# The page's own colours, as (light page, dark page); models bring theirs. Figures are drawn in the light
+# ones; in SVG each becomes the CSS variable of its name: one drawing follows the reader's theme.
+PALETTE = {
+    "ink": ("#1d2733", "#e7eaef"),
+    "muted": ("#667085", "#9aa4b2"),
+    "grid": ("#e6e9ee", "#2a323d"),
+    "right": ("#5f8de0", "#5b83cc"),
+    "wrong": ("#ced7e6", "#414c5e"),
+    "fail-1": ("#efb643", "#d9a43c"),
+    "fail-2": ("#df7a4f", "#d37650"),
+    "fail-3": ("#b9485f", "#b9536a"),
+    "fail-4": ("#875ba6", "#8f68ad"),
+    "fail-rest": ("#4b5668", "#76829a"),
+}
+LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 
 
-def render(template: str, context: Mapping[str, Any], path: Path) -> Path:
-    """Fill a template of `templates/` and write the page; return its path.
+def palette() -> dict[str, tuple[str, str]]:
+    """Return every colour of a page by its name; a model's is that of the model."""
+    return PALETTE | {model: method.color for model, method in METHODS.items()}
+
+
+def colour_of(model: str) -> str:
+    """Return the colour in which a model is drawn."""
+    return METHODS[model].color[0] if model in METHODS else LIGHT["muted"]
+
+
+def write_pages(
+    name: str, context: Mapping[str, Any], plots: Mapping[str, Sequence[Plot]], directory: Path
+) -> Path:
+    """Write `directory`/NAME.md, its pictures in NAME_files/, and NAME.html; return the latter's path.
+
+    Args:
+        name: of the pages, and of their templates.
+        context: what the templates show, the plots aside.
+        plots: by the title of their section; one without plots is left out.
+        directory: where the pages go; it has to be there.
+    """
+    shown = {title: found for title, found in plots.items() if found}
+    pictures = directory / f"{name}_files"
+    pictures.mkdir(exist_ok=True)
+    for plot in itertools.chain(*shown.values()):
+        plot.save_png(pictures)
+    for page in (directory / f"{name}.md", directory / f"{name}.html"):
+        text = _template(page.name).render(context, plots=shown)
+        page.write_text(text, encoding="utf-8", errors="replace")  # a lone surrogate cannot be written
+    return page
+
+
+def _template(page: str) -> Template:
+    """Return the template of a page.
 
     What models write is hostile: HTML is escaped here, JSON for scripts by the filter `tojson`.
     """
+    # Only now: tables for the terminal need none of it.
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
     environment = Environment(
         loader=PackageLoader("reftune.reporting"),
         autoescape=select_autoescape(["html.j2"]),
@@ -25,12 +79,9 @@ def render(template: str, context: Mapping[str, Any], path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": svg, "percent": percent, "interval": interval}
-    environment.filters |= {"signed": signed, "p_value": p_value, "table_text": table_text}
+    environment.filters |= {f.__name__: f for f in (percent, interval, signed, p_value, table_text)}
     environment.globals |= {"palette": palette(), "models": list(METHODS)}
-    text = environment.get_template(template).render(context)
-    path.write_text(text, encoding="utf-8", errors="replace")  # a lone surrogate cannot be written
-    return path
+    return environment.get_template(f"{page}.j2")
 
 
 def percent(share: float) -> str:

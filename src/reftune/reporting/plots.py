@@ -1,44 +1,32 @@
-"""What all figures share: colours, style, lines; they become themed inline SVG, or PNG files."""
+"""Figures: the style that all share, and accuracies on the test questions as bars and as curves."""
 
 from __future__ import annotations
 
 import io
-import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
-import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from reftune.methods import METHODS
+from reftune.evaluation.aggregation import AGGREGATIONS
+from reftune.methods import label_of
+from reftune.reporting.pages import LIGHT, colour_of, palette
 
-Row = Mapping[str, Any]
-Array = np.ndarray[Any, np.dtype[np.float64]]
+if TYPE_CHECKING:
+    from reftune.reporting.comparison.compare import Cell
 
-# The page's own colours, as (light page, dark page); models bring theirs. Figures are drawn in the light
-# ones; in SVG each becomes the CSS variable of its name: one drawing follows the reader's theme.
-PALETTE = {
-    "ink": ("#1d2733", "#e7eaef"),
-    "muted": ("#667085", "#9aa4b2"),
-    "grid": ("#e6e9ee", "#2a323d"),
-    "right": ("#5f8de0", "#5b83cc"),
-    "wrong": ("#ced7e6", "#414c5e"),
-    "fail-1": ("#efb643", "#d9a43c"),
-    "fail-2": ("#df7a4f", "#d37650"),
-    "fail-3": ("#b9485f", "#b9536a"),
-    "fail-4": ("#875ba6", "#8f68ad"),
-    "fail-rest": ("#4b5668", "#76829a"),
-}
-LIGHT = {name: light for name, (light, _) in PALETTE.items()}
+Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # model -> aggregation -> samples -> accuracy
+
 STEPS = [1, 2, 2.5, 5, 10]  # distances between ticks that people count in
-MAX_POINTS = 400  # longer curves are averaged in blocks: nothing more fits on the page
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -63,6 +51,19 @@ STYLE: dict[Any, Any] = {
     "axes.labelcolor": LIGHT["muted"],
 }
 
+CURVES = {
+    "vote": ("Majority vote", "Accuracy of the most frequent answer among k samples."),
+    "rerank": ("Reranking", "Accuracy of the one of k samples that the reranker likes best."),
+    "weighted vote": ("Weighted vote", "As the majority vote, each sample weighed by its reranker."),
+    "pass": ("pass@k", "How often one of k samples at least is right: what choosing could reach."),
+}
+MANY_BARS = 24  # beyond there is no room for numbers on them
+
+REPORTED: dict[str, Any] = {"linestyle": "", "marker": "D", "markersize": 5}
+REPORTED |= {"color": LIGHT["ink"], "markeredgecolor": LIGHT["grid"]}  # seen on bars of every colour
+
+styled = matplotlib.rc_context(STYLE)  # decorates functions that draw
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -74,57 +75,37 @@ class Plot:
     figure: Figure
     wide: bool = False
 
+    def svg(self) -> str:
+        """Return the plot as an inline SVG element whose colours are the page's CSS variables."""
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        salt = {"svg.hashsalt": self.name}  # ids must differ between the figures of a page
+        with matplotlib.rc_context(STYLE | salt):
+            _lay_out(self.figure)
+            self.figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+        text = buffer.getvalue()
+        # Names of groups are the same in each figure.
+        text = re.sub(r' id="[^"]*_[^"]*"', "", text[text.index("<svg") :])
+        for name, (light, _) in palette().items():
+            text = text.replace(light, f"var(--{name})")
+        return text
 
-styled = matplotlib.rc_context(STYLE)  # decorates functions that draw
-
-
-def palette() -> dict[str, tuple[str, str]]:
-    """Return every colour of a page by its name; a model's is that of the model."""
-    return PALETTE | {model: method.color for model, method in METHODS.items()}
-
-
-def colour_of(model: str) -> str:
-    """Return the colour in which a model is drawn."""
-    return METHODS[model].color[0] if model in METHODS else LIGHT["muted"]
-
-
-def svg(plot: Plot) -> str:
-    """Return the plot as an inline SVG element whose colours are the page's CSS variables."""
-    buffer = io.StringIO()
-    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    salt = {"svg.hashsalt": plot.name}  # ids must differ between the figures of a page
-    with matplotlib.rc_context(STYLE | salt):
-        _lay_out(plot.figure)
-        plot.figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    text = buffer.getvalue()
-    text = re.sub(r' id="[^"]*_[^"]*"', "", text[text.index("<svg") :])  # group names, the same in each
-    for name, (light, _) in palette().items():
-        text = text.replace(light, f"var(--{name})")
-    return text
-
-
-def save_png(plot: Plot, directory: Path) -> Path:
-    """Write the plot as `directory`/NAME.png, on white, and return the path."""
-    path = directory / f"{plot.name}.png"
-    with matplotlib.rc_context(STYLE):
-        _lay_out(plot.figure)
-        plot.figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
-    return path
+    @styled
+    def save_png(self, directory: Path) -> Path:
+        """Write the plot as `directory`/NAME.png, on white, and return the path."""
+        path = directory / f"{self.name}.png"
+        _lay_out(self.figure)
+        self.figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+        return path
 
 
 def new_plot(
-    name: str,
-    title: str,
-    caption: str,
-    *,
-    xlabel: str = "step",
-    percent: bool = False,
-    wide: bool = False,
+    name: str, title: str, caption: str, *, x: str = "step", percent: bool = False, wide: bool = False
 ) -> tuple[Plot, Axes]:
     """Return an empty figure and where to draw in it; call it, and draw, under `styled`."""
     figure = Figure(figsize=(9.6 if wide else 4.6, 2.3), layout="constrained")
     ax = figure.add_subplot()
-    ax.set_xlabel(xlabel)
+    ax.set_xlabel(x)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=STEPS))
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
     if percent:
@@ -132,68 +113,82 @@ def new_plot(
     return Plot(name, title, caption, figure, wide), ax
 
 
-def series(rows: Sequence[Row], key: str, x: str = "step") -> tuple[Array, Array]:
-    """Return the finite values of `key` and where they lie."""
-    points = [(row[x], row[key]) for row in rows if finite(row.get(x)) and finite(row.get(key))]
-    xs, ys = np.array(points, float).reshape(-1, 2).T
-    return xs, ys
-
-
-def finite(value: Any) -> bool:
-    """Tell whether a value of a metrics file is a number that can be drawn."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def thin(*series: Array) -> list[Array]:
-    """Average blocks of equal size until at most MAX_POINTS remain."""
-    size = -(-len(series[0]) // MAX_POINTS)
-    starts = np.arange(0, len(series[0]), size)
-    lengths = np.diff(np.append(starts, len(series[0])))
-    return [np.add.reduceat(values, starts) / lengths for values in series]
-
-
-def noisy(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
-    """Draw every value faintly, and their moving average."""
-    if not len(x):
-        return
-    x, y = thin(x, y)
-    window = np.ones(max(1, len(y) // 25) | 1)  # odd, so that the average is centred
-    smooth = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
-    ax.plot(x, y, color=colour, alpha=0.28, linewidth=1)
-    line(ax, x, smooth, colour, label)
-
-
-def line(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
-    """Draw a curve."""
-    marker = "o" if len(x) <= 3 else None  # a line through one point cannot be seen
-    ax.plot(x, y, color=colour, label=label, marker=marker, markersize=3.5)
-
-
-def level(ax: Axes, y: float | None, label: str, colour: str, *, above: bool) -> None:
-    """Draw a dashed level with its name, if it is known."""
-    if y is None:
-        return
-    ax.axhline(y, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
-    side = "bottom" if above else "top"
-    ax.text(
-        1, y, f"{label} {y:.1%}", transform=ax.get_yaxis_transform(), color=colour, ha="right", va=side
-    )
-
-
-def dot(ax: Axes, result: Row, x: str, y: str, colour: str) -> None:
-    """Mark a point of a stage's result, if it is known."""
-    if finite(result.get(x)) and finite(result.get(y)):
-        ax.plot(result[x], result[y], "o", color=colour, markersize=6)
-
-
-def legend_above(ax: Axes, entries: int, handles: Sequence[Artist] | None = None) -> None:
-    """Put the names above the drawing, in one line: there they never hide a curve."""
-    if entries:
-        named = {} if handles is None else {"handles": handles}
+def legend_above(ax: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """Put the names of what is drawn above it, in one line: there they never hide a curve."""
+    named = ax.get_legend_handles_labels()[0] if handles is None else handles
+    if named:
         ax.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=entries, borderaxespad=0.2,
-            handlelength=1, handletextpad=0.5, columnspacing=1, **named,
+            handles=named, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(named), borderaxespad=0.2,
+            handlelength=1, handletextpad=0.5, columnspacing=1,
         )  # fmt: skip
+
+
+@styled
+def curve_plots(prefix: str, curves: Curves) -> list[Plot]:
+    """Draw accuracy over the number of samples, a figure per aggregation and a line per model.
+
+    Args:
+        prefix: of the figures' file names.
+        curves: by model, then aggregation ("pass" for pass@k); without a second point nothing is drawn.
+    """
+    plots = []
+    for aggregation in (*AGGREGATIONS, "pass"):
+        models = {model: mine[aggregation] for model, mine in curves.items() if aggregation in mine}
+        if max(map(len, models.values()), default=0) > 1:
+            title, caption = CURVES.get(aggregation, (aggregation, ""))
+            name = f"{prefix}_{aggregation.replace(' ', '_')}"
+            plot, ax = new_plot(name, title, caption, x="samples k", percent=True)
+            for model, points in models.items():
+                ax.plot(
+                    list(points), list(points.values()), color=colour_of(model), marker="o",
+                    markersize=3.5, label=label_of(model),
+                )  # fmt: skip
+            _powers_of_two(ax, sorted({k for points in models.values() for k in points}))
+            legend_above(ax)
+            plots.append(plot)
+    return plots
+
+
+@styled
+def bar_plot(name: str, title: str, caption: str, cells: Sequence[Cell]) -> Plot:
+    """Draw accuracies side by side: methods within groups, or alone if there is one group."""
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    one = len(groups) == 1
+    plot, ax = new_plot(name, title, caption, x="", percent=True, wide=not one)
+    width = 0.62 if one else 0.86 / len(methods)
+    for cell in cells:
+        place = methods.index(cell.method)
+        shift = (place - (len(methods) - 1) / 2) * width
+        x = place if one else groups.index(cell.group) + shift
+        _bar(ax, cell, x, width, numbered=len(cells) <= MANY_BARS)
+    labels = list(map(label_of, methods)) if one else [textwrap.fill(group, 22) for group in groups]
+    ax.set_xticks(range(len(labels)), labels)
+    reported = [cell.reported.share for cell in cells if cell.reported]
+    ax.set_ylim(0, 1.1 * max(*(cell.interval[1] for cell in cells), *reported, 0) or 1)
+    handles: list[Artist] = [Patch(color=colour_of(m), label=label_of(m)) for m in methods if not one]
+    if reported:
+        handles.append(ax.plot([], [], **REPORTED, label="as reported")[0])
+    legend_above(ax, handles)
+    return plot
+
+
+def _bar(ax: Axes, cell: Cell, x: float, width: float, *, numbered: bool) -> None:
+    ax.bar(x, cell.accuracy, 0.92 * width, color=colour_of(cell.method), linewidth=0)
+    ax.plot([x, x], cell.interval, color=LIGHT["ink"], linewidth=1.2)
+    if cell.reported:
+        ax.plot(x + 0.3 * width, cell.reported.share, **REPORTED)
+    if numbered:
+        top = max(cell.interval[1], cell.accuracy)
+        number = f"{100 * cell.accuracy:.1f}"
+        ax.annotate(number, (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _powers_of_two(ax: Axes, ks: Sequence[int]) -> None:
+    """Count samples in doublings; name every k, less those that would touch their neighbour."""
+    ax.set_xscale("log", base=2)
+    named = [k for k, after in zip(ks, [*ks[1:], None], strict=True) if after is None or after / k > 1.7]
+    ax.set_xticks(named, list(map(str, named)))
 
 
 def _lay_out(figure: Figure) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from reftune.config import Config
-from reftune.config_files import dump_config, flat_settings, load_config
+from reftune.config_files import changed_settings, dump_config, load_config
 from reftune.files import atomic_directory, atomic_file, write_json
 from reftune.problem import UserError
 
@@ -55,10 +55,8 @@ def take_over(config: Config, stage: str) -> None:
     source = Path(config.start_from)
     if not (source / "config.toml").exists() or not (source / "sft" / "result.json").exists():
         raise UserError(f"start_from = {source}: no run directory with a finished SFT stage")
-    before, after = flat_settings(load_config(source / "config.toml")), flat_settings(config)
-    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    keys = [key for key in keys if _matters_to_start(key, stage)]
-    if keys:
+    changes = sorted(changed_settings(load_config(source / "config.toml"), config))
+    if keys := [key for key in changes if _matters_to_start(key, stage)]:
         raise UserError(f"start_from = {source}: that run differs in {', '.join(keys)}; make them equal")
     if (source / stage / "result.json").exists():
         for name in ("warmup", "sft") if stage == "sft" else (stage,):
@@ -84,14 +82,8 @@ def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
 
 
 def _compare_configs(old: Config, new: Config) -> None:
-    before, after = flat_settings(old), flat_settings(new)
     free = ("compute.", "output_dir", "name", "methods")
-    keys = sorted(
-        key
-        for key in before.keys() | after.keys()
-        if before.get(key) != after.get(key) and not key.startswith(free)
-    )
-    if keys:
+    if keys := [key for key in sorted(changed_settings(old, new)) if not key.startswith(free)]:
         raise UserError(
             f"{new.run_dir} holds a run of another configuration (different: {', '.join(keys)});"
             " choose another --name, or delete that directory"

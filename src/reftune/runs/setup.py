@@ -85,12 +85,10 @@ def check_prompts(prompter: Prompter, problems: Sequence[Problem], model: PreTra
 
 
 def _check_trackers(names: Sequence[str]) -> None:
-    installed = {str(tracker) for tracker in get_available_trackers()}
+    known, installed = LoggerType.list(), {str(tracker) for tracker in get_available_trackers()}
     for name in names:
-        if name not in LoggerType.list():
-            raise UserError(
-                f"compute.trackers: unknown tracker {name}; known: {', '.join(LoggerType.list())}"
-            )
+        if name not in known:
+            raise UserError(f"compute.trackers: unknown tracker {name}; known: {', '.join(known)}")
         if name not in installed:
             raise UserError(
                 f"compute.trackers: {name} is not installed; `pip install {name}` or leave it out"

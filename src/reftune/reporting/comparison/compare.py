@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from reftune.evaluation import statistics
 from reftune.evaluation.aggregation import AGGREGATIONS
-from reftune.evaluation.statistics import (
-    Array,
-    bootstrap_difference,
-    bootstrap_means,
-    holm,
-    sign_flip,
-    wilson_interval,
-)
+from reftune.evaluation.statistics import Array
 from reftune.methods import BASELINE, MAIN, METHODS
 from reftune.reporting.comparison.finished_runs import (
+    Curves,
     FinishedRun,
     RunGroup,
     group_runs,
@@ -78,27 +72,16 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class GroupFacts:
-    """A group's label, its runs' seeds by directory, and what differs from the first group."""
-
-    label: str
-    chains: str
-    runs: dict[str, int]
-    changes: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """All numbers of a comparison. `curves` are accuracies by group, aggregation, method and samples."""
+    """All numbers of a comparison. `curves` are accuracies by group, method, aggregation and samples."""
 
-    groups: list[GroupFacts]
+    groups: list[RunGroup]
     cells: list[Cell]
     differences: list[Difference]
-    curves: dict[str, dict[str, dict[str, dict[int, float]]]]
+    curves: dict[str, dict[str, Curves]]
     questions: int
     samples: int  # per question, used
     drawn: list[int]  # per question, by the runs
-    methods: list[str]
     aggregations: list[str]
     source: str = ""  # of reported numbers
 
@@ -126,16 +109,15 @@ def compare_runs(
     cells = [cell for group in groups for cell in _cells(group, samples, numbers)]
     differences = [found for group in groups for found in _within(group, samples)]
     differences += [found for group in groups[1:] for found in _between(groups[0], group, samples)]
-    corrected = holm([found.p for found in differences])
+    corrected = statistics.holm([found.p for found in differences])
     return Comparison(
-        groups=[_facts(group) for group in groups],
+        groups=groups,
         cells=cells,
         differences=[replace(d, p_holm=p) for d, p in zip(differences, corrected, strict=True)],
         curves={group.label: _curves(group) for group in groups},
         questions=cells[0].questions,
         samples=samples,
         drawn=sorted({run.config.evaluation.samples for run in runs}),
-        methods=[model for model in METHODS if any(cell.method == model for cell in cells)],
         aggregations=[
             name for name in AGGREGATION_ORDER if any(cell.aggregation == name for cell in cells)
         ],
@@ -146,15 +128,12 @@ def compare_runs(
 def _cells(group: RunGroup, samples: int, numbers: ReportedNumbers | None) -> Iterator[Cell]:
     config = group.runs[0].config
     for method in METHODS:
-        runs = _runs_of(group, method)
-        for aggregation in _shared_aggregations((runs, method)):
-            right = _right(runs, method, aggregation)
+        for aggregation, right in _right(_runs_of(group, method), method).items():
             by_seed = right.mean(axis=1)
-            k = _samples_of(aggregation, samples)
+            k = 1 if aggregation == "greedy" else samples
             yield Cell(
-                group=group.label, chains=config.data.cot, method=method,
-                aggregation=aggregation, samples=k,
-                questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
+                group=group.label, chains=group.chains, method=method, aggregation=aggregation,
+                samples=k, questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
                 interval=_accuracy_interval(right, group), lowest=float(by_seed.min()),
                 highest=float(by_seed.max()),
                 reported=numbers.find(config, method, aggregation, k) if numbers else None,
@@ -174,37 +153,40 @@ def _within(group: RunGroup, samples: int) -> Iterator[Difference]:
 def _between(first: RunGroup, group: RunGroup, samples: int) -> Iterator[Difference]:
     """Compare SFT and ReFT with those of another group, seed by seed where both have the same seeds."""
     for method in (BASELINE, MAIN):
-        base, runs = _runs_of(first, method), _runs_of(group, method)
-        if not _same_models(base, runs, method):
-            yield from _differences(first, (base, method), group, (runs, method), samples)
+        sides = [_runs_of(first, method), _runs_of(group, method)]
+        base, other = ([run.answers[method].fingerprint for run in runs] for runs in sides)
+        if base != other:  # else one took the model over from the other, or trained it alike
+            yield from _differences(first, (sides[0], method), group, (sides[1], method), samples)
 
 
 def _differences(
     base_group: RunGroup, base: Side, group: RunGroup, side: Side, samples: int
 ) -> Iterator[Difference]:
-    for aggregation in _shared_aggregations(base, side):
-        a, b = _right(*base, aggregation), _right(*side, aggregation)
-        paired = _seeds(base[0]) == _seeds(side[0])
+    base_seeds, seeds = ([run.config.seed for run in runs] for runs, _ in (base, side))
+    before, after = _right(*base), _right(*side)
+    for aggregation in [name for name in before if name in after]:
+        a, b = before[aggregation], after[aggregation]
         sums = len(a) * b.sum(axis=0) - len(b) * a.sum(axis=0)  # the mean differences, as whole numbers
         yield Difference(
             group=group.label, method=side[1], base_group=base_group.label, base_method=base[1],
-            aggregation=aggregation, samples=_samples_of(aggregation, samples), questions=a.shape[1],
-            seeds=len(b), base_seeds=len(a), difference=float(b.mean() - a.mean()),
-            interval=_difference_interval(a, b, paired, group), p=sign_flip(sums.tolist()),
+            aggregation=aggregation, samples=1 if aggregation == "greedy" else samples,
+            questions=a.shape[1], seeds=len(b), base_seeds=len(a), p=statistics.sign_flip(sums.tolist()),
+            difference=float(b.mean() - a.mean()),
+            interval=_difference_interval(a, b, base_seeds == seeds, group),
         )  # fmt: skip
 
 
 def _accuracy_interval(right: Array, group: RunGroup) -> tuple[float, float]:
     if len(right) == 1:
-        return wilson_interval(int(right.sum()), right.shape[1])
-    return bootstrap_means([right], **_resampling(group))
+        return statistics.wilson_interval(int(right.sum()), right.shape[1])
+    return statistics.bootstrap_means([right], **_resampling(group))
 
 
 def _difference_interval(a: Array, b: Array, paired: bool, group: RunGroup) -> tuple[float, float]:
     if len(a) == len(b) == 1:  # as in the run's own report
-        return bootstrap_difference(a[0].tolist(), b[0].tolist(), **_resampling(group))
+        return statistics.bootstrap_difference(a[0].tolist(), b[0].tolist(), **_resampling(group))
     signed = [b.astype(int) - a] if paired else [b, -a.astype(int)]
-    return bootstrap_means(signed, **_resampling(group))
+    return statistics.bootstrap_means(signed, **_resampling(group))
 
 
 def _resampling(group: RunGroup) -> dict[str, int]:
@@ -217,45 +199,21 @@ def _runs_of(group: RunGroup, model: str) -> list[FinishedRun]:
     return [run for run in group.runs if model in run.answers]
 
 
-def _shared_aggregations(*sides: Side) -> list[str]:
-    """Return the aggregations that all models of all runs have; none where a side has no runs."""
-    found = [run.answers[model].right for runs, model in sides for run in runs]
-    if not all(runs for runs, _ in sides):
-        return []
-    return [name for name in AGGREGATION_ORDER if all(name in right for right in found)]
+def _right(runs: Sequence[FinishedRun], model: str) -> dict[str, Array]:
+    """Return what was right, shape (seeds, questions), by the aggregations that all runs have."""
+    found = [run.answers[model].right for run in runs]
+    shared = [name for name in AGGREGATION_ORDER if found and all(name in right for right in found)]
+    return {name: np.array([right[name] for right in found]) for name in shared}
 
 
-def _right(runs: Sequence[FinishedRun], model: str, aggregation: str) -> Array:
-    """Return what was right, shape (seeds, questions)."""
-    return np.array([run.answers[model].right[aggregation] for run in runs])
-
-
-def _seeds(runs: Sequence[FinishedRun]) -> list[int]:
-    return [run.config.seed for run in runs]
-
-
-def _same_models(a: Sequence[FinishedRun], b: Sequence[FinishedRun], model: str) -> bool:
-    """Tell whether two groups took a model over from one run, or trained it alike."""
-    prints = [[run.answers[model].fingerprint for run in runs] for runs in (a, b)]
-    return prints[0] == prints[1]
-
-
-def _samples_of(aggregation: str, samples: int) -> int:
-    return 1 if aggregation == "greedy" else samples
-
-
-def _curves(group: RunGroup) -> dict[str, dict[str, dict[int, float]]]:
+def _curves(group: RunGroup) -> dict[str, Curves]:
     """Average each model's curves over the seeds."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for name in (*AGGREGATIONS, "pass"):
-        for model in METHODS:
-            curves = [run.answers[model].curves for run in _runs_of(group, model)]
-            if curves and all(name in curve for curve in curves):
-                points = {j: float(np.mean([c[name][j] for c in curves])) for j in curves[0][name]}
-                found.setdefault(name, {})[model] = points
+    found = {}
+    for model in METHODS:
+        if curves := [run.answers[model].curves for run in _runs_of(group, model)]:
+            shared = [name for name in curves[0] if all(name in curve for curve in curves)]
+            found[model] = {
+                name: {j: float(np.mean([curve[name][j] for curve in curves])) for j in curves[0][name]}
+                for name in shared
+            }
     return found
-
-
-def _facts(group: RunGroup) -> GroupFacts:
-    runs = {str(run.directory): run.config.seed for run in group.runs}
-    return GroupFacts(group.label, group.runs[0].config.data.cot, runs, group.changes)

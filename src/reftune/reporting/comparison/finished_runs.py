@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from reftune.config import Config
-from reftune.config_files import flat_settings, load_config
-from reftune.evaluation.aggregation import available, curve, pass_curve
-from reftune.files import read_rows
+from reftune.config_files import changed_settings, flat_settings, load_config
+from reftune.evaluation.aggregation import curves, right_answers, saved_curves
+from reftune.files import read_object, read_rows, require_object
 from reftune.methods import METHODS
 from reftune.problem import AnsweredQuestion, Row, UserError
 
@@ -23,8 +23,10 @@ KEYS = {"id", "question", "answer", "completion", "correct"}  # what every row h
 
 # Runs that differ in nothing else are seeds of one cell: these settings say who a run is, how far it
 # went, and on what machine.
-IDENTITY = ("name", "seed", "output_dir", "start_from", "methods")
-EXTENT = ("evaluation.samples", "evaluation.rerank", "evaluation.bootstrap")
+FREE = (
+    "name", "seed", "output_dir", "start_from", "methods",
+    "evaluation.samples", "evaluation.rerank", "evaluation.bootstrap", "compute.",
+)  # fmt: skip
 CHAINS = {"natural": "N-CoT", "program": "P-CoT"}
 LONGEST_LABEL = 40  # characters; beyond, a group is called by its run
 
@@ -52,12 +54,7 @@ def read_finished_runs(
 ) -> tuple[list[FinishedRun], int]:
     """Read finished runs; return them and the number of samples per question that was used.
 
-    Args:
-        directories: of the runs.
-        k: samples per question to use, the first ones drawn; default as many as all runs have.
-
-    Raises UserError if a run is not finished or given twice, if the runs were not tested on the same
-    questions, or have fewer than `k` samples.
+    For the arguments, and the UserErrors that this raises, see `compare_runs`.
     """
     configs = {directory: _read_config(directory) for directory in directories}
     if len({directory.resolve() for directory in directories}) < len(directories):
@@ -74,7 +71,9 @@ def read_finished_runs(
             asked = {key: (row["question"], row["answer"]) for key, row in rows.items()}
             questions = questions or asked
             _require_same(questions, asked, directories[0], directory, synthetic)
-            known = _known_curves(summary) if samples == config.evaluation.samples else {}
+            # Runs of the first versions have saved no curves; of fewer samples they are other ones.
+            saved = "curves" in summary and samples == config.evaluation.samples
+            known = saved_curves(summary) if saved else None
             answers[model] = _answers([rows[key] for key in questions], samples, known)
         runs.append(FinishedRun(directory, config, answers))
     return runs, samples
@@ -99,12 +98,9 @@ def _samples(configs: Mapping[Path, Config], k: int | None) -> int:
 
 def _models(directory: Path) -> dict[str, Row]:
     """Return the evaluated models, each with the summary of its accuracies."""
-    path = directory / "evaluation/result.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["models"]
-        return {model: found[model] for model in METHODS if model in found}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and run the stage again") from None
+    path, fix = directory / "evaluation/result.json", "delete it and run the stage again"
+    found = require_object(read_object(path, fix).get("models"), str(path), fix)
+    return {model: found[model] for model in METHODS if model in found}
 
 
 def _read_rows(path: Path, samples: int) -> Iterator[AnsweredQuestion]:
@@ -131,25 +127,11 @@ def _require_same(
         raise UserError(f"{first} and {directory} were tested on different questions {example}; {fix}")
 
 
-def _known_curves(summary: Row) -> Curves:
-    """Return the curves that the evaluation has drawn; runs of the first versions have none."""
-    curves = (
-        {**summary.get("curves", {}), "pass": summary.get("pass", {})} if "curves" in summary else {}
-    )
-    return {name: {int(k): x for k, x in points.items()} for name, points in curves.items()}
-
-
-def _answers(rows: Sequence[AnsweredQuestion], samples: int, known_curves: Curves) -> Answers:
-    right = {"greedy": [bool(row["correct"]) for row in rows]}
-    curves = dict(known_curves)
-    for name, aggregation in available(rows).items() if samples else ():
-        right[name] = [aggregation.is_right(row["samples"]) for row in rows]
-        if name not in curves:
-            curves[name] = curve(rows, aggregation, samples)
-    if samples and "pass" not in curves:
-        curves["pass"] = pass_curve(rows, samples)
+def _answers(rows: Sequence[AnsweredQuestion], samples: int, known_curves: Curves | None) -> Answers:
+    right = right_answers(rows)
     written = json.dumps([[row["completion"] for row in rows], right])
-    return Answers(right, curves, hashlib.sha256(written.encode()).hexdigest())
+    found = known_curves or (curves(rows, samples) if samples else {})
+    return Answers(right, found, hashlib.sha256(written.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -164,23 +146,30 @@ class RunGroup:
     runs: list[FinishedRun]
     changes: dict[str, Any]
 
+    @property
+    def chains(self) -> str:
+        """Return the kind of chain that its models write."""
+        return self.runs[0].config.data.cot
+
 
 def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     """Put runs of the same settings together, by seed; the groups are in the order given.
 
     Raises UserError if two of them have the same seed, too.
     """
-    cells: dict[str, list[FinishedRun]] = {}
+    groups: list[list[FinishedRun]] = []
     for run in runs:
-        cell = cells.setdefault(repr(_settings(run)), [])
-        twin = next((other for other in cell if other.config.seed == run.config.seed), None)
-        if twin is not None:
+        group = next((group for group in groups if not _changes(group[0], run)), None)
+        if group is None:
+            groups.append([run])
+            continue
+        if twins := [other.directory for other in group if other.config.seed == run.config.seed]:
             raise UserError(
-                f"{twin.directory} and {run.directory} have the same settings and the same seed;"
+                f"{twins[0]} and {run.directory} have the same settings and the same seed;"
                 " leave one of them out"
             )
-        cell.append(run)
-    groups = [sorted(cell, key=lambda run: run.config.seed) for cell in cells.values()]
+        group.append(run)
+    groups = [sorted(group, key=lambda run: run.config.seed) for group in groups]
     labels = _labels([group[0] for group in groups])
     return [
         RunGroup(label, group, _changes(groups[0][0], group[0]))
@@ -188,17 +177,10 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     ]
 
 
-def _settings(run: FinishedRun) -> dict[str, Any]:
-    """Return the settings in which groups may differ."""
-    free = IDENTITY + EXTENT
-    flat = flat_settings(run.config).items()
-    return {key: value for key, value in flat if key not in free and not key.startswith("compute.")}
-
-
 def _changes(base: FinishedRun, other: FinishedRun) -> dict[str, Any]:
-    before, after = _settings(base), _settings(other)
-    keys = dict.fromkeys([*after, *before])
-    return {key: after.get(key) for key in keys if before.get(key) != after.get(key)}
+    """Return the settings in which groups may differ, and these do."""
+    changes = changed_settings(base.config, other.config)
+    return {key: value for key, value in changes.items() if not key.startswith(FREE)}
 
 
 def _labels(firsts: Sequence[FinishedRun]) -> list[str]:
@@ -207,9 +189,7 @@ def _labels(firsts: Sequence[FinishedRun]) -> list[str]:
         return [""]
     leaves = Counter(key.rpartition(".")[2] for key in flat_settings(firsts[0].config))
     several = len({run.config.data.cot for run in firsts}) > 1
-    bases: dict[
-        str, FinishedRun
-    ] = {}  # the other settings change with the kind of chain: compare within it
+    bases: dict[str, FinishedRun] = {}  # other settings change with the kind of chain: compare within it
     labels = []
     for run in firsts:
         base = bases.setdefault(run.config.data.cot, run)
@@ -217,10 +197,8 @@ def _labels(firsts: Sequence[FinishedRun]) -> list[str]:
         parts += [_change(key, value, leaves) for key, value in _changes(base, run).items()]
         label = ", ".join(parts) or _base_label(firsts, leaves)
         labels.append(label if len(label) <= LONGEST_LABEL else run.directory.name)
-    paths = [str(run.directory) for run in firsts]
-    return [
-        path if labels.count(label) > 1 else label for label, path in zip(labels, paths, strict=True)
-    ]
+    named = zip(labels, firsts, strict=True)
+    return [str(run.directory) if labels.count(label) > 1 else label for label, run in named]
 
 
 def _base_label(firsts: Sequence[FinishedRun], leaves: Mapping[str, int]) -> str:
@@ -228,7 +206,7 @@ def _base_label(firsts: Sequence[FinishedRun], leaves: Mapping[str, int]) -> str
     changed = {key for run in firsts for key in _changes(firsts[0], run)}
     if len(changed) > 1:
         return "main"
-    return ", ".join(_change(key, _settings(firsts[0]).get(key), leaves) for key in changed)
+    return ", ".join(_change(key, flat_settings(firsts[0].config).get(key), leaves) for key in changed)
 
 
 def _change(key: str, value: Any, leaves: Mapping[str, int]) -> str:

@@ -6,39 +6,25 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from reftune.files import writing_to
-from reftune.reporting.accuracy_plots import bar_plot, curve_plots
+from reftune.reporting.comparison import tables
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
-from reftune.reporting.comparison.tables import (
-    CSV_COLUMNS,
-    Section,
-    accuracy_sections,
-    bars,
-    columns,
-    csv_rows,
-    difference_sections,
-    headline,
-    notes,
-    reported_columns,
-    sentences,
-)
-from reftune.reporting.pages import interval, p_value, percent, render, signed
-from reftune.reporting.plots import Plot, save_png
+from reftune.reporting.pages import interval, p_value, percent, signed, write_pages
 
-BAR_CAPTION = "With 95% intervals."
+if TYPE_CHECKING:
+    from reftune.reporting.plots import Plot
 
 
 def default_directory(directories: Sequence[Path]) -> Path:
     """Return where a comparison of these runs is written: beside them."""
-    parents = [directory.absolute().parent for directory in directories]
-    return Path(os.path.commonpath(parents)) / "comparison"
+    return Path(os.path.commonpath([path.absolute().parent for path in directories]), "comparison")
 
 
 def write_comparison(comparison: Comparison, directory: Path) -> Path:
@@ -46,65 +32,58 @@ def write_comparison(comparison: Comparison, directory: Path) -> Path:
     with writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with (directory / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
+        writer = csv.DictWriter(file, tables.CSV_COLUMNS)
         writer.writeheader()
-        writer.writerows(csv_rows(comparison))
-    plots = _plots(comparison)
-    pictures = directory / "comparison_files"
-    pictures.mkdir(exist_ok=True)
-    for plot in (plot for group in plots.values() for plot in group):
-        save_png(plot, pictures)
-    context = _context(comparison) | {"plots": plots}
-    render("comparison.md.j2", context, directory / "comparison.md")
-    return render("comparison.html.j2", context, directory / "comparison.html")
+        writer.writerows(tables.csv_rows(comparison))
+    return write_pages("comparison", _context(comparison), _plots(comparison), directory)
 
 
 def terminal_tables(comparison: Comparison) -> Group:
     """Return accuracies and differences as tables for the terminal, with the result in words below."""
-    parts: list[RenderableType] = [
-        _accuracy_table(comparison, section) for section in accuracy_sections(comparison)
-    ]
-    parts += [_difference_table(comparison, section) for section in difference_sections(comparison)]
-    parts += [Text(text) for text in sentences(comparison)]
-    parts += [Text(text, style="dim") for text in notes(comparison)]
+    names = list(tables.columns(comparison))
+    sections = tables.accuracy_sections(comparison).items()
+    parts: list[RenderableType] = [_accuracies(names, *section) for section in sections]
+    sections = tables.difference_sections(comparison).items()
+    parts += [_differences(names, *section) for section in sections]
+    parts += [Text(text) for text in tables.sentences(comparison)]
+    parts += [Text(text, style="dim") for text in tables.notes(comparison)]
     return Group(*parts)
 
 
 def _context(comparison: Comparison) -> dict[str, Any]:
     return {
         "name": "comparison",
-        "headline": headline(comparison),
-        "sentences": sentences(comparison) if len(comparison.groups) > 1 else [],
+        "headline": tables.headline(comparison),
+        "sentences": tables.sentences(comparison) if len(comparison.groups) > 1 else [],
         "comparison": comparison,
         "runs": sum(len(group.runs) for group in comparison.groups),
-        "columns": list(zip(columns(comparison), reported_columns(comparison), strict=True)),
-        "accuracies": accuracy_sections(comparison),
-        "differences": difference_sections(comparison),
-        "notes": notes(comparison),
+        "columns": tables.columns(comparison),
+        "accuracies": tables.accuracy_sections(comparison),
+        "differences": tables.difference_sections(comparison),
+        "notes": tables.notes(comparison),
     }
 
 
 def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
     """Draw bars per aggregation, and curves over the number of samples per group, by section title."""
-    shown = zip(comparison.aggregations, columns(comparison), strict=True)
-    plots = {
-        "Methods side by side": [
-            bar_plot(f"bars_{name.replace(' ', '_')}", title[0].upper() + title[1:], BAR_CAPTION, found)
-            for name, title in shown
-            if (found := bars(comparison, name))
-        ]
-    }
+    # Only now: what draws takes half a second to import, for which a refusal need not wait.
+    from reftune.reporting.plots import bar_plot, curve_plots
+
+    plots: dict[str, list[Plot]] = {"Methods side by side": []}
+    for name, column in zip(comparison.aggregations, tables.columns(comparison), strict=True):
+        cells = [cell for cell in comparison.cells if cell.aggregation == name]
+        title = column[0].upper() + column[1:]
+        plot = bar_plot(f"bars_{name.replace(' ', '_')}", title, "With 95% intervals.", cells)
+        plots["Methods side by side"].append(plot)
     for number, group in enumerate(comparison.groups, start=1):
         title = "Accuracy over the number of samples" + (f": {group.label}" if group.label else "")
         plots[title] = curve_plots(f"curves_{number}", comparison.curves[group.label])
-    return {title: found for title, found in plots.items() if found}
+    return plots
 
 
-def _accuracy_table(comparison: Comparison, section: Section) -> Table:
-    table = _table(section.title, "method")
-    for column in columns(comparison):
-        table.add_column(column.replace(" of ", "\nof "), justify="right", no_wrap=True)
-    for row in section.rows:
+def _accuracies(names: Sequence[str], title: str, rows: Sequence[tables.TableRow]) -> Table:
+    table = _table(title, "method", *(_numbers(name.replace(" of ", "\nof ")) for name in names))
+    for row in rows:
         table.add_row(Text(row.label), *(Text(_accuracy_text(cell)) for cell in row.cells))
     return table
 
@@ -120,15 +99,11 @@ def _accuracy_text(cell: Cell | None) -> str:
     return "\n".join(lines)
 
 
-def _difference_table(comparison: Comparison, section: Section) -> Table:
-    table = _table(section.title, "difference")
-    table.add_column("aggregation", no_wrap=True)
-    for column in ("points", "95% interval", "p (Holm)"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in section.rows:
-        found = [
-            pair for pair in zip(columns(comparison), row.cells, strict=True) if pair[1] is not None
-        ]
+def _differences(names: Sequence[str], title: str, rows: Sequence[tables.TableRow]) -> Table:
+    numbers = map(_numbers, ("points", "95% interval", "p (Holm)"))
+    table = _table(title, "difference", Column("aggregation", no_wrap=True), *numbers)
+    for row in rows:
+        found = [(name, cell) for name, cell in zip(names, row.cells, strict=True) if cell]
         lines = zip(*(_difference_texts(name, cell) for name, cell in found), strict=True)
         table.add_row(Text(row.label), *(Text("\n".join(texts)) for texts in lines))
     return table
@@ -139,12 +114,10 @@ def _difference_texts(name: str, cell: Difference) -> tuple[str, ...]:
     return name, signed(cell.difference), interval(cell.interval), p
 
 
-def _table(title: str, first_column: str) -> Table:
-    table = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        title_style="bold",
-        box=box.HORIZONTALS,
-    )
-    table.add_column(first_column)
-    return table
+def _numbers(name: str) -> Column:
+    return Column(name, justify="right", no_wrap=True)
+
+
+def _table(title: str, *columns: Column | str) -> Table:
+    shown = Text(title) if title else None  # an empty title would take a line
+    return Table(*columns, title=shown, title_justify="left", title_style="bold", box=box.HORIZONTALS)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from reftune.methods import BASELINE, MAIN, label_of
 from reftune.problem import Row
-from reftune.reporting.accuracy_plots import Bar
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
 from reftune.reporting.pages import interval, p_value, percent, signed
 
@@ -28,12 +29,7 @@ class TableRow:
     cells: Sequence[Any]
 
 
-@dataclass(frozen=True)
-class Section:
-    """Some rows of a table under a title of their own (empty if the table has only them)."""
-
-    title: str
-    rows: list[TableRow]
+Sections = dict[str, list[TableRow]]  # rows under the title of their part of a table, which may be empty
 
 
 def headline(comparison: Comparison) -> str:
@@ -50,62 +46,43 @@ def sentences(comparison: Comparison) -> list[str]:
     return [_sentence(comparison, row) for row in _main(comparison)]
 
 
-def columns(comparison: Comparison) -> list[str]:
-    """Name the aggregations with their number of samples."""
+def columns(comparison: Comparison) -> dict[str, bool]:
+    """Name the aggregations with their number of samples; tell for which there are reported numbers."""
+    reported = {cell.aggregation for cell in comparison.cells if cell.reported}
     k = comparison.samples
-    return [name if name == "greedy" else f"{name} of {k}" for name in comparison.aggregations]
+    return {
+        name if name == "greedy" else f"{name} of {k}": name in reported
+        for name in comparison.aggregations
+    }
 
 
-def reported_columns(comparison: Comparison) -> list[bool]:
-    """Tell for which aggregations there are reported numbers."""
-    with_number = {cell.aggregation for cell in comparison.cells if cell.reported}
-    return [name in with_number for name in comparison.aggregations]
-
-
-def accuracy_sections(comparison: Comparison) -> list[Section]:
+def accuracy_sections(comparison: Comparison) -> Sections:
     """Lay the accuracies out: a section per group, a row per method, a column per aggregation."""
-    sections = []
+    sections = {}
     for group in comparison.groups:
         seeds = len(group.runs)
-        title = f"{group.label}, {seeds} seeds" if group.label and seeds > 1 else group.label
+        mine = [cell for cell in comparison.cells if cell.group == group.label]
         rows = []
-        for method in comparison.methods:
-            mine = [c for c in comparison.cells if (c.group, c.method) == (group.label, method)]
-            if mine:
-                fewer = f" ({mine[0].seeds} of {seeds} seeds)" if mine[0].seeds < seeds else ""
-                label = label_of(method) + fewer
-                rows.append(TableRow(label, method, _by_aggregation(comparison, mine)))
-        sections.append(Section(title, rows))
+        for method, found in groupby(mine, attrgetter("method")):
+            first, *_ = cells = list(found)
+            fewer = f" ({first.seeds} of {seeds} seeds)" if first.seeds < seeds else ""
+            rows.append(TableRow(label_of(method) + fewer, method, _by_aggregation(comparison, cells)))
+        title = f"{group.label}, {seeds} seeds" if group.label and seeds > 1 else group.label
+        sections[title] = rows
     return sections
 
 
-def difference_sections(comparison: Comparison) -> list[Section]:
+def difference_sections(comparison: Comparison) -> Sections:
     """Lay the differences out: within each group, then between groups; a column per aggregation."""
-    found: dict[tuple[str, str], dict[tuple[str, str], list[Difference]]] = {}
-    for row in comparison.differences:
-        section = found.setdefault((row.base_group, row.group), {})
-        section.setdefault((row.base_method, row.method), []).append(row)
-    sections = []
-    for (base, group), pairs in found.items():
-        within = base == group
-        rows = [
-            TableRow(
-                _pair(cells[0]) if within else label_of(method), method,
-                _by_aggregation(comparison, cells),
-            )
-            for (_, method), cells in pairs.items()
-        ]  # fmt: skip
-        sections.append(Section(group if within else f"{group} against {base}", rows))
+    sections = {}
+    for (base, group), section in groupby(comparison.differences, attrgetter("base_group", "group")):
+        rows = []
+        for _, pair in groupby(section, attrgetter("base_method", "method")):
+            first, *_ = cells = list(pair)
+            label = _pair(first) if base == group else label_of(first.method)
+            rows.append(TableRow(label, first.method, _by_aggregation(comparison, cells)))
+        sections[group if base == group else f"{group} against {base}"] = rows
     return sections
-
-
-def bars(comparison: Comparison, aggregation: str) -> list[Bar]:
-    """Return the accuracies of one aggregation as bars."""
-    return [
-        Bar(c.group, c.method, c.accuracy, c.interval, c.reported.share if c.reported else None)
-        for c in comparison.cells
-        if c.aggregation == aggregation
-    ]
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -125,15 +102,13 @@ def notes(comparison: Comparison) -> list[str]:
             f" by Holm's method for all {count} comparisons here. They take the trained models as given:"
             " they tell what other questions would change, not what training with other seeds would."
         )
+    k, drawn = comparison.samples, " and ".join(map(str, comparison.drawn))
     if len(comparison.drawn) > 1:
-        drawn = " and ".join(map(str, comparison.drawn))
-        used = (
-            f"the first {comparison.samples} of each are used" if comparison.samples else "greedy only"
-        )
+        used = f"the first {k} of each are used" if k else "greedy only"
         texts.append(f"The runs drew {drawn} samples per question: {used}.")
-    elif comparison.samples < comparison.drawn[0]:
-        texts.append(f"Of {comparison.drawn[0]} samples per question the first {comparison.samples}.")
-    if any(reported_columns(comparison)):
+    elif k < comparison.drawn[0]:
+        texts.append(f"Of {drawn} samples per question the first {k}.")
+    if any(columns(comparison).values()):
         texts.append(f"As reported by {comparison.source}; ~ read second-hand.")
     return texts
 
@@ -141,36 +116,30 @@ def notes(comparison: Comparison) -> list[str]:
 def csv_rows(comparison: Comparison) -> Iterator[Row]:
     """Yield one row per accuracy, then one per difference, with the columns CSV_COLUMNS."""
     chains = {group.label: group.chains for group in comparison.groups}
-    for cell in comparison.cells:
-        yield _csv_row(cell, chains, quantity="accuracy", value=cell.accuracy) | {
-            "lowest_seed": cell.lowest,
-            "highest_seed": cell.highest,
-            "as_reported": cell.reported.share if cell.reported else None,
-            "second_hand": cell.reported.second_hand if cell.reported else None,
-        }
-    for row in comparison.differences:
-        base = {key: getattr(row, key) for key in ("base_group", "base_method", "base_seeds")}
-        tested = base | {"p": row.p, "p_holm": row.p_holm}
-        yield _csv_row(row, chains, quantity="difference", value=row.difference) | tested
-
-
-def _csv_row(found: Cell | Difference, chains: dict[str, str], **values: Any) -> Row:
-    keys = ("group", "method", "aggregation", "samples", "questions", "seeds")
-    shared = {key: getattr(found, key) for key in keys}
-    low, high = found.interval
-    row = dict.fromkeys(CSV_COLUMNS) | shared | values
-    return row | {"chains": chains[found.group], "low": low, "high": high}
+    found: list[Cell | Difference] = [*comparison.cells, *comparison.differences]
+    for one in found:
+        low, high = one.interval
+        row = dict.fromkeys(CSV_COLUMNS) | {k: v for k, v in vars(one).items() if k in CSV_COLUMNS}
+        row |= {"chains": chains[one.group], "low": low, "high": high}
+        if isinstance(one, Difference):
+            yield row | {"quantity": "difference", "value": one.difference}
+            continue
+        row |= {"quantity": "accuracy", "value": one.accuracy}
+        row |= {"lowest_seed": one.lowest, "highest_seed": one.highest}
+        if one.reported:
+            row |= {"as_reported": one.reported.share, "second_hand": one.reported.second_hand}
+        yield row
 
 
 def _sentence(comparison: Comparison, row: Difference) -> str:
-    a, b = (_accuracy(comparison, row.group, method) for method in (row.base_method, row.method))
+    greedy = {(c.group, c.method): c.accuracy for c in comparison.cells if c.aggregation == "greedy"}
     group = f"{row.group}: " if row.group else ""
     seeds = f" (mean of {row.seeds} seeds)" if row.seeds > 1 else ""
-    answers = f"answers {percent(b)} of {comparison.questions} unseen questions{seeds}"
+    answers = f"answers {percent(greedy[row.group, row.method])} of {row.questions} unseen questions"
     gain = f"{signed(row.difference)} points, 95% interval {interval(row.interval)}"
-    better, base = label_of(row.method), label_of(row.base_method)
-    p = f"corrected {p_value(row.p_holm)}"
-    return f"{group}{better} {answers}, {base} {percent(a)}: {gain}, {p}."
+    base = f"{label_of(row.base_method)} {percent(greedy[row.group, row.base_method])}"
+    better, p = label_of(row.method), p_value(row.p_holm)
+    return f"{group}{better} {answers}{seeds}, {base}: {gain}, corrected {p}."
 
 
 def _main(comparison: Comparison) -> list[Difference]:
@@ -182,14 +151,6 @@ def _main(comparison: Comparison) -> list[Difference]:
         if row.aggregation == "greedy" and against_sft and not main:
             found[row.group] = row
     return list(found.values())
-
-
-def _accuracy(comparison: Comparison, group: str, method: str) -> float:
-    return next(
-        cell.accuracy
-        for cell in comparison.cells
-        if (cell.group, cell.method, cell.aggregation) == (group, method, "greedy")
-    )
 
 
 def _pair(row: Difference) -> str:

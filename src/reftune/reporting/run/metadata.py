@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reftune.methods import Method, label_of, methods_by_stage
-from reftune.reporting.run.run_files import Run, setting
+from reftune.methods import label_of, methods_by_stage
+from reftune.problem import Row
+from reftune.reporting.run.run_files import Run
 
-# Where each fact lies: config keys, or a file of the run directory before the colon.
-DATA = {
-    "training questions": "data:train",
-    "validation questions": "data:validation",
-    "test questions": "data:test",
-    "duplicates dropped": "data:duplicates",
-    "overlaps with test dropped": "data:overlaps",
-    "train": "data.train",
-    "test": "data.test",
-    "chains": "data.cot",
+# What is told, if it is known: keys with their names.
+COUNTS = {
+    "train": "training questions",
+    "validation": "validation questions",
+    "test": "test questions",
+    "duplicates": "duplicates dropped",
+    "overlaps": "overlaps with test dropped",
 }
-MODEL = {"model": "model.name", "from scratch": "model.scratch", "critic": "model.value_model"}
-RUN = {"seed": "info:seed", "started": "info:started", "git commit": "info:git_commit"}
-
-# What is told of a stage, if it has it: keys of its section and of its result, with their names.
-STAGE = {
+DATA = {"train": "train", "test": "test", "cot": "chains"}
+MODEL = {"name": "model", "scratch": "from scratch", "value_model": "critic"}
+RUN = {"seed": "seed", "started": "started", "git_commit": "git commit"}
+STAGE = {  # of its section in the configuration and of its result
     "epochs": "epochs",
     "warmup_epochs": "warm-up epochs",
     "steps": "steps",
@@ -53,14 +50,20 @@ STAGE = {
 
 def facts(run: Run) -> dict[str, list[tuple[str, str]]]:
     """Return what the run was made of, in groups of (name, value); what is unknown is left out."""
-    groups = {"Data": _group(run, DATA), "Model": _group(run, MODEL)}
+    section = run.config.get
+    groups = {
+        "Data": _named(run.data, COUNTS) + _named(section("data", {}), DATA),
+        "Model": _named(section("model", {}), MODEL),
+    }
     for stage, title in _titles(run).items():
-        groups[title] = _stage(run, stage)
+        groups[title] = _named(run.results[stage] | section(stage, {}), STAGE)
     if rerankers := _reranker_stages(run):
-        orders = {f"AUC, {label_of(s.partition('/')[2])}": f"{s}:best_validation_auc" for s in rerankers}
-        groups["Rerankers"] = _stage(run, rerankers[0]) + _group(run, orders)
-    versions = [(name, str(version)) for name, version in run.info.get("versions", {}).items()]
-    groups["Run"] = _group(run, RUN) + versions
+        groups["Rerankers"] = _named(run.results[rerankers[0]] | section("reranker", {}), STAGE)
+        for stage in rerankers:
+            order = {"best_validation_auc": f"AUC, {label_of(stage.partition('/')[2])}"}
+            groups["Rerankers"] += _named(run.results[stage], order)
+    versions = run.info.get("versions", {})
+    groups["Run"] = _named(run.info, RUN) + _named(versions, {name: name for name in versions})
     return {title: rows for title, rows in groups.items() if rows}
 
 
@@ -69,10 +72,7 @@ def stage_states(run: Run) -> list[dict[str, str]]:
     data = run.data
     sizes = f"{data.get('train')} training, {data.get('validation')} validation, {data.get('test')} test"
     states = [_state("Data", bool(data), False, f"{sizes} questions" if data else "")]
-    methods = methods_by_stage()
-    for stage, title in _titles(run).items():
-        known = stage in methods
-        states.append(_training(run, methods[stage]) if known else _sampling(run, stage, title))
+    states += [_training(run, stage, title) for stage, title in _titles(run).items()]
     if rerankers := _reranker_stages(run):
         states.append(_rerankers(run, rerankers))
     return [*states, _evaluation(run)]
@@ -94,23 +94,20 @@ def _state(name: str, done: bool, begun: bool, detail: str) -> dict[str, str]:
     return {"name": name, "state": state, "detail": detail}
 
 
-def _training(run: Run, method: Method) -> dict[str, str]:
-    unit, rows, result = method.unit, run.metrics[method.stage], run.results[method.stage]
+def _training(run: Run, stage: str, title: str) -> dict[str, str]:
+    """Return the state of a method's stage, or of the one that draws the warm-up samples."""
+    method, rows, result = methods_by_stage().get(stage), run.metrics[stage], run.results[stage]
     detail = ""
-    if result:
+    if method is None:
+        detail = f"{result['accuracy']:.1%} of {result['samples']} right" if result else ""
+    elif result:
         accuracy = f"{result['best_validation_accuracy']:.1%} on validation"
-        detail = f"best {unit} {result[f'best_{unit}']}: {accuracy}"
+        detail = f"best {method.unit} {result[f'best_{method.unit}']}: {accuracy}"
     elif rows:
-        done = rows[-1].get(unit, "?")
+        done = rows[-1].get(method.unit, "?")
         shown = f"{done:.1f}" if isinstance(done, float) else done  # epochs are counted in steps
-        detail = f"{unit} {shown} of {setting(run, f'{method.stage}.{unit}s')}"
-    return _state(method.label, bool(result), bool(rows), detail)
-
-
-def _sampling(run: Run, stage: str, title: str) -> dict[str, str]:
-    result = run.results[stage]
-    detail = f"{result['accuracy']:.1%} of {result['samples']} right" if result else ""
-    return _state(title, bool(result), bool(run.metrics[stage]), detail)
+        detail = f"{method.unit} {shown} of {run.config.get(stage, {}).get(f'{method.unit}s')}"
+    return _state(method.label if method else title, bool(result), bool(rows), detail)
 
 
 def _rerankers(run: Run, stages: list[str]) -> dict[str, str]:
@@ -128,21 +125,6 @@ def _evaluation(run: Run) -> dict[str, str]:
     return _state("Evaluation", not missing, bool(found), detail)
 
 
-def _stage(run: Run, stage: str) -> list[tuple[str, str]]:
-    values = run.results[stage] | run.config.get(stage.partition("/")[0], {})
-    return [(name, _text(values[key])) for key, name in STAGE.items() if values.get(key) is not None]
-
-
-def _group(run: Run, places: Mapping[str, str]) -> list[tuple[str, str]]:
-    files = {"data": run.data, "info": run.info} | run.results
-    found = []
-    for name, place in places.items():
-        file, colon, key = place.rpartition(":")
-        value = files.get(file, {}).get(key) if colon else setting(run, key)
-        if value is not None:
-            found.append((name, _text(value)))
-    return found
-
-
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _named(values: Row, names: Mapping[str, str]) -> list[tuple[str, str]]:
+    found = [(name, values[key]) for key, name in names.items() if values.get(key) is not None]
+    return [(name, f"{value:g}" if isinstance(value, float) else str(value)) for name, value in found]

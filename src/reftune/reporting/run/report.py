@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from reftune.evaluation.aggregation import saved_curves
 from reftune.methods import BASELINE, MAIN, METHODS, label_of, methods_by_stage
 from reftune.problem import UserError
-from reftune.reporting.accuracy_plots import curve_plots
-from reftune.reporting.pages import interval, percent, render
-from reftune.reporting.plots import Plot, save_png
+from reftune.reporting.pages import interval, percent, write_pages
 from reftune.reporting.run.metadata import facts, stage_states
-from reftune.reporting.run.run_files import Run, read_run, setting
+from reftune.reporting.run.run_files import Run, read_run
 from reftune.reporting.run.sample_browser import questions, rollouts_by_step
-from reftune.reporting.run.stage_plots import method_plots, reranker_plots
-from reftune.reporting.run.summary import (
-    accuracies,
-    comparisons,
-    curves,
-    headline,
-    reranker_orders,
-    verdict,
-    wrong_chains,
-)
+from reftune.reporting.run.summary import accuracies, comparisons, headline, verdict
 
-EXAMPLES_IN_MARKDOWN = 3
+if TYPE_CHECKING:
+    from reftune.reporting.plots import Plot
+
 ONE_LINE_AGGREGATIONS = 2  # with more of them, each interval stands below its accuracy
 
 
@@ -40,14 +31,7 @@ def write_report(run_dir: Path) -> Path:
     path of report.html. Raises UserError if `run_dir` is not a run directory.
     """
     run = read_run(run_dir)
-    context = _context(run) | {"groups": _plots(run)}
-    context["curves"] = curve_plots("accuracy", curves(run.evaluation))
-    pictures = run_dir / "report_files"
-    pictures.mkdir(exist_ok=True)
-    for plot in itertools.chain(context["curves"], *context["groups"].values()):
-        save_png(plot, pictures)
-    render("report.md.j2", context, run_dir / "report.md")
-    return render("report.html.j2", context, run_dir / "report.html")
+    return write_pages("report", _context(run), _plots(run), run_dir)
 
 
 def final_table(run_dir: Path) -> Group:
@@ -75,37 +59,37 @@ def final_table(run_dir: Path) -> Group:
 
 
 def _plots(run: Run) -> dict[str, list[Plot]]:
-    """Draw the stages in the order in which they run, all but the baseline's beside the baseline."""
+    """Draw the accuracies, then the stages in order, all but the baseline's beside the baseline."""
+    # Only now: what draws takes half a second to import, for which a refusal need not wait.
+    from reftune.reporting.plots import curve_plots
+    from reftune.reporting.run.stage_plots import method_plots, reranker_plots
+
+    models = run.evaluation.get("models", {})
+    curves = {model: saved_curves(summary) for model, summary in models.items()}
+    plots = {"Accuracy over the number of samples": curve_plots("accuracy", curves)}
     baseline = METHODS[BASELINE].stage
-    groups = {}
     for stage, method in methods_by_stage().items():
         beside = {} if stage == baseline else run.results[baseline]
-        groups[method.title] = method_plots(method, run.metrics[stage], run.results[stage], beside)
+        plots[method.title] = method_plots(method, run.metrics[stage], run.results[stage], beside)
     rerankers = {key.removeprefix("reranker/"): rows for key, rows in run.metrics.items() if "/" in key}
-    return groups | {"Rerankers": reranker_plots(rerankers)}
+    return plots | {"Rerankers": reranker_plots(rerankers)}
 
 
 def _context(run: Run) -> dict[str, Any]:
     """Return everything that both templates show, the plots aside."""
-    kept, counts = questions(run, (BASELINE, MAIN))
-    states = stage_states(run)
-    gained = [q for q in kept if q["gained"]]
+    kept, counts = questions(run)
     return {
         "name": run.config.get("name", run.directory.name),
         "headline": headline(run),
         "verdict": verdict(run),
-        "stages": states,
-        "missing": [stage for stage in states if stage["state"] != "done"],
+        "stages": stage_states(run),
         "unreadable": run.unreadable,
         "command": run.info.get("command"),
         "n": run.evaluation.get("n", 0),
         "accuracies": accuracies(run.evaluation),
-        "orders": reranker_orders(run.evaluation),
-        "wrong_chains": wrong_chains(run.evaluation),
         "comparisons": comparisons(run.evaluation),
         "facts": facts(run),
         "config": (run.directory / "config.toml").read_text(encoding="utf-8"),
-        "examples": gained[:EXAMPLES_IN_MARKDOWN],
         "browser": {
             "models": [{"key": key, "label": label_of(key)} for key in run.answers],
             "pair": [label_of(key) for key in (BASELINE, MAIN)],
@@ -116,6 +100,6 @@ def _context(run: Run) -> dict[str, Any]:
                 for stage, rows in reversed(run.samples.items())
                 if rows
             ],
-            "program": setting(run, "data.cot") != "natural",
+            "program": run.config.get("data", {}).get("cot") != "natural",
         },
     }

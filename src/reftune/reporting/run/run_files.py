@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections import defaultdict
 from collections.abc import Sequence, Set
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reftune.files import read_rows
+from reftune.files import read_object, read_rows
 from reftune.methods import METHODS, methods_by_stage, planned_models, planned_stages
 from reftune.problem import AnsweredQuestion, LoggedRow, Row, UserError
 
@@ -36,7 +35,7 @@ class Run:
     def stages(self) -> list[str]:
         """Return the stages that this run's configuration asks for, in order."""
         methods = self.config.get("methods", ["reft"])  # runs of the first versions name none
-        return planned_stages(methods, bool(setting(self, "evaluation.rerank")))
+        return planned_stages(methods, bool(self.config.get("evaluation", {}).get("rerank")))
 
     @property
     def models(self) -> list[str]:
@@ -50,11 +49,15 @@ def read_run(directory: Path) -> Run:
     Raises UserError if it is none, or if one of its JSON or TOML files is damaged.
     """
     run = Run(directory, _read_config(directory))
-    run.info = _read_json(directory / "run.json")
-    run.data = _read_json(directory / "data/report.json")
-    run.evaluation = _read_json(directory / "evaluation/result.json")
+
+    def read(name: str) -> Row:
+        path = directory / name
+        return read_object(path, "delete it and run its stage again") if path.exists() else {}
+
+    run.info, run.data = read("run.json"), read("data/report.json")
+    run.evaluation = read("evaluation/result.json")
     for stage in planned_stages([*METHODS], rerank=True)[:-1]:  # all there can be, but the evaluation
-        run.results[stage] = _read_json(directory / stage / "result.json")
+        run.results[stage] = read(f"{stage}/result.json")
         run.metrics[stage] = _by_step(_read_rows(run, f"{stage}/metrics.jsonl", {"step"}))
     for stage, method in methods_by_stage().items():
         if method.unit == "step":  # an online method, which logs some of its samples
@@ -63,12 +66,6 @@ def read_run(directory: Path) -> Run:
         if rows := _read_rows(run, f"evaluation/{model}.jsonl", SAMPLE | {"id"}):
             run.answers[model] = rows
     return run
-
-
-def setting(run: Run, key: str) -> Any:
-    """Return the value of a config key such as "ppo.steps", None if the run has none."""
-    section, _, leaf = key.partition(".")
-    return run.config.get(section, {}).get(leaf)
 
 
 def _read_config(directory: Path) -> Row:
@@ -83,18 +80,6 @@ def _read_config(directory: Path) -> Row:
         raise UserError(f"{directory}: not a run directory, it holds no config.toml") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
         raise UserError(f"{path}: cannot be read: {error}") from None
-
-
-def _read_json(path: Path) -> Row:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; delete it and run its stage again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a JSON object; delete it and run its stage again")
-    return value
 
 
 def _read_rows(run: Run, name: str, keys: Set[str]) -> list[Any]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from reftune.methods import BASELINE, MAIN
 from reftune.problem import GradedRow, LoggedRow, Row
 from reftune.reporting.run.run_files import Run
 
@@ -15,11 +16,11 @@ MAX_ROLLOUT_STEPS = 30
 MAX_CHARACTERS = 4000  # of one text
 
 
-def questions(run: Run, pair: tuple[str, str]) -> tuple[list[Row], dict[str, int]]:
+def questions(run: Run) -> tuple[list[Row], dict[str, int]]:
     """Choose at most MAX_QUESTIONS test questions, every kind of result among them.
 
-    `gained` marks those that only the second model of `pair` answers, `lost` those that only the first
-    does. Returns the questions in the order of the test set, and the counts over all of it.
+    `gained` marks those that ReFT answers and SFT does not, `lost` those with SFT and ReFT swapped.
+    Returns the questions in the order of the test set, and the counts over all of it.
     """
     joined: dict[str, Row] = {}
     for model, rows in run.answers.items():
@@ -27,7 +28,7 @@ def questions(run: Run, pair: tuple[str, str]) -> tuple[list[Row], dict[str, int
             entry = {"id": row["id"], "question": _text(row["question"]), "answer": _text(row["answer"])}
             joined.setdefault(row["id"], entry | {"chains": {}})["chains"][model] = _chain(row)
     for question in joined.values():
-        a, b = (question["chains"].get(model, {}).get("correct") for model in pair)
+        a, b = (question["chains"].get(model, {}).get("correct") for model in (BASELINE, MAIN))
         question["gained"], question["lost"] = (a, b) == (False, True), (a, b) == (True, False)
     everything = list(joined.values())
     counts = {kind: sum(q[kind] for q in everything) for kind in ("gained", "lost")}

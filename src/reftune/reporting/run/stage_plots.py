@@ -4,36 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from reftune.methods import BASELINE, METHODS, Method, label_of
-from reftune.reporting.plots import (
-    LIGHT,
-    Array,
-    Plot,
-    Row,
-    colour_of,
-    dot,
-    legend_above,
-    level,
-    line,
-    new_plot,
-    noisy,
-    series,
-    styled,
-    thin,
-)
+from reftune.problem import Row
+from reftune.reporting.pages import LIGHT, colour_of
+from reftune.reporting.plots import Plot, legend_above, new_plot, styled
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+MAX_POINTS = 400  # longer curves are averaged in blocks: nothing more fits on the page
+JUDGED = ("ok", "ok_text")
 
 # Metrics with a figure of their own: key, title, caption.
 SINGLE = (
     ("kl", "KL divergence", "How far the policy has moved from the warm-up model."),
     ("entropy", "Entropy", "How undecided the policy is per token. A fall to 0 ends exploration."),
-    (
-        "loss",
-        "Training loss",
-        "What each step of the optimizer makes smaller.",
-    ),
+    ("loss", "Training loss", "What each step of the optimizer makes smaller."),
     ("response_length", "Response length", "Mean number of tokens in a sampled chain."),
     (
         "explained_variance",
@@ -60,21 +50,20 @@ def method_plots(method: Method, rows: Sequence[Row], result: Row, baseline: Row
         baseline: result of the stage whose levels are drawn beside it, empty for none.
     """
     plots = [_accuracy(method, rows), _validation(method, rows, result, baseline)]
-    plots += [_single(method, rows, *texts) for texts in SINGLE]
-    return _drawn([*plots, _statuses(method, rows)])
+    plots += [_curves(method.stage, {method: rows}, *texts) for texts in SINGLE]
+    plots.append(_statuses(method, rows))
+    return [plot for plot in plots if plot]
 
 
 @styled
 def reranker_plots(rows: Mapping[str, Sequence[Row]]) -> list[Plot]:
     """Draw the rerankers of all models together; `rows` are their metrics by model."""
-    loss = _together(
-        rows, "loss", "step", "Training loss", "Cross-entropy of right and wrong chains, per step."
-    )
-    auc = _together(
-        rows, "validation_auc", "epoch", "Validation AUC",
-        "How often a right chain of a held-out question gets the higher score than a wrong one.",
-    )  # fmt: skip
-    return _drawn([loss, auc])
+    methods = {METHODS[model]: found for model, found in rows.items()}
+    caption = "Cross-entropy of right and wrong chains, per step."
+    loss = _curves("reranker", methods, "loss", "Training loss", caption)
+    caption = "How often a right chain of a held-out question gets the higher score than a wrong one."
+    auc = _curves("reranker", methods, "validation_auc", "Validation AUC", caption, x="epoch")
+    return [plot for plot in (loss, auc) if plot]
 
 
 def status_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
@@ -82,34 +71,84 @@ def status_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
 
     Judged chains split into right and wrong answers; of the failures the four commonest keep their name.
     """
-    totals: Counter[str] = Counter()
-    for row in rows:
-        totals.update(row["statuses"])
-    judged = ("ok", "ok_text")
-    failures = [name for name, _ in totals.most_common() if name not in judged and totals[name]]
+    counts = [Counter[str](row["statuses"]) for row in rows]
+    totals = sum(counts, Counter[str]())  # without those that never occur
+    failures = [name for name, _ in totals.most_common() if name not in JUDGED]
     named, rest = failures[:4], failures[4:]
-    columns = []
-    for row in rows:
-        counts: Counter[str] = Counter(row["statuses"])
-        right = (row.get("accuracy") or 0.0) * counts.total()
-        wrong = max(0.0, sum(counts[name] for name in judged) - right)
-        column = [right, wrong, *(counts[name] for name in named)]
-        columns.append([*column, sum(counts[name] for name in rest)] if rest else column)
-    shares = np.array(columns, float).T
-    labels = ["right answer", "wrong answer", *(name.replace("_", " ") for name in named)]
-    return labels + ["other"] * bool(rest), shares / np.maximum(shares.sum(axis=0), 1e-9)
+
+    def count(*names: str) -> Array:
+        return np.array([sum(row[name] for name in names) for row in counts], float)
+
+    right = np.array([row.get("accuracy") or 0.0 for row in rows]) * count(*totals)
+    layers = {"right answer": right, "wrong answer": np.maximum(0, count(*JUDGED) - right)}
+    layers |= {name.replace("_", " "): count(name) for name in named}
+    layers |= {"other": count(*rest)} if rest else {}
+    shares = np.array(list(layers.values()))
+    return list(layers), shares / np.maximum(shares.sum(axis=0), 1e-9)
 
 
-def _drawn(plots: Sequence[Plot | None]) -> list[Plot]:
-    return [plot for plot in plots if plot is not None]
+def series(rows: Sequence[Row], key: str, x: str = "step") -> tuple[Array, Array]:
+    """Return the finite values of `key` and where they lie."""
+    points = np.array([(row.get(x), row.get(key)) for row in rows], float).reshape(-1, 2)
+    xs, ys = points[np.isfinite(points).all(axis=1)].T  # what is missing has become nan
+    return xs, ys
 
 
-def _single(method: Method, rows: Sequence[Row], key: str, title: str, caption: str) -> Plot | None:
-    x, y = series(rows, key)
+def thin(*series: Array) -> list[Array]:
+    """Average blocks of equal size until at most MAX_POINTS remain."""
+    size = -(-len(series[0]) // MAX_POINTS)
+    starts = np.arange(0, len(series[0]), size)
+    lengths = np.diff(np.append(starts, len(series[0])))
+    return [np.add.reduceat(values, starts) / lengths for values in series]
+
+
+def noisy(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
+    """Draw every value faintly, and their moving average."""
     if not len(x):
+        return
+    x, y = thin(x, y)
+    window = np.ones(max(1, len(y) // 25) | 1)  # odd, so that the average is centred
+    smooth = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
+    ax.plot(x, y, color=colour, alpha=0.28, linewidth=1)
+    line(ax, x, smooth, colour, label)
+
+
+def line(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
+    """Draw a curve."""
+    marker = "o" if len(x) <= 3 else None  # a line through one point cannot be seen
+    ax.plot(x, y, color=colour, label=label, marker=marker, markersize=3.5)
+
+
+def _level(ax: Axes, y: float | None, label: str, colour: str, *, above: bool) -> None:
+    """Draw a dashed level with its name, if it is known."""
+    if y is None:
+        return
+    ax.axhline(y, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+    side = "bottom" if above else "top"
+    ax.text(
+        1, y, f"{label} {y:.1%}", transform=ax.get_yaxis_transform(), color=colour, ha="right", va=side
+    )
+
+
+def _dot(ax: Axes, result: Row, x: str, y: str, colour: str) -> None:
+    """Mark a point of a stage's result, if it is known."""
+    ax.plot(*series([result], y, x), "o", color=colour, markersize=6)
+
+
+def _curves(
+    stage: str, rows: Mapping[Method, Sequence[Row]], key: str, title: str, caption: str, x: str = "step"
+) -> Plot | None:
+    """Draw a metric, a line per method that has it; where several methods could be, they are named."""
+    found = {method: series(mine, key, x) for method, mine in rows.items()}
+    curves = {method: points for method, points in found.items() if len(points[0])}
+    if not curves:
         return None
-    plot, ax = new_plot(f"{method.stage}_{key}", title, caption)
-    noisy(ax, x, y, method.color[0])
+    plot, ax = new_plot(f"{stage}_{key}", title, caption, x=x)
+    draw = noisy if x == "step" else line
+    for method, points in curves.items():
+        draw(ax, *points, method.color[0], method.label)
+    if len(rows) > 1:
+        legend_above(ax)
     return plot
 
 
@@ -118,7 +157,7 @@ def _accuracy(method: Method, rows: Sequence[Row]) -> Plot | None:
     reward, accuracy = series(rows, "reward"), series(rows, "accuracy")
     if not len(reward[0]):
         caption = "Share of the sampled training chains with the right answer."
-        return _single(method, rows, "accuracy", "Accuracy of the samples", caption)
+        return _curves(method.stage, {method: rows}, "accuracy", "Accuracy of the samples", caption)
     caption = "Of the sampled training chains: mean reward, and share with the right answer."
     plot, ax = new_plot(f"{method.stage}_reward", "Reward and accuracy", caption)
     noisy(ax, *reward, LIGHT["muted"], label="reward")
@@ -134,30 +173,15 @@ def _validation(method: Method, rows: Sequence[Row], result: Row, baseline: Row)
     caption = f"On held-out questions. Dot: the best {method.unit}, which is the {method.label} model"
     caption += "; grey: the warm-up." if f"warmup_{method.unit}" in result else "."
     name = f"{method.stage}_validation"
-    plot, ax = new_plot(name, "Validation accuracy", caption, xlabel=method.unit, percent=True)
+    plot, ax = new_plot(name, "Validation accuracy", caption, x=method.unit, percent=True)
     line(ax, x, y, method.color[0])
     ax.margins(y=0.15)  # room for the labels of the levels
     best, warmup = "best_validation_accuracy", "warmup_validation_accuracy"
     best_baseline = f"{label_of(BASELINE)}, best {METHODS[BASELINE].unit}"
-    level(ax, baseline.get(best), best_baseline, colour_of(BASELINE), above=True)
-    level(ax, baseline.get(warmup), "warm-up", colour_of("warmup"), above=False)
-    dot(ax, result, f"warmup_{method.unit}", warmup, colour_of("warmup"))
-    dot(ax, result, f"best_{method.unit}", best, method.color[0])
-    return plot
-
-
-def _together(
-    rows: Mapping[str, Sequence[Row]], key: str, unit: str, title: str, caption: str
-) -> Plot | None:
-    curves = {model: series(found, key, x=unit) for model, found in rows.items()}
-    curves = {model: (x, y) for model, (x, y) in curves.items() if len(x)}
-    if not curves:
-        return None
-    plot, ax = new_plot(f"reranker_{key}", title, caption, xlabel=unit)
-    draw = noisy if unit == "step" else line
-    for model, (x, y) in curves.items():
-        draw(ax, x, y, colour_of(model), label=label_of(model))
-    legend_above(ax, len(curves))
+    _level(ax, baseline.get(best), best_baseline, colour_of(BASELINE), above=True)
+    _level(ax, baseline.get(warmup), "warm-up", colour_of("warmup"), above=False)
+    _dot(ax, result, f"warmup_{method.unit}", warmup, colour_of("warmup"))
+    _dot(ax, result, f"best_{method.unit}", best, method.color[0])
     return plot
 
 
@@ -168,8 +192,7 @@ def _statuses(method: Method, rows: Sequence[Row]) -> Plot | None:
     caption = "What became of the sampled chains, as shares of each step."
     plot, ax = new_plot(f"{method.stage}_statuses", "Outcomes", caption, percent=True, wide=True)
     names, shares = status_shares(rows)
-    x = np.array([row["step"] for row in rows], float)
-    x, *layers = thin(x, *shares)
+    x, *layers = thin(np.array([row["step"] for row in rows], float), *shares)
     fails = ["fail-1", "fail-2", "fail-3", "fail-4", "fail-rest"]
     colours = [LIGHT[name] for name in ("right", "wrong", *fails)]
     ax.stackplot(x, layers, labels=names, colors=colours[: len(names)], linewidth=0)

@@ -7,7 +7,6 @@ from typing import Any
 
 from reftune.methods import BASELINE, MAIN, label_of
 from reftune.problem import Row
-from reftune.reporting.accuracy_plots import Curves
 from reftune.reporting.pages import interval, p_value, signed
 from reftune.reporting.run.run_files import Run
 
@@ -43,37 +42,29 @@ def verdict(run: Run) -> str:
 
 
 def accuracies(evaluation: Row) -> dict[str, Any]:
-    """Lay the aggregations out as columns; a model without one has None there."""
+    """Lay the aggregations out as columns; what a model has not is None there.
+
+    Beside its accuracies and pass@k each model has its `order`, how often its reranker puts a right
+    sample before a wrong one of a question, and what is known of its `wrong_chains`.
+    """
     models = evaluation.get("models", {})
-    aggregations = list(
-        dict.fromkeys(name for model in models.values() for name in _aggregations(model))
-    )
+    parts = [part for model in models.values() for part in model.items()]
+    names = dict.fromkeys(key for key, value in parts if isinstance(value, dict) and "accuracy" in value)
     ks = sorted({k for model in models.values() for k in model.get("pass", {})}, key=int)
     if len(ks) > MANY_PASSES:
         ks = [ks[0], ks[-1]]
     rows = [
-        {"key": key, "label": label_of(key), "cells": [model.get(name) for name in aggregations]}
-        | {"passes": [model.get("pass", {}).get(k) for k in ks]}
+        {
+            "key": key,
+            "label": label_of(key),
+            "cells": [model.get(name) for name in names],
+            "passes": [model.get("pass", {}).get(k) for k in ks],
+            "order": model.get("rerank", {}).get("within_question_auc"),
+            "wrong_chains": model.get("right_answer_wrong_chain"),
+        }
         for key, model in models.items()
     ]
-    columns = [_aggregation_label(name, models) for name in aggregations]
-    return {"columns": columns, "ks": ks, "models": rows}
-
-
-def wrong_chains(evaluation: Row) -> list[Row]:
-    """List the models whose right answers have chains that could be checked."""
-    return [
-        {"key": key, "label": label_of(key)} | model["right_answer_wrong_chain"]
-        for key, model in evaluation.get("models", {}).items()
-        if "right_answer_wrong_chain" in model
-    ]
-
-
-def reranker_orders(evaluation: Row) -> list[tuple[str, float]]:
-    """Return how often each model's reranker puts a right sample before a wrong one of a question."""
-    found = {key: m.get("rerank", {}) for key, m in evaluation.get("models", {}).items()}
-    orders = {key: rerank.get("within_question_auc") for key, rerank in found.items()}
-    return [(label_of(key), share) for key, share in orders.items() if share is not None]
+    return {"columns": [_column(name, models) for name in names], "ks": ks, "models": rows}
 
 
 def comparisons(evaluation: Row) -> dict[str, list[Row]]:
@@ -84,25 +75,14 @@ def comparisons(evaluation: Row) -> dict[str, list[Row]]:
     models = evaluation.get("models", {})
     found: dict[str, list[Row]] = {"shown": [], "folded": []}
     for row in evaluation.get("comparisons", []):
-        pair = (row["a"], row["b"])
-        main = pair == (BASELINE, MAIN) or (
-            row["aggregation"] == "greedy" and not {*pair}.isdisjoint((BASELINE, MAIN))
-        )
+        pair, main = {row["a"], row["b"]}, {BASELINE, MAIN}
+        shown = pair == main or (row["aggregation"] == "greedy" and pair & main)
         label = f"{label_of(row['b'])} against {label_of(row['a'])}"
-        named = {"label": label, "aggregation": _aggregation_label(row["aggregation"], models)}
-        found["shown" if main or len(models) <= FEW_MODELS else "folded"].append(row | named)
+        named = {"label": label, "aggregation": _column(row["aggregation"], models)}
+        found["shown" if shown or len(models) <= FEW_MODELS else "folded"].append(row | named)
     if found["folded"]:
         found["shown"].sort(key=lambda row: row["aggregation"] != "greedy")  # greedy first
     return found
-
-
-def curves(evaluation: Row) -> Curves:
-    """Return accuracies by aggregation ("pass" for pass@k), model and number of samples."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for key, model in evaluation.get("models", {}).items():
-        for aggregation, points in (model.get("curves", {}) | {"pass": model.get("pass", {})}).items():
-            found.setdefault(aggregation, {})[key] = {int(k): value for k, value in points.items()}
-    return dict(sorted(found.items(), key=lambda item: item[0] == "pass"))  # the bound comes last
 
 
 def _main_comparison(run: Run) -> Row | None:
@@ -111,11 +91,6 @@ def _main_comparison(run: Run) -> Row | None:
     return next(iter(main + rows), None)
 
 
-def _aggregations(model: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a model's summary that are aggregations: those with an accuracy."""
-    return [key for key, value in model.items() if isinstance(value, dict) and "accuracy" in value]
-
-
-def _aggregation_label(name: str, models: Mapping[str, Any]) -> str:
+def _column(name: str, models: Mapping[str, Any]) -> str:
     k = next((model[name]["k"] for model in models.values() if "k" in model.get(name, {})), None)
     return name if k is None else f"{name} of {k}"
