@@ -1,7 +1,5 @@
 """The commands. Heavy modules are imported when a command runs, so that --help answers at once."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

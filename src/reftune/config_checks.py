@@ -5,8 +5,6 @@ may take away the effect of what the files that it extends say: the fewer method
 whole sections of its parent without one. `[compute]` is the machine's, and may serve many runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Read a run's configuration from TOML files and the command line, and write it out again."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import tomllib

@@ -3,8 +3,6 @@
 What is written has a temporary name first, is synced to disk and then renamed.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """The one table of what a run compares: how each method is called, made, and shown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """The stages in order, in a run directory that can be interrupted and resumed at any moment."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from importlib import import_module
 

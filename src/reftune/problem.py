@@ -1,7 +1,5 @@
 """The nouns that all rooms share: a problem, what running a program gave, the verdict."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, get_args, runtime_checkable
 

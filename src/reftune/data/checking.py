@@ -1,7 +1,5 @@
 """Check a data set: can its answers be graded, and does each chain lead to its answer?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Whatever the format, a problem comes out the same: a plain number as answer wher
 chain without what the prompts put around it (a program's docstring, the sentence with the answer).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Problems that a Python program hands over: kept beside a run, which then reads them like any file."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Problems from files, hubs and the generator, and their split into train, validation and test."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Rows of a data file, a directory, a Hugging Face data set or a Python program, each with its place."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict

@@ -4,8 +4,6 @@ A sample is a row with its answer (`value`, None where there is none), whether t
 (`correct`), and, where a reranker has seen it, the probability that it is right (`rerank`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Answer questions with a model, and compare models on the same questions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path

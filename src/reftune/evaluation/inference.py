@@ -1,7 +1,5 @@
 """Ask a model outside of a run: problems, or questions whose answer nobody knows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How sure we are of an accuracy, and of the difference between two models on the same questions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import accumulate

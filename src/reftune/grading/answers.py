@@ -4,8 +4,6 @@ Everything here is a pure function of its arguments. Model-written text reaches 
 length is bounded before anything slower than a linear scan looks at it.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re

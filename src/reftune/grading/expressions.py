@@ -6,8 +6,6 @@ operation such as the power of two large integers. So only expressions known to 
 through, and the alarm is a second net.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

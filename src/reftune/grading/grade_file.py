@@ -1,7 +1,5 @@
 """Judge the outputs of any system: a file of completions in, a file of verdicts and a summary out."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

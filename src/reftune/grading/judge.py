@@ -1,7 +1,5 @@
 """Judge completions: find their final answer, compare it with the truth, give the reward."""
 
-from __future__ import annotations
-
 import math
 import runpy
 from collections.abc import Callable, Sequence

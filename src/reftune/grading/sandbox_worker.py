@@ -6,8 +6,6 @@ line in, one `[status, value, message]` a line out, in the same order. The first
 any other says why this worker cannot work.
 """
 
-from __future__ import annotations
-
 import builtins
 import json
 import math

@@ -1,7 +1,5 @@
 """Load language models and tokenizers, or make new ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

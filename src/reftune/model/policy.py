@@ -1,7 +1,5 @@
 """The policy: a causal language model that reads given responses, with its value head."""
 
-from __future__ import annotations
-
 import copy
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Small Llamas and their tokenizers, made from scratch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

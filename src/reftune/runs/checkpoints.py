@@ -5,8 +5,6 @@ not at all. accelerate writes its contents (model, optimizer, random states), so
 serves one process, DDP and sharded training.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The directory of a run: whose it is, what it was made from, and its problems."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

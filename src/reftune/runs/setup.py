@@ -1,7 +1,5 @@
 """What must stand before a model can work: processes and devices, the judge, prompts that fit."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

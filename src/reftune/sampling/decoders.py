@@ -3,8 +3,6 @@
 `shared_prefix.py` has the faster one, for models that let us say how they attend.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 

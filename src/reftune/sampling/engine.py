@@ -6,8 +6,6 @@ response draws from a random stream of its own (its seed and the token's positio
 depends on which batch, order or process it was decoded in.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence

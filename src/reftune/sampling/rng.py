@@ -1,7 +1,5 @@
 """Random choices that depend on a row's seed and the token's position alone."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

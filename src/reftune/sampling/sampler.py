@@ -1,7 +1,5 @@
 """What every engine that turns prompts into samples offers, behind one small protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable

@@ -4,8 +4,6 @@ Responses are one row until they differ. New prompts may enter while others run.
 `packing.attend` (`PackedForward.supports_packing`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """The last stage: answer the test questions with each model, and compare the models."""
 
-from __future__ import annotations
-
 from reftune.evaluation.evaluate import answer_questions, write_result
 from reftune.files import read_jsonl, write_jsonl
 from reftune.methods import planned_models

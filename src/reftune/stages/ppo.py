@@ -4,8 +4,6 @@ Read `run_ppo` from top to bottom: problems -> samples -> verdicts -> rewards ->
 update -> evaluation. What problems are made of, and how answers are checked, this module does not know.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections import Counter

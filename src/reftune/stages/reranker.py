@@ -4,8 +4,6 @@ It is a finished model with a two-class head, trained on samples of the warm-up 
 2024, section 4.4).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

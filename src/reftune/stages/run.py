@@ -1,7 +1,5 @@
 """A run: its configuration with all that its stages share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

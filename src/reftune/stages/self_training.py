@@ -3,8 +3,6 @@
 Offline they are drawn once from the warm-up model, online in every step from the current policy.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

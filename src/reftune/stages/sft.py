@@ -3,8 +3,6 @@
 As in the paper, the warm-up is an early epoch of the very run whose best epoch is the baseline.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from typing import Any

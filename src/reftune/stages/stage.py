@@ -1,7 +1,5 @@
 """What every training stage works with, and the one loop over steps that all of them take."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

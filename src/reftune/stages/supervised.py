@@ -1,7 +1,5 @@
 """Learn from given chains, epoch by epoch: what SFT, offline self-training and rerankers share."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

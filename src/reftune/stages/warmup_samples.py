@@ -3,8 +3,6 @@
 Offline self-training takes the right ones, rerankers learn to tell them from the wrong ones.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence

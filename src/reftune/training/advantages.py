@@ -3,8 +3,6 @@
 All per-token tensors are (batch, time), response-only and right-padded; `mask` is 1.0 on real tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

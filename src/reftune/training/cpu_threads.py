@@ -5,8 +5,6 @@ wait for each other longer than they compute. So micro-batches run next to each 
 thread. A large model's operations fill all cores by themselves.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor

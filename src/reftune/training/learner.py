@@ -1,7 +1,5 @@
 """What all training stages do the same way: optimizer, learning rates, one optimizer step."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

@@ -4,8 +4,6 @@ Each returns one number per sequence, so that the caller can weigh rows: how a b
 micro-batches or dealt to processes then changes nothing.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

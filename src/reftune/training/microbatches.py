@@ -1,7 +1,5 @@
 """Shuffle rows, cut them into micro-batches by a token budget, deal them to processes."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from typing import TypeVar

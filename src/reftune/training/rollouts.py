@@ -4,8 +4,6 @@ Problems are dealt to processes, and what comes back is gathered: after this mod
 holds the same whole batch of (small) results, and only models' forward passes are shared out.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Read rows with a model that does not learn: each process a share of every micro-batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -4,8 +4,6 @@ Every per-token tensor is response-only, shape (batch, time), right-padded: colu
 token t in all of them, and `mask` is 1.0 on real tokens (the EOS included), 0.0 on padding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int

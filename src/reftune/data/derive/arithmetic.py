@@ -4,8 +4,6 @@ Texts of data sets reach it unchecked: they are parsed by Python's parser, but n
 numbers, one unknown, `+ - * / //`, signs and parentheses are looked at.
 """
 
-from __future__ import annotations
-
 import ast
 from dataclasses import dataclass
 from fractions import Fraction

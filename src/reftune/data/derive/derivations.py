@@ -3,8 +3,6 @@
 docs/data.md says how: the program reasons as the text does, with variables named as the text names.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

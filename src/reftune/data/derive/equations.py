@@ -4,8 +4,6 @@ A text can often be read in several ways (units, percentages, fractions; docs/da
 only if what it computes on the left is what the text states on the right.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@ of MathQA (Amini et al., NAACL 2019), with the meaning that the authors' interpr
 inverses here, and `choose` counts combinations. Angles are in radians, by const_deg_to_rad.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from fractions import Fraction

@@ -3,8 +3,6 @@
 docs/data.md says where each chain comes from.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Programs as data sets carry them: named steps, one per line, in a `solution()` without docstring."""
 
-from __future__ import annotations
-
 import ast
 import builtins
 import keyword

@@ -5,8 +5,6 @@ is followed through it sentence by sentence. Chains are written by models: their
 each sentence costs one pass over the story.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

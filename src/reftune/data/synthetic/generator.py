@@ -1,7 +1,5 @@
 """The built-in problems: seeded stories with a chain of either kind in several styles, and options."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import compress
 from random import Random

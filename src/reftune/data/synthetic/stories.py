@@ -5,8 +5,6 @@ gives the answer. The tables of sentences serve both ways: `tell` fills them in,
 them into patterns.
 """
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

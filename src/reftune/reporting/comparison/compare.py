@@ -1,7 +1,5 @@
 """Runs side by side: accuracies over seeds, paired differences, p-values corrected for their number."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

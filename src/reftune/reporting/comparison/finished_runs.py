@@ -1,7 +1,5 @@
 """Finished runs read for a comparison, and grouped: which differ in their seed only."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

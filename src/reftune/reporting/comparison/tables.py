@@ -1,7 +1,5 @@
 """A comparison laid out: sentences, tables, rows of a CSV file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby

@@ -1,7 +1,5 @@
 """What a run was made of, and how far each of its stages has come."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from reftune.methods import label_of, methods_by_stage

@@ -1,7 +1,5 @@
 """What lies in a run directory, read with patience: the run may be unfinished, a line half written."""
 
-from __future__ import annotations
-
 import tomllib
 from collections import defaultdict
 from collections.abc import Sequence, Set

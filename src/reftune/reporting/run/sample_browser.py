@@ -1,7 +1,5 @@
 """The questions, answers and training samples of a run that its page shows: varied, and not too many."""
 
-from __future__ import annotations
-
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The learning curves of a run's stages: each figure is drawn where its metrics are."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What a run has found: its result in words, accuracies and comparisons laid out for tables."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
