@@ -50,10 +50,7 @@ ModelOverrides = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="name of the run directory; default: the file's")]
-CotOption = Annotated[
-    Cot | None,
-    typer.Option(help="kind of chain: text, or programs that are run; default: as trained by reftune"),
-]
+CotOption = Annotated[Cot | None, typer.Option(help="kind of chain; default: as trained by reftune")]
 ModelOption = Annotated[str, typer.Option("--model", help="model directory or Hugging Face name")]
 
 
@@ -92,9 +89,7 @@ def evaluate(
     cot: CotOption = None,
     samples: Annotated[int, typer.Option(help="samples per question for voting and pass@k")] = 0,
     out: Annotated[Path | None, typer.Option(help="write one JSON line per question here")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="split of a Hugging Face data set; default: test")
-    ] = None,
+    split: Annotated[str | None, typer.Option(help="of a Hugging Face data set; default: test")] = None,
     subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
     overrides: ModelOverrides = None,
 ) -> None:
@@ -139,8 +134,7 @@ def grade(
         str | None, typer.Option(help="your own path.py:function in place of the built-in check")
     ] = None,
     trigger: Annotated[
-        str | None,
-        typer.Option(help='text before a natural answer; default: "Therefore, the answer is:"'),
+        str | None, typer.Option(help='before a natural answer; default: "Therefore, the answer is:"')
     ] = None,
 ) -> None:
     """Judge the outputs of any system: was each final answer right?"""

@@ -49,10 +49,7 @@ def check(
     source: Annotated[str, typer.Argument(help="file, directory or Hugging Face data set")],
     cot: Annotated[Cot | None, typer.Option(help="kind of chain; default: as the chains are")] = None,
     tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="model directory or Hugging Face name that measures lengths; default: characters"
-        ),
+        str | None, typer.Option(help="model that measures lengths in tokens; default: characters")
     ] = None,
     split: Split = "train",
     subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,

@@ -17,9 +17,8 @@ from reftune.problem import Cot, Problem, UserError
 
 KNOWN_FORMATS = (
     Columns(id="item_id", answer="answer_value", chain="answer_cot"),  # the official ReFT files
-    Columns(
-        id="id", question="Problem", answer="correct", chain="Rationale", choices="options"
-    ),  # MathQA
+    # MathQA
+    Columns(id="id", question="Problem", answer="correct", chain="Rationale", choices="options"),
     Columns(id="ID", question="Question", answer="Answer"),  # SVAMP; `Body` stands before the question
     Columns(id="id", chain="chain", choices="choices"),  # ours; GSM8K too, whose answer holds the chain
 )

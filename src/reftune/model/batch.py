@@ -25,9 +25,7 @@ class Sequences:
     responses: Int[Tensor, "batch time"]  # right-padded
     response_lengths: Int[Tensor, " batch"]
     node_index: Int[Tensor, "batch time"]  # which distinct token each is; 0 on padding
-    first_occurrence: Int[
-        Tensor, " distinct"
-    ]  # where the first of each stands in the flattened responses
+    first_occurrence: Int[Tensor, " distinct"]  # its first place in the flattened responses
 
     def to(self, device: torch.device) -> Sequences:
         """Return the same on `device`."""

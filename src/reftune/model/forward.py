@@ -65,16 +65,12 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
 def _read_packed(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """Read everything as one row; attention keeps the responses apart."""
     packed = pack(sequences)
-    no_mask = packed.ids.new_ones(
-        1, 1, 1, 1
-    )  # four dimensions: transformers takes it for a finished one
-    states = _states(
-        model(
-            input_ids=packed.ids, attention_mask=no_mask, position_ids=packed.positions,
-            use_cache=False, within=packed,
-        )
+    finished_mask = packed.ids.new_ones(1, 1, 1, 1)  # of four dimensions: transformers makes no other
+    output = model(
+        input_ids=packed.ids, attention_mask=finished_mask, position_ids=packed.positions,
+        use_cache=False, within=packed,
     )  # fmt: skip
-    return gather_rows(states[0], packed.logit_index)
+    return gather_rows(_states(output)[0], packed.logit_index)
 
 
 def _read_rows(model: PreTrainedModel, sequences: Sequences) -> Tensor:

@@ -90,9 +90,7 @@ class Packed:
     responses: Tensor  # (rows, time - 1): likewise, of enough responses to have every token in one
     prompt_index: Tensor  # (rows,): their prompts
     attention_mask: Tensor  # (rows, 1, time - 1, width + time - 1): what a response token attends to
-    unpack_index: (
-        Tensor  # (tokens,): where each of the pack's tokens stands in prompts and responses, flattened
-    )
+    unpack_index: Tensor  # (tokens,): where each of them stands in prompts and responses, flattened
     logit_index: Tensor  # (distinct,): where in the pack the state that predicts each token stands
 
     def attend(
@@ -137,18 +135,17 @@ def attend_to(
 
 def pack(sequences: Sequences) -> Packed:
     """Lay prompts and distinct response tokens end to end."""
-    firsts, lengths, time = (
-        sequences.first_occurrence,
-        sequences.prompt_lengths,
-        sequences.node_index.shape[1],
-    )
+    firsts, lengths = sequences.first_occurrence, sequences.prompt_lengths
+    time = sequences.node_index.shape[1]
     columns = torch.arange(sequences.prompts.shape[1], device=firsts.device)
     real = columns < lengths.unsqueeze(1)
     starts = lengths.cumsum(0) - lengths
     # Prompts come left-padded: turn each row until its first token stands first.
     turned = sequences.prompts.gather(1, (columns - lengths.unsqueeze(1)) % len(columns))
     row, step = firsts // time, firsts % time
-    prompt, followed = sequences.prompt_index[row], _followed(sequences)
+    prompt = sequences.prompt_index[row]
+    steps = torch.arange(1, time, device=firsts.device)
+    followed = steps < sequences.response_lengths.unsqueeze(1)  # by another token
     # Of the distinct tokens: which ones the pack holds, where they stand in it, and what stands before.
     inner = torch.zeros_like(firsts, dtype=torch.bool)
     inner[sequences.node_index[:, :-1][followed]] = True
@@ -169,12 +166,6 @@ def pack(sequences: Sequences) -> Packed:
         unpack_index=torch.cat(back),
         logit_index=torch.where(step == 0, (starts + lengths - 1)[prompt], before),
     )
-
-
-def _followed(sequences: Sequences) -> Tensor:
-    """Tell of all response tokens but those of the last column whether another one follows."""
-    steps = torch.arange(1, sequences.responses.shape[1], device=sequences.responses.device)
-    return steps < sequences.response_lengths.unsqueeze(1)
 
 
 def _visible(prompts: Tensor, time: int) -> Tensor:

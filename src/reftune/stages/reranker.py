@@ -55,10 +55,8 @@ class Reranker(nn.Module):
     def forward(self, sequences: Sequences) -> Float[Tensor, "batch classes"]:
         """Return the log-probabilities of wrong and right for every response."""
         states = self.packed_forward(self.backbone, sequences)
-        last_tokens = sequences.node_index.gather(
-            1, sequences.response_lengths.unsqueeze(1) - 1
-        ).squeeze(1)
-        last = states[last_tokens]
+        ends = sequences.response_lengths.unsqueeze(1) - 1
+        last = states[sequences.node_index.gather(1, ends).squeeze(1)]
         with torch.autocast(states.device.type, enabled=False):
             return torch.log_softmax(self.class_head(last.float()), dim=-1)
 
@@ -102,9 +100,8 @@ def run_reranker(
     train = labelled(stage.prompter, stage.train, samples, settings.max_tokens)
     validation = labelled(stage.prompter, stage.validation, samples, settings.max_tokens)
     _require_classes(stage, train, validation)
-    optimizer = make_optimizer(
-        reranker, settings.learning_rate, settings.weight_decay, settings.head_learning_rate
-    )
+    rates = (settings.learning_rate, settings.weight_decay, settings.head_learning_rate)
+    optimizer = make_optimizer(reranker, *rates)
     learner = stage.learner(reranker, optimizer, settings.max_grad_norm)
     budget = stage.config.compute.tokens_per_microbatch
 
@@ -184,7 +181,7 @@ def rank(
     probabilities = classify(reranker, examples, accelerator, token_budget)
     for found, p in zip(places.values(), probabilities, strict=True):
         for sample in found:
-            sample["rerank"] = round(p, 6)
+            sample["rerank"] = p  # unrounded: near 1 many would tie
 
 
 def _train_on(learner: Learner, batch: Sequence[tuple[Example, bool]]) -> dict[str, float]:
