@@ -212,7 +212,7 @@ def _trainer_settings(rows: int, options: Options) -> dict[str, Any]:
         "per_device_train_batch_size": min(MICRO_BATCH, rows), "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant", "gradient_checkpointing": False,
         "bf16": options.dtype == "bfloat16", "use_cpu": options.device == "cpu",
-        "logging_aggregation": "no", "save_aggregation": "no", "report_to": "none", "disable_tqdm": True,
+        "logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
     }  # fmt: skip
 
 
