@@ -31,7 +31,7 @@ TESTS = {
     "training.losses": ["test_losses"],
     "training.learner": ["test_learner"],
     "training.rollouts": ["test_rollouts"],
-    "stages.ppo": ["test_ppo", "test_ppo_targets", "test_ppo_update"],
+    "stages.ppo": ["test_ppo", "test_ppo_targets", "test_ppo_update", "test_start"],
     "stages.supervised": ["test_supervised"],
     "stages.stage": ["test_stage", "test_run"],
     "stages.run": ["test_run"],
