@@ -1,4 +1,4 @@
-"""(b) The update: `reftune.ppo.update` against a plainly padded loop (`padded.py`).
+"""(b) The update: `stages.ppo.update` against a plainly padded loop (`padded.py`).
 
     python -m benchmarks.update [--device cuda --dtype bfloat16 --model-size 0.5b]
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def reftune(turns: Turns, options: Options) -> None:
-    """Update with `reftune.ppo.update`."""
+    """Update with `stages.ppo.update`."""
     keep_freed_memory()  # as in reftune's runs
     turns.serve(reftune_update(make_experience(options), options))
 

@@ -26,7 +26,8 @@ torch.set_num_threads(1)  # the models here are so small that a second thread on
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files; xdist deals files out in order (`--no-loadscope-reorder`)."""
-    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else 99)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")

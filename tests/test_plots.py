@@ -15,6 +15,7 @@ from reftune.reporting.run.stage_plots import MAX_POINTS, line, method_plots, no
 def test_values_that_are_missing_or_not_finite_are_left_out() -> None:
     rows = [{"step": 1, "kl": 0.5}, {"step": 2, "kl": math.nan}, {"step": 3}, {"step": 4, "kl": 0.7}]
     rows += [{"step": 5, "kl": None}, {"step": 6, "kl": math.inf}]
+    rows += [{"step": 7, "kl": "much"}, {"step": 8, "kl": [1]}, {"step": "last", "kl": 0.9}]  # damaged
     x, y = series(rows, "kl")
     assert (list(x), list(y)) == ([1.0, 4.0], [0.5, 0.7])
 

@@ -59,9 +59,7 @@ def summarise(rows: Answered, trigger: str | None = None) -> dict[str, Any]:
     if "rerank" in summary:
         summary["rerank"]["within_question_auc"] = within_question_auc(rows)
     if k:
-        found = {
-            name: {str(j): x for j, x in points.items()} for name, points in curves(rows, k).items()
-        }
+        found = {s: {str(j): x for j, x in points.items()} for s, points in curves(rows, k).items()}
         summary |= {"pass": found.pop("pass"), "curves": found}
     if wrong_chains := wrong_chain_share(rows, trigger):
         summary["right_answer_wrong_chain"] = wrong_chains

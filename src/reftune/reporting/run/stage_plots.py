@@ -87,8 +87,10 @@ def status_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
 
 def series(rows: Sequence[Row], key: str, x: str = "step") -> tuple[Array, Array]:
     """Return the finite values of `key` and where they lie."""
-    points = np.array([(row.get(x), row.get(key)) for row in rows], float).reshape(-1, 2)
-    xs, ys = points[np.isfinite(points).all(axis=1)].T  # what is missing has become nan
+    pairs = [(row.get(x), row.get(key)) for row in rows]
+    numbers = [pair for pair in pairs if all(isinstance(value, int | float) for value in pair)]
+    points = np.array(numbers, float).reshape(-1, 2)
+    xs, ys = points[np.isfinite(points).all(axis=1)].T
     return xs, ys
 
 
