@@ -39,9 +39,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         seen.append("rows")
         return read_rows(model, sequences)
 
-    read_packed, read_rows = module._read_packed, module._read_rows
+    read_packed, read_rows = module._read_packed, module.read_rows
     monkeypatch.setattr(module, "_read_packed", packed)
-    monkeypatch.setattr(module, "_read_rows", rows)
+    monkeypatch.setattr(module, "read_rows", rows)
     return seen
 
 
@@ -152,14 +152,14 @@ def test_a_pack_that_is_read_otherwise_is_not_used(
     dtype: torch.dtype, wrong: float, packs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def off(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-        return module._read_rows(model, sequences).float() * (1 + wrong)
+        return module.read_rows(model, sequences).float() * (1 + wrong)
 
     monkeypatch.setattr(module, "_read_packed", off)
     assert PackedForward(tiny_model().to(dtype)).supports_packing is packs
 
 
 def test_a_pack_that_says_less_of_everything_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_read_packed", lambda *given: module._read_rows(*given) - 1)
+    monkeypatch.setattr(module, "_read_packed", lambda *given: module.read_rows(*given) - 1)
     assert not PackedForward(tiny_model()).supports_packing
 
 

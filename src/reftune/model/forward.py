@@ -7,12 +7,25 @@ than a quarter of the tokens is left. Otherwise rows are padded, which costs lit
 micro-batches are sorted by length.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reftune.model.batch import Sequences, collate, gather_rows
 from reftune.model.packing import pack, take_over, window
+from reftune.problem import UserError
+
+# Read at load to see what a model can do: prompts of different lengths, responses that begin alike.
+TRIAL = (
+    [[3, 4], [3, 4], [5, 6, 7, 8], [3, 4], [9]],
+    [[10, 3, 5], [5], [4, 6], [10, 4], [8, 8, 3]],
+)
+EXACT, HALF = 1e-3, 5e-2  # what rounding makes of float32 and of 16 bits, as a share of the largest
 
 
 class PackedForward:
@@ -21,13 +34,30 @@ class PackedForward:
     Args:
         model: the language model; its attention function may be replaced by an equal one.
 
+    Raises UserError for a model that says of a text in a batch, or of its beginning, something else than
+    of it alone: numbers that are wrong without a word are worse than none.
+
     `lm_head_is_linear` tells whether its logits are just `head` of the backbone's last hidden states.
     Then the states are read, else the logits themselves.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.lm_head_is_linear = _lm_head_is_linear(model)
-        self.supports_packing = take_over(model) and _packs_right(model)
+        takes_structure = take_over(model)
+        tolerance = EXACT if model.dtype.itemsize >= 4 else HALF
+        try:
+            with evaluating(model):
+                expected = _read_alone(model, trial_batch(model))
+                right = agrees(read_rows(model, trial_batch(model)), expected, tolerance)
+        except Exception as error:  # whatever a model of another kind may raise
+            reason = first_line(error)
+            raise UserError(f"{kind_of(model)} cannot read a few tokens: {reason}") from error
+        if not right:
+            raise UserError(
+                f"{kind_of(model)} cannot be used: what it says of a text depends on what follows the"
+                " text, or on the other rows of its batch"
+            )
+        self.supports_packing = takes_structure and _packs_right(model, expected, tolerance)
 
     def body(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return what is run of a language model: its backbone where the head is linear, else all."""
@@ -50,9 +80,9 @@ class PackedForward:
         """
         longest = sequences.prompts.shape[1] + sequences.responses.shape[1]
         shared = len(sequences.prompts) < len(sequences.responses)
-        if shared and self.supports_packing and longest <= window(model.config):
+        if shared and self.supports_packing and longest <= window(model):
             return _read_packed(model, sequences)
-        return _read_rows(model, sequences)
+        return read_rows(model, sequences)
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -73,7 +103,7 @@ def _read_packed(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     return gather_rows(_states(output)[0], packed.logit_index)
 
 
-def _read_rows(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+def read_rows(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """Read prompt and response as one right-padded row each.
 
     Attention is causal, so no real token ever sees the padding, and no mask is needed.
@@ -99,40 +129,72 @@ def _states(output: object) -> Tensor:
     return states
 
 
-@torch.no_grad()
+def kind_of(model: PreTrainedModel) -> str:
+    """Return how error messages call a model."""
+    return f"a model of type {model.config.model_type}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the gist of an error from elsewhere."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and gradients off for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def agrees(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Tell whether numbers are equal but for rounding; the tolerance is a share of the largest one."""
+    error = (actual - expected).float().abs().max()
+    return bool(error <= tolerance * expected.float().abs().max())
+
+
+def trial_batch(model: PreTrainedModel) -> Sequences:
+    """Return the batch that is read to see what a model can do."""
+    return collate(*TRIAL).to(model.device)
+
+
+def _read_alone(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """Read what precedes each distinct response token by itself, as whoever made the model would."""
+    time = sequences.responses.shape[1]
+    said = []
+    for first in sequences.first_occurrence.tolist():
+        row, step = first // time, first % time
+        prompt = int(sequences.prompt_index[row])
+        tokens = sequences.prompts[prompt, -int(sequences.prompt_lengths[prompt]) :]
+        prefix = torch.cat((tokens, sequences.responses[row, :step])).unsqueeze(0)
+        said.append(_states(model(input_ids=prefix))[0, -1])
+    return torch.stack(said)
+
+
 def _lm_head_is_linear(model: PreTrainedModel) -> bool:
     """Tell whether logits are just the output embedding of the backbone's last hidden state.
 
     Most models, but not all (soft-capped or scaled logits): ask the model itself rather than a list of
     names. Only bit for bit the same will do, for a soft cap hardly shows while the logits are small.
     """
-    was_training = model.training
-    model.eval()
     ids = torch.tensor([[1, 2, 3]], device=model.device)
-    expected = model(input_ids=ids).logits
-    try:
-        actual = model.get_output_embeddings()(backbone_of(model)(input_ids=ids).last_hidden_state)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        expected = model(input_ids=ids).logits
+        try:
+            actual = model.get_output_embeddings()(backbone_of(model)(input_ids=ids).last_hidden_state)
+        except (AttributeError, RuntimeError, TypeError):
+            return False
     return torch.equal(actual.float(), expected.float())
 
 
-@torch.no_grad()
-def _packs_right(model: PreTrainedModel) -> bool:
-    """Tell whether a packed batch gives what padded rows give, by trying one."""
-    was_training = model.training
-    model.eval()
-    trial = collate([[3, 1], [3, 1], [2, 4, 3], [3, 1]], [[4, 1, 2], [2], [1, 3], [4, 3]]).to(
-        model.device
-    )
-    expected = _read_rows(model, trial).float()
+def _packs_right(model: PreTrainedModel, expected: Tensor, tolerance: float) -> bool:
+    """Tell whether a packed batch gives what each row gives alone, by trying one."""
     try:
-        actual = _read_packed(model, trial).float()
+        with evaluating(model):
+            return agrees(_read_packed(model, trial_batch(model)), expected, tolerance)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
-    finally:
-        model.train(was_training)
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
-    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())

@@ -69,7 +69,7 @@ def _refuse_unknown(others: dict[str, Any]) -> None:
     """Refuse what would change the result: a soft cap, an attention sink, a position bias ..."""
     harmless = {"position_ids", "use_cache", "is_causal", "output_attentions", "position_embeddings"}
     for name, value in others.items():
-        if name not in harmless and value is not None:
+        if name not in harmless and value is not None and value is not False:
             raise NotImplementedError(f"attention with {name}")
 
 
@@ -175,8 +175,15 @@ def _visible(prompts: Tensor, time: int) -> Tensor:
     return torch.cat(seen, dim=2).unsqueeze(1)
 
 
-def window(config: PreTrainedConfig) -> float:
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the settings of a model's language part: those of a multimodal one are nested."""
+    config: PreTrainedConfig = model.config.get_text_config(decoder=True)
+    return config
+
+
+def window(model: PreTrainedModel) -> float:
     """Return over how many tokens every layer of a model sees."""
+    config = text_config(model)
     if "sliding_attention" not in (getattr(config, "layer_types", None) or ["sliding_attention"]):
         return float("inf")
     return getattr(config, "sliding_window", None) or float("inf")
@@ -188,7 +195,7 @@ def take_over(model: PreTrainedModel) -> bool:
     It must attend as `attend` does without a structure (sdpa), pass arguments on, and keep nothing but
     keys and values.
     """
-    config = model.config
+    config = text_config(model)
     layers = set(getattr(config, "layer_types", None) or LAYERS)
     if not (type(model)._supports_attention_backend and layers <= LAYERS):
         return False

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reftune.model.forward import PackedForward
+from reftune.model.forward import PackedForward, kind_of
 from reftune.model.packing import window
 from reftune.problem import UserError
 from reftune.sampling.decoders import Decoder, PaddedDecoder
 from reftune.sampling.rng import sample_tokens
 from reftune.sampling.sampler import Sample
 from reftune.sampling.shared_prefix import SharedPrefixDecoder
+from reftune.sampling.trial import find_fault
 
 # Finished responses leave once no more than this share still runs: leaving copies the cache, entering
 # also costs a forward pass for the new prompts.
@@ -45,7 +46,8 @@ class BuiltinSampler:
         packed_forward: that of the model, if there is one already.
         context: entered around the model's forward passes, for mixed precision; default: none.
 
-    Raises UserError for a model that keeps no key-value cache.
+    Both decoders are tried once. Raises UserError for a model that says something else with its cache
+    than without, or keeps none.
     """
 
     def __init__(
@@ -59,14 +61,18 @@ class BuiltinSampler:
         context: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if "past_key_values" not in inspect.signature(model.forward).parameters:
-            kind = model.config.model_type
-            raise UserError(f"a model of type {kind} cannot be sampled from: it has no key-value cache")
+            raise UserError(f"{kind_of(model)} cannot be sampled from: it has no key-value cache")
         self.model = model
         self.eos = torch.tensor(list(eos), device=model.device)
         self.max_rows = max_rows
         self.packed_forward = packed_forward or PackedForward(model)
         self.value_head = value_head if self.packed_forward.lm_head_is_linear else None
         self.context = context
+        self.shares_prompts = False
+        if fault := find_fault(self):
+            raise UserError(f"{kind_of(model)} cannot be sampled from: {fault}")
+        self.shares_prompts = self.packed_forward.supports_packing
+        self.shares_prompts = self.shares_prompts and not find_fault(self)
 
     def sample(
         self,
@@ -95,7 +101,7 @@ class BuiltinSampler:
     def make_decoder(self, longest: int, max_new_tokens: int, rows: int) -> Decoder:
         """Return an empty batch for prompts of at most `longest` tokens and at most so many rows."""
         model = self.packed_forward.body(self.model)
-        if self.packed_forward.supports_packing and longest + max_new_tokens <= window(model.config):
+        if self.shares_prompts and longest + max_new_tokens <= window(model):
             return SharedPrefixDecoder(model, max_new_tokens, rows)
         return PaddedDecoder(model, max_new_tokens)
 
