@@ -33,6 +33,7 @@ def float64() -> Iterator[None]:
     try:
         with (
             mock.patch.object(torch, "float32", torch.float64),
+            mock.patch.object(torch, "float", torch.float64),
             mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
             # These two have float32 as a default argument, which was read when they were defined.
             mock.patch.object(unwrap(load_model), "__defaults__", (torch.float64,)),

@@ -15,6 +15,7 @@ from precision import CLOSE, float64
 from reftune.model import forward as module
 from reftune.model.batch import Sequences, collate
 from reftune.model.forward import PackedForward, backbone_of
+from reftune.problem import UserError
 from tiny_models import WINDOW, random_model, tiny_model
 
 PROMPTS = {
@@ -89,12 +90,13 @@ def test_states_are_those_of_the_plain_forward_pass(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])  # nested settings, and plain ones
 @pytest.mark.parametrize(("longest", "how"), [(WINDOW, "packed"), (WINDOW + 1, "rows")])
 @float64()
 def test_beyond_the_window_rows_are_read_as_the_model_reads_them(
-    longest: int, how: str, read: list[str]
+    longest: int, how: str, family: str, read: list[str]
 ) -> None:
-    model = random_model("mistral")
+    model = random_model(family)
     plain = copy.deepcopy(model)
     packed_forward = PackedForward(model)
     read.clear()
@@ -106,6 +108,25 @@ def test_beyond_the_window_rows_are_read_as_the_model_reads_them(
         expected = backbone_of(plain)(torch.tensor([prompt + response])).last_hidden_state[0]
         actual = states[batch.node_index[i, : len(response)]]
         torch.testing.assert_close(actual, expected[len(prompt) - 1 : -1], atol=CLOSE, rtol=CLOSE)
+
+
+@pytest.mark.parametrize("family", ["roberta", "bert"])  # counts positions from 2; sees what follows
+def test_a_model_that_reads_a_batch_otherwise_is_refused(family: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^a model of type \w+ cannot be used: what it says of a text in"
+    ):
+        PackedForward(random_model(family))
+
+
+def test_a_model_that_cannot_read_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Tensor:
+        raise KeyError("a fault\nand its story")
+
+    monkeypatch.setattr(module, "read_rows", fail)
+    with pytest.raises(
+        UserError, match=r"^a model of type llama cannot read a few tokens: .*a fault.*$"
+    ):
+        PackedForward(tiny_model())
 
 
 def test_trying_leaves_its_model_in_the_mode_it_had() -> None:

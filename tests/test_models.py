@@ -4,9 +4,11 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -17,10 +19,18 @@ import reftune.model.policy
 from precision import CLOSE, float64
 from reftune.config import Model
 from reftune.model.batch import collate
-from reftune.model.loading import build_model, load_model, load_policy, load_tokenizer, save_policy
+from reftune.model.loading import (
+    build_model,
+    load_model,
+    load_policy,
+    load_tokenizer,
+    make_policy,
+    save_policy,
+)
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import UserError
+from reftune.training.learner import Learner, make_optimizer
 from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
 
 SHARED = [[20, 21, 22], [30, 31, 32, 33, 34, 35, 36, 37, 38], [20, 21, 22], [20, 21, 22], [50]]
@@ -182,6 +192,29 @@ def test_a_separate_critic_reads_and_teaches_a_trunk_of_its_own() -> None:
         for parameter in separate.policy.parameters():
             parameter.mul_(2)
     assert torch.equal(separate(batch).values, values)
+
+
+def test_only_what_reads_and_writes_text_is_trained() -> None:
+    """Processes that share the work wait for the gradient of every weight that is trained."""
+    model = tiny_model("gemma3")
+    policy = make_policy(model, Model(name="tiny"), critic=True, trainable=True)
+    optimizer = make_optimizer(policy, 0.1, 0.1)
+    learner = Learner(policy, optimizer, Accelerator(cpu=True), 1000, 1.0)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    batch = collate(SHARED, make_responses())
+
+    def loss(policy: Any, rows: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        stats = policy(batch)
+        return stats.logprobs.sum() + (stats.values - 1).square().sum(), {}
+
+    learner.step([0], [9], loss)
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    towers = ("policy.model.vision_tower", "policy.model.multi_modal_projector")
+    assert trained == {name for name in before if not name.startswith(towers)}
+    assert trained < before.keys()
+    for name, p in policy.named_parameters():
+        assert (p.grad is not None) == (name in trained)
+        assert torch.equal(p, before[name]) == (name not in trained)
 
 
 @pytest.mark.parametrize("kind", ["none", "shared", "separate"])

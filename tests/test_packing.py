@@ -1,24 +1,73 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import (
+    Gemma3Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MptConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+)
 
 from precision import CLOSE, float64
 from reftune.model.batch import collate
 from reftune.model.forward import PackedForward
-from reftune.model.packing import pack
+from reftune.model.packing import pack, position_limit
 from reftune.model.policy import PolicyWithValue
-from tiny_models import FAMILIES, tiny_model
+from tiny_models import FAMILIES, random_model, tiny_model
 
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
+    "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+}  # fmt: skip
 PADDED = {"codegen", "gemma2", "qwen3_next"}  # attend in their own way, or keep recurrent states
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_that_let_us_say_how_they_attend_read_packs(family: str) -> None:
     assert PackedForward(tiny_model(family)).supports_packing == (family not in PADDED)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (LlamaConfig(max_position_embeddings=128), 128),
+        (Gemma3Config(text_config={"max_position_embeddings": 64}), 64),  # nested settings
+        (MptConfig(), math.inf),  # none: it weighs distances
+        (Qwen2Config(max_position_embeddings=128, rope_parameters={**LONG}), 16),
+        (  # one setting for each kind of layer
+            Gemma3TextConfig(
+                max_position_embeddings=128,
+                rope_parameters={"sliding_attention": {**PLAIN}, "full_attention": {**LONG}},
+            ),
+            16,
+        ),
+        # Its angles change beyond its positions.
+        (LlamaConfig(max_position_embeddings=32, rope_parameters={**PLAIN, **DYNAMIC}), 32),
+    ],
+)
+def test_a_text_is_no_longer_than_what_its_neighbours_do_not_change(
+    config: PreTrainedConfig, limit: float
+) -> None:
+    assert position_limit(config) == limit
+
+
+def test_beyond_the_limit_a_text_depends_on_its_neighbours() -> None:
+    model = random_model("llama", rope_parameters={**LONG})
+    assert position_limit(model.config) == 16
+    rows = torch.randint(2, 60, (2, 17), generator=torch.Generator().manual_seed(0))
+    for length, same in ((16, True), (17, False)):
+        alone = model(rows[:1, :10]).logits[0]
+        beside = model(rows[:, :length]).logits[0, :10]
+        assert torch.allclose(alone, beside, atol=1e-4) is same
 
 
 def test_a_pack_by_hand() -> None:

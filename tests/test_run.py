@@ -332,6 +332,17 @@ def test_a_prompt_that_leaves_the_model_no_positions_is_refused(tmp_path: Path) 
         run.base_policy()
 
 
+def test_a_chain_that_is_longer_than_the_model_has_positions_is_refused(tmp_path: Path) -> None:
+    run = run_of(make_config(tmp_path))
+    found = run.splits
+    long = Problem("long", "How many?", "1", chain="1 + 0 is 1. " * 500)
+    run.splits = Splits([*found.train, long], found.validation, found.test, found.report)
+    with pytest.raises(
+        UserError, match=r"problem long: its prompt and chain of \d+ tokens exceed the mo"
+    ):
+        run.base_policy()
+
+
 # What a stage exports.
 
 

@@ -17,12 +17,13 @@ from reftune.model.batch import collate
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import Problem, UserError, Verdict
 from reftune.sampling import shared_prefix
+from reftune.sampling.decoders import PreallocatedLayer
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.rng import sample_tokens, uniform
 from reftune.sampling.sampler import Sample
 from reftune.training.rollouts import compute_logprobs
 from reftune.training.types import GradedSample
-from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
+from tiny_models import EOS, FAMILIES, VOCAB, WINDOW, tiny_model
 
 ENDS = [EOS, *range(2, 13)]  # many, so that random responses end at different times
 NEVER = [VOCAB]
@@ -347,6 +348,46 @@ def test_a_model_without_a_key_value_cache_is_refused() -> None:
     config = MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(UserError, match=r"mamba .* no key-value cache"):
         BuiltinSampler(MambaForCausalLM(config), ENDS)
+
+
+def test_a_model_that_says_something_else_with_a_cache_is_refused() -> None:
+    model = tiny_model("bart")  # it counts the padding before a prompt as positions
+    with pytest.raises(
+        UserError,
+        match=r"^a model of type bart cannot be sampled from: with a key-value cache it says something"
+        r" else than without$",
+    ):
+        BuiltinSampler(model, ENDS)
+
+
+def test_a_model_that_fails_with_a_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("keys of another size")
+
+    monkeypatch.setattr(PreallocatedLayer, "update", fail)
+    with pytest.raises(UserError, match=r"fails: .keys of another size.$"):
+        BuiltinSampler(tiny_model(), ENDS)
+
+
+@pytest.mark.parametrize(
+    ("family", "shares"), [("llama", True), ("diffllama", False), ("deepseek_v3", False)]
+)
+def test_prompts_are_shared_only_where_a_trial_says_the_same(family: str, shares: bool) -> None:
+    sampler = BuiltinSampler(tiny_model(family), ENDS)
+    assert sampler.packed_forward.supports_packing
+    assert sampler.shares_prompts is shares
+
+
+@float64()
+def test_a_window_in_the_settings_that_the_model_does_not_use_changes_nothing() -> None:
+    model, prompts = tiny_model("moshi"), make_prompts()
+    samples = BuiltinSampler(model, ENDS).sample(
+        prompts, range(len(prompts)), max_new_tokens=NEW, temperature=0.0
+    )
+    assert max(len(s.prompt + s.tokens) for s in samples) > WINDOW
+    for sample in samples:
+        logits = model(torch.tensor([sample.prompt + sample.tokens])).logits[0]
+        assert logits[len(sample.prompt) - 1 : -1].argmax(-1).tolist() == sample.tokens
 
 
 def mix(z: int) -> int:

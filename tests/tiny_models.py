@@ -7,18 +7,26 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    BertConfig,
     CodeGenConfig,
+    DeepseekV3Config,
+    DiffLlamaConfig,
     Gemma2Config,
+    Gemma3Config,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MoshiConfig,
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     Qwen3NextConfig,
+    RobertaConfig,
 )
 
 VOCAB = 60
@@ -53,6 +61,28 @@ def _configs() -> dict[str, PreTrainedConfig]:
             word_embed_proj_dim=16, max_position_embeddings=128, init_std=0.3,
             bos_token_id=EOS, eos_token_id=EOS, pad_token_id=None,
         ),
+        "deepseek_v3": DeepseekV3Config(  # latent attention: keys are longer than values
+            **_ROTARY | {"num_key_value_heads": 4}, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=8,
+            qk_nope_head_dim=8, v_head_dim=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+            topk_group=1, moe_intermediate_size=16, first_k_dense_replace=1,
+            experts_implementation="eager",
+        ),
+        "diffllama": DiffLlamaConfig(**_ROTARY),  # attends twice in a layer, to what it caches once
+        "gemma3": Gemma3Config(  # its text settings are nested, beside those of a vision tower
+            text_config=_ROTARY | {
+                "head_dim": 8, "sliding_window": WINDOW,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            vision_config={
+                "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+            },
+            mm_tokens_per_image=4, tie_word_embeddings=False,
+        ),
+        "qwen3_moe": Qwen3MoeConfig(
+            **_ROTARY, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+            experts_implementation="eager",
+        ),
         "codegen": CodeGenConfig(**_GPT, rotary_dim=4),
         "mistral": MistralConfig(**_ROTARY, sliding_window=WINDOW),
         "qwen3_next": Qwen3NextConfig(  # every other layer keeps a recurrent state, not keys and values
@@ -65,12 +95,35 @@ def _configs() -> dict[str, PreTrainedConfig]:
     }  # fmt: skip
 
 
+def _odd() -> dict[str, PreTrainedConfig]:
+    """Return configurations that one test or another needs: most of them cannot be used."""
+    bart = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    encoder = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    return {
+        "bart": BartConfig(  # counts positions from the left, padding included
+            vocab_size=VOCAB, d_model=32, decoder_layers=2, decoder_attention_heads=4,
+            decoder_ffn_dim=48, max_position_embeddings=128, init_std=0.3, **bart,
+        ),
+        "bert": BertConfig(  # sees what follows
+            vocab_size=VOCAB, num_attention_heads=4, max_position_embeddings=128,
+            initializer_range=0.3, **encoder,
+        ),
+        "moshi": MoshiConfig(  # has a window in its settings, and sees everything
+            **_ROTARY, head_dim=8, ffn_dim=48, sliding_window=WINDOW, audio_vocab_size=None
+        ),
+        "roberta": RobertaConfig(  # counts positions from 2
+            vocab_size=VOCAB, num_attention_heads=4, max_position_embeddings=128,
+            initializer_range=0.3, is_decoder=True, **encoder,
+        ),
+    }  # fmt: skip
+
+
 FAMILIES = sorted(_configs())
 
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Return a model in eval mode, the same for the same arguments; `changes` are config fields."""
-    config = _configs()[family]
+    config = (_configs() | _odd())[family]
     config.update(changes)
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()

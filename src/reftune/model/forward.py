@@ -54,8 +54,8 @@ class PackedForward:
             raise UserError(f"{kind_of(model)} cannot read a few tokens: {reason}") from error
         if not right:
             raise UserError(
-                f"{kind_of(model)} cannot be used: what it says of a text depends on what follows the"
-                " text, or on the other rows of its batch"
+                f"{kind_of(model)} cannot be used: what it says of a text in a batch is not what it says"
+                " of it alone (it sees what follows, or counts positions in a way of its own)"
             )
         self.supports_packing = takes_structure and _packs_right(model, expected, tolerance)
 
@@ -88,8 +88,17 @@ class PackedForward:
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return a language model without its head."""
     backbone = model.base_model
+    if backbone is model:  # it calls its backbone otherwise than its class says (Llama 4's text model)
+        backbone = next((x for x in model.children() if isinstance(x, PreTrainedModel)), model)
     assert isinstance(backbone, PreTrainedModel)
     return backbone
+
+
+def state_width(model: PreTrainedModel) -> int:
+    """Return how many numbers a backbone says of each token; not every model tells."""
+    with evaluating(model):
+        ids = torch.tensor([[1, 2, 3]], device=model.device)
+        return _states(backbone_of(model)(input_ids=ids)).shape[-1]
 
 
 def _read_packed(model: PreTrainedModel, sequences: Sequences) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from reftune.config import Model
+from reftune.model.packing import text_config
 from reftune.model.policy import PolicyWithValue
 from reftune.model.scratch import new_model
 from reftune.problem import UserError
@@ -100,12 +101,25 @@ def make_policy(
         model: the language model, which is used and not copied.
         settings: of the section [model]; they say what kind of critic there is.
         critic: whether there is one.
-        trainable: whether the weights get gradients.
+        trainable: whether the weights get gradients; those that no text reaches never do.
         device: where it goes; default: where it is.
     """
-    model.eval().requires_grad_(trainable)
+    model.eval()
+    set_trainable(model, trainable)
     model = model if device is None else model.to(device)  # type: ignore[arg-type]
     return PolicyWithValue(model, settings.value_model if critic else "none")
+
+
+def set_trainable(model: PreTrainedModel, trainable: bool) -> None:
+    """Say whether weights get gradients: those that read and write text, not a composite model's towers.
+
+    Else processes that share the work would wait for gradients that never come.
+    """
+    model.requires_grad_(False)
+    composite = text_config(model) is not model.config
+    parts = (model.get_decoder(), model.get_output_embeddings()) if composite else (model,)
+    for part in parts:
+        part.requires_grad_(trainable)
 
 
 def save_policy(policy: PolicyWithValue, directory: Path) -> None:

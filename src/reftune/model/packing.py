@@ -5,6 +5,9 @@ function: it looks at the structure in `within` (a `Packed` batch here, a sample
 and otherwise does what the model did before.
 """
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -181,12 +184,26 @@ def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     return config
 
 
+def position_limit(config: PreTrainedConfig) -> float:
+    """Return how long a text may be: longer ones have no positions, or say otherwise in a batch.
+
+    Some rotary embeddings ("longrope") turn by other angles where any row of a batch is longer.
+    """
+    config = config.get_text_config(decoder=True)
+    rotary: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    by_layer = [x for x in rotary.values() if isinstance(x, dict)]
+    angles = [x for x in (rotary, *by_layer) if x.get("rope_type") == "longrope"]
+    limits = [x.get("original_max_position_embeddings") for x in angles]
+    limits.append(getattr(config, "max_position_embeddings", None))
+    return min((limit for limit in limits if limit), default=math.inf)
+
+
 def window(model: PreTrainedModel) -> float:
     """Return over how many tokens every layer of a model sees."""
     config = text_config(model)
     if "sliding_attention" not in (getattr(config, "layer_types", None) or ["sliding_attention"]):
-        return float("inf")
-    return getattr(config, "sliding_window", None) or float("inf")
+        return math.inf
+    return getattr(config, "sliding_window", None) or math.inf
 
 
 def take_over(model: PreTrainedModel) -> bool:

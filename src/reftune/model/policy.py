@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from reftune.model.batch import Sequences, gather_nodes
-from reftune.model.forward import PackedForward, backbone_of
+from reftune.model.forward import PackedForward, backbone_of, state_width
 
 LOGITS_PER_CHUNK = 2**24  # 64 MiB of float32
 
@@ -39,7 +39,7 @@ class PolicyWithValue(nn.Module):
         self.value_backbone = copy.deepcopy(backbone_of(policy)) if critic == "separate" else None
         self.value_head: nn.Linear | None = None
         if critic != "none":
-            width = policy.get_output_embeddings().weight.shape[1]
+            width = state_width(policy)
             self.value_head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
             nn.init.zeros_(self.value_head.weight)  # an untrained critic says 0, not noise
             nn.init.zeros_(self.value_head.bias)

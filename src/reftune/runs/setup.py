@@ -1,7 +1,6 @@
 """What must stand before a model can work: processes and devices, the judge, prompts that fit."""
 
 import ctypes
-import math
 import os
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 
 from reftune.config import Config
 from reftune.grading.judge import Judge, make_judge, make_sandbox
+from reftune.model.packing import position_limit
 from reftune.model.prompts import Prompter
 from reftune.problem import Problem, UserError
 
@@ -66,7 +66,7 @@ def judge_of(config: Config, problems: Sequence[Problem]) -> Judge:
 def check_prompts(prompter: Prompter, problems: Sequence[Problem], model: PreTrainedModel) -> None:
     """Refuse a prompt beyond the limit, and one that leaves the model no positions for the response."""
     settings = prompter.settings
-    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+    positions = position_limit(model.config)
     for problem in problems:
         length = len(prompter.encode_prompt(problem))
         if length > settings.max_prompt_tokens:
@@ -79,6 +79,18 @@ def check_prompts(prompter: Prompter, problems: Sequence[Problem], model: PreTra
                 f"problem {problem.id}: its prompt of {length} tokens and prompt.max_new_tokens ="
                 f" {settings.max_new_tokens} exceed the model's {positions} positions;"
                 " lower prompt.max_new_tokens or remove the problem"
+            )
+
+
+def check_examples(prompter: Prompter, problems: Sequence[Problem], model: PreTrainedModel) -> None:
+    """Refuse an annotated chain that is longer than the model has positions, prompt included."""
+    positions = position_limit(model.config)
+    for problem in problems:
+        length = sum(map(len, prompter.encode_example(problem)))
+        if length > positions:
+            raise UserError(
+                f"problem {problem.id}: its prompt and chain of {length} tokens exceed the model's"
+                f" {positions} positions; remove the problem"
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 Tokens = Sequence[int]
 
@@ -54,8 +54,11 @@ class PaddedDecoder:
         """See `Decoder.admit`."""
         width = max(map(len, prompts))
         cache = DynamicCache(config=self.model.config)
+        # A layer with a window keeps everything, too: its mask hides what is beyond, and not every model
+        # whose settings have a window uses it (Moshi).
+        everything = (DynamicLayer, DynamicSlidingWindowLayer)
         cache.layers = [
-            PreallocatedLayer(width + self.max_new_tokens) if type(layer) is DynamicLayer else layer
+            PreallocatedLayer(width + self.max_new_tokens) if type(layer) in everything else layer
             for layer in cache.layers
         ]
         device = self.model.device

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from reftune.evaluation.statistics import area_under_curve
 from reftune.files import atomic_directory
 from reftune.model.batch import Sequences, collate
-from reftune.model.forward import PackedForward, backbone_of
-from reftune.model.loading import load_model
+from reftune.model.forward import PackedForward, backbone_of, state_width
+from reftune.model.loading import load_model, set_trainable
 from reftune.model.prompts import Prompter
 from reftune.problem import AnsweredQuestion, CountedRow, Problem, SampledAnswer, UserError
 from reftune.stages.run import Run
@@ -47,7 +47,7 @@ class Reranker(nn.Module):
         super().__init__()
         self.packed_forward = PackedForward(model)
         self.backbone = backbone_of(model)
-        width = model.get_output_embeddings().weight.shape[1]
+        width = state_width(model)
         self.class_head = nn.Linear(width, 2, device=model.device, dtype=torch.float32)
         nn.init.zeros_(self.class_head.weight)  # an untrained head calls it even
         nn.init.zeros_(self.class_head.bias)
@@ -74,8 +74,9 @@ class Reranker(nn.Module):
 def start(run: Run, model: str) -> None:
     """Run the stage on one of the run's models."""
     stage = run.stage(f"reranker/{model}", run.prompter(model))
-    reranker = Reranker(load_model(run.directory(model)))
-    run_reranker(stage, reranker, read_warmup_samples(run.config.run_dir))
+    base = load_model(run.directory(model))
+    set_trainable(base, True)
+    run_reranker(stage, Reranker(base), read_warmup_samples(run.config.run_dir))
 
 
 def load_reranker(run: Run, model: str) -> Reranker:

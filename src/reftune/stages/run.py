@@ -15,7 +15,7 @@ from reftune.model.loading import build_model, load_policy, load_tokenizer, make
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, Wording
 from reftune.problem import Problem, UserError
-from reftune.runs.setup import check_prompts, judge_of
+from reftune.runs.setup import check_examples, check_prompts, judge_of
 from reftune.stages.stage import Stage
 
 
@@ -82,6 +82,7 @@ class Run:
         model, tokenizer = build_model(config.model, texts, config.seed)
         prompter = Prompter(tokenizer, config.prompt, config.data.cot)
         check_prompts(prompter, self.problems, model)
+        check_examples(prompter, self.annotated, model)
         return make_policy(model, config.model, trainable=True), prompter
 
     def require(self, stages: Sequence[str]) -> None:
