@@ -68,6 +68,14 @@ TOWER = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
     "image_size": 28, "patch_size": 14,
 }  # fmt: skip
+HYBRID = {
+    "layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4,
+    "layer_types": OMIT, "head_dim": OMIT, "attention_head_dim": OMIT,
+}  # fmt: skip
+INDEXED = {
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
+    "indexer_compress_ratio": 2, "hc_lowrank": 8, "hc_count": 2,
+}  # fmt: skip
 SHARED = {  # the last two layers attend to what the first two have cached
     "num_kv_shared_layers": 2, "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -93,13 +101,27 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": {"head_dim": 16, "n_groups": 1},
     "nemotron_h": {"n_groups": 1},
     "prophetnet": {"num_hidden_layers": OMIT},
+    "phi4_multimodal": {
+        "outer": {
+            "vision_config": TOWER,
+            "audio_config": {
+                "hidden_size": 32, "intermediate_size": 48, "num_blocks": 1, "num_attention_heads": 4,
+                "ext_pw_out_channel": 32, "nemo_conv_channels": 32,
+            },
+        },
+    },
+    "qwen4_exp": INDEXED,
+    "qwen4_exp_text": INDEXED,
+    "reformer": {"axial_pos_shape": (8, 16), "axial_pos_embds_dim": (16, 16), "num_hidden_layers": OMIT},
+    "roc_bert": {
+        "shape_embed_dim": 8, "shape_vocab_size": 60, "pronunciation_embed_dim": 8,
+        "pronunciation_vocab_size": 60,
+    },
+    "xmod": PADDING | {"default_language": "en_XX"},
     "recurrent_gemma": {"layer_types": OMIT, "num_hidden_layers": 3},
     "xlstm": {"v_head_dim": OMIT},
-    "zamba": {"layer_types": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4},
-    "zamba2": {
-        "layer_types": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4, "head_dim": OMIT,
-        "attention_head_dim": OMIT,
-    },
+    "zamba": HYBRID,
+    "zamba2": HYBRID,
     "zaya": {"num_experts_per_tok": 1},
     # The same architectures in another way.
     "bert+encoder": {"is_decoder": False},
@@ -112,7 +134,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     **dict.fromkeys((
         "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
-        "xmod", "emu3", "modernbert-decoder",
+        "emu3", "modernbert-decoder",
     ), PADDING),
     **dict.fromkeys(
         ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
@@ -139,7 +161,7 @@ def tiny_config(kind: str) -> PreTrainedConfig:
     settings = {k: v for k, v in settings.items() if v is not OMIT}
     outer = settings.pop("outer", {})
     if type(text) is type(plain):
-        return type(plain)(**settings)
+        return type(plain)(**settings, **outer)
     name = next(k for k in ("decoder", "generator", "text_config") if vars(plain).get(k) is text)
     return type(plain)(**{name: type(text)(**settings)}, **outer)
 
