@@ -194,6 +194,23 @@ def test_a_separate_critic_reads_and_teaches_a_trunk_of_its_own() -> None:
     assert torch.equal(separate(batch).values, values)
 
 
+@pytest.mark.parametrize("family", ["llama4", "opt", "rembert"])
+@float64()
+def test_a_critic_reads_the_states_whatever_their_width(family: str) -> None:
+    policy = PolicyWithValue(tiny_model(family), "shared")
+    assert policy.value_head is not None
+    torch.nn.init.normal_(policy.value_head.weight)
+    prompt, response = [20, 21, 22], [30, 31, 32, 33, 34]
+    outputs = {  # of the last layer of all, without what comes before logits
+        "llama4": lambda ids: policy.policy.model(ids),
+        "opt": lambda ids: policy.policy.model(ids),
+        "rembert": lambda ids: policy.policy.rembert(ids),
+    }
+    states = outputs[family](torch.tensor([prompt + response])).last_hidden_state[0, 2:-1]
+    values = policy(collate([prompt], [response])).values[0]
+    torch.testing.assert_close(values, states @ policy.value_head.weight[0], atol=CLOSE, rtol=CLOSE)
+
+
 def test_only_what_reads_and_writes_text_is_trained() -> None:
     """Processes that share the work wait for the gradient of every weight that is trained."""
     model = tiny_model("gemma3")

@@ -16,6 +16,7 @@ from transformers import (
     Gemma3Config,
     GemmaConfig,
     GPT2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MoshiConfig,
@@ -26,6 +27,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
+    RemBertConfig,
     RobertaConfig,
 )
 
@@ -107,6 +109,15 @@ def _odd() -> dict[str, PreTrainedConfig]:
         "bert": BertConfig(  # sees what follows
             vocab_size=VOCAB, num_attention_heads=4, max_position_embeddings=128,
             initializer_range=0.3, **encoder,
+        ),
+        "llama4": Llama4TextConfig(  # its class calls its backbone by a name that it has not
+            **_ROTARY, head_dim=8, intermediate_size_mlp=48, num_local_experts=2,
+            attention_chunk_size=WINDOW, layer_types=["chunked_attention", "full_attention"],
+        ),
+        "rembert": RemBertConfig(  # its output embeddings are wider than its states
+            vocab_size=VOCAB, hidden_size=32, input_embedding_size=16, output_embedding_size=48,
+            num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, initializer_range=0.3,
+            max_position_embeddings=128, is_decoder=True, pad_token_id=None,
         ),
         "moshi": MoshiConfig(  # has a window in its settings, and sees everything
             **_ROTARY, head_dim=8, ffn_dim=48, sliding_window=WINDOW, audio_vocab_size=None
