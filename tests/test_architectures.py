@@ -38,8 +38,8 @@ KNOWN = {
 }
 OTHERS = [
     "qwen2", "qwen3_5", "mistral", "ministral", "mixtral", "phi3", "olmo2", "olmo3", "olmoe", "granite",
-    "gpt_neox", "gptj", "gpt_neo", "opt", "falcon", "glm4", "smollm3", "cohere2", "jamba", "llama4", "gemma",
-    "starcoder2",
+    "gpt_neox", "gptj", "gpt_neo", "opt", "falcon", "glm4", "smollm3", "cohere2", "jamba", "llama4",
+    "gemma", "starcoder2",
 ]  # fmt: skip
 
 
