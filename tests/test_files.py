@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reftune.files import read_jsonl, read_rows
+from reftune.files import check_writable, read_jsonl, read_rows
 from reftune.problem import UserError
 
 DEEP = b'{"a": ' + b"[" * 10**5
@@ -61,3 +61,24 @@ def test_what_we_wrote_ourselves_is_to_be_written_again(tmp_path: Path) -> None:
         read_jsonl(write(tmp_path / "x.jsonl", b"{"))
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
         read_jsonl(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("is_directory", [False, True])
+def test_what_cannot_be_written_is_known_before_the_work(tmp_path: Path, is_directory: bool) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    places = {
+        "file": "it is a file" if is_directory else None,
+        "folder": None if is_directory else "it is a directory",
+        "file/below": "ot a directory",
+        "new/deep/out": None,
+    }
+    for name, reason in places.items():
+        before = sorted(tmp_path.rglob("*.jsonl"))
+        if reason is None:
+            check_writable(tmp_path / name, is_directory)
+        else:
+            with pytest.raises(UserError, match=f"{name}: cannot be written .*{reason}"):
+                check_writable(tmp_path / name, is_directory)
+        assert sorted(tmp_path.rglob("*.jsonl")) == before
+    assert not (tmp_path / "new/deep/out").is_file(), "trying leaves nothing"

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from reftune import pipeline as module
 from reftune.config import Config
+from reftune.config_files import load_config
 from reftune.files import read_json, write_json
 from reftune.pipeline import models_of, run_stages, stages_of
 from reftune.problem import UserError
@@ -228,6 +229,34 @@ def test_a_run_of_another_configuration_is_left_alone(tmp_path: Path, work: Work
     assert work.names == ["sft", "end"]
 
 
+def test_a_start_that_saved_nothing_leaves_the_directory_free(tmp_path: Path, work: Work) -> None:
+    work.broken = "sft"
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(make_config(tmp_path, "reft"))
+    work.broken = ""
+    mended = make_config(tmp_path, "reft", seed=7)
+    assert run_stages(mended) == ["sft", "ppo", "evaluation"]
+    assert load_config(mended.run_dir / "config.toml").seed == 7
+    assert read_json(mended.run_dir / "run.json")["seed"] == 7
+
+
+def test_a_run_is_held_while_it_works_and_free_afterwards(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, refused = make_config(tmp_path), []
+
+    def start_again(run: Run) -> None:
+        with pytest.raises(UserError, match="another process works on this run") as error:
+            run_stages(config)
+        refused.append(error)
+        finish(config, "sft")
+
+    monkeypatch.setattr("reftune.stages.sft.start", start_again)
+    assert run_stages(config, ("sft",)) == ["sft"]
+    assert refused
+    assert run_stages(config) == ["evaluation"]
+
+
 # Taken over.
 
 
@@ -365,7 +394,7 @@ def test_the_main_process_writes_before_the_others_go_on(
 
     use(monkeypatch, Watching(0, look))
     assert run_stages(config, ("sft", "ppo")) == ["ppo"]
-    opened = ["config.toml", "run.json"]
+    opened = [".lock", "config.toml", "run.json"]
     # when the directory is open, and before each stage
     assert there == [opened, [*opened, "sft", "warmup"], [*opened, "sft", "warmup"]]
     assert read_json(config.run_dir / "run.json")["processes"] == 2

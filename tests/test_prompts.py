@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from reftune.config import Prompt
 from reftune.data.problems import load_problems
-from reftune.model.prompts import PROGRAM_HEAD, Prompter, Wording, saved_settings
+from reftune.model.prompts import PROGRAM_HEAD, Prompter, Wording, saved_settings, trained_at
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import Problem, UserError
 from reftune.sampling.sampler import Sample
@@ -386,13 +386,14 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
 
 def test_what_save_writes_is_read_back(tmp_path: Path) -> None:
     settings = Prompt(template="{question}\n", trigger=" = ", max_new_tokens=7)
-    Prompter(tokenizer_of("scratch"), settings, "natural").save(tmp_path)
+    Prompter(tokenizer_of("scratch"), settings, "natural").save(tmp_path, {"step": 7})
     written = json.loads((tmp_path / "reftune_prompt.json").read_text(encoding="utf-8"))
     prompt = {
         "template": "{question}\n", "trigger": " = ", "repeat_question": True,
         "max_prompt_tokens": 300, "max_new_tokens": 7,
     }  # fmt: skip
-    assert written == {"cot": "natural", "prompt": prompt}
+    assert written == {"cot": "natural", "prompt": prompt, "trained": {"step": 7}}
+    assert trained_at(tmp_path) == {"step": 7}
     assert saved_settings(str(tmp_path)) == {"data": {"cot": "natural"}, "prompt": prompt}
     assert AutoTokenizer.from_pretrained(tmp_path)("7 + 8").input_ids == scratch()("7 + 8").input_ids
 

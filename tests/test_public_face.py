@@ -295,7 +295,7 @@ def test_wrong_rows_of_a_run_are_named_before_it_begins(tmp_path: Path, role: st
 
 
 def test_values_beyond_json_do_not_stop_a_run(tmp_path: Path) -> None:
-    from reftune.data.given_rows import with_problems
+    from reftune.runs.given_rows import with_problems
 
     rows = [{"question": "?", "answer": 1, "seen": {3}, "when": Path("x")}]
     config = with_problems(settings(tmp_path, "odd"), train=rows, test="other.jsonl")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from reftune.config import Compute, Config, Data, Model, Reward
 from reftune.data.problems import Splits, write_problems
-from reftune.files import read_json, read_jsonl
+from reftune.files import read_json, read_jsonl, write_json
 from reftune.methods import OPTIONAL
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
@@ -74,6 +74,43 @@ def test_problems_are_split_and_written_once(tmp_path: Path) -> None:
 
 def test_the_seed_chooses_what_validates(tmp_path: Path) -> None:
     assert ids(run_of(make_config(tmp_path, seed=7)).splits.validation) == ["q2", "q4"]
+
+
+def change_test_problem(config: Config) -> None:
+    path = Path(config.data.test)
+    path.write_text(path.read_text(encoding="utf-8").replace('"1"', '"17"'), encoding="utf-8")
+
+
+def test_problems_that_have_changed_since_the_run_began_are_refused(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    assert len(run_of(config).splits.test) == 3
+    change_test_problem(config)
+    assert run_of(config).splits.test[1].answer == "17"  # nothing had been learnt from the others
+    write_json(config.run_dir / "sft/result.json", {})
+    assert run_of(config).splits.test[1].answer == "17"  # these are the run's own
+    rows = Path(config.data.test).read_text(encoding="utf-8").splitlines()
+    Path(config.data.test).write_text("\n".join([rows[0], rows[2]]), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        assert run_of(config).splits
+    assert str(error.value) == (
+        f"{config.run_dir}/data/test.jsonl: the test problems are others now than when the run began"
+        " (2 lines differ, first 2); restore the data, or choose another --name"
+    )
+    assert len(read_jsonl(config.run_dir / "data/test.jsonl")) == 3
+
+
+def test_a_run_learns_from_what_the_run_it_starts_from_has_learnt_from(tmp_path: Path) -> None:
+    first = make_config(tmp_path, name="first")
+    assert run_of(first).splits
+    second = make_config(tmp_path, name="second", start_from=str(first.run_dir))
+    change_test_problem(second)
+    assert run_of(second).splits.test[1].answer == "17"  # the first run's training knows no test problem
+    path = Path(second.data.train)
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("Apples: 4.", "Pears: 4."), encoding="utf-8"
+    )
+    with pytest.raises(UserError, match=r"first/data/train.jsonl: the train problems are others now"):
+        assert run_of(second).splits
 
 
 def test_only_the_main_process_writes_the_problems(tmp_path: Path) -> None:
@@ -401,7 +438,7 @@ def test_the_main_process_exports_and_all_wait_for_it(tmp_path: Path, index: int
 class Broken(Prompter):
     """Breaks off in the midst of an export."""
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, trained: object = None) -> None:
         assert (directory / "model.safetensors").exists()
         raise KeyboardInterrupt
 

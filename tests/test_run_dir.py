@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
-from reftune.runs.run_dir import git_commit
+import pytest
+
+from reftune.problem import UserError
+from reftune.runs.run_dir import git_commit, has_begun, only_start
 
 
 def checkout(root: Path) -> str:
@@ -29,3 +33,53 @@ def test_only_the_own_checkouts_commit_is_told(tmp_path: Path) -> None:
     assert git_commit(own) == commit
     assert git_commit(installed) is None
     assert git_commit(tmp_path) is None  # in no repository
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        "sft/result.json", "warmup/model/config.json", "ppo/checkpoints/step-00000001/state.json",
+        "warmup_samples/samples.jsonl", "evaluation/sft.jsonl", "reranker/sft/checkpoints/step-1/x",
+        "reranker/sft/model/config.json",
+    ],
+)  # fmt: skip
+def test_a_run_has_begun_once_a_stage_has_saved_something(tmp_path: Path, saved: str) -> None:
+    for name in (
+        "config.toml",
+        "run.json",
+        "data/train.jsonl",
+        "given/train.jsonl",
+        "sft/metrics.jsonl",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        assert not has_begun(tmp_path), name
+    (tmp_path / saved).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / saved).touch()
+    assert has_begun(tmp_path)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from reftune.runs.run_dir import only_start
+with only_start(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_start_of_a_run_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError) as error, only_start(tmp_path):
+            pass
+        told = "another process works on this run; wait for its end, or choose another --name"
+        assert str(error.value) == f"{tmp_path}: {told}"
+        other.kill()  # as the system does when memory runs out
+    with only_start(tmp_path):
+        pass
+    with only_start(tmp_path):  # and the first one here has let go
+        pass

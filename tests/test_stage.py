@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from reftune.config import Compute, OnlineSt
 from reftune.files import read_json, read_jsonl
 from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import trained_at
 from reftune.problem import Problem, Verdict
 from reftune.sampling.sampler import Sample
 from reftune.stages import stage as module
@@ -252,6 +253,21 @@ def test_a_stage_goes_on_from_its_checkpoint_as_if_nothing_had_been(
     rows = read_jsonl(tmp_path / "run/online_st/metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [step for step, _ in saved] == [2, 4]
+
+
+def test_a_better_model_of_steps_behind_the_checkpoint_stays_the_best(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        take_steps(tmp_path, clock, 1, 2, 4, broken=4, validate_every_steps=1)
+    steps, result = take_steps(
+        tmp_path, clock, 3, 3, 3, validate_every_steps=1
+    )  # other steps than before
+    assert steps.taken == [3, 4, 5]
+    assert (result["best_step"], result["best_validation_accuracy"]) == (3, 1.0)
+    trained = {"stage": "online_st", "step": 3, "validation_accuracy": 1.0}
+    assert trained_at(tmp_path / "run/online_st/model") == trained
+    assert "online_st: goes on behind step 2 of 5" in capsys.readouterr().err
 
 
 def test_the_weights_of_the_checkpoint_are_those_that_go_on(tmp_path: Path, clock: Clock) -> None:

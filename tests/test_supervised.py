@@ -17,6 +17,7 @@ from precision import CLOSE, float64
 from reftune.config import OfflineSt, Sft
 from reftune.files import read_jsonl
 from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import trained_at
 from reftune.problem import UserError, Verdict
 from reftune.stages import stage as stage_module
 from reftune.stages import supervised as supervised_module
@@ -234,9 +235,9 @@ def test_the_warm_up_is_the_model_of_its_epoch_and_the_best_that_of_its_own(
 ) -> None:
     exported: list[Path] = []
 
-    def export(stage: Stage, policy: PolicyWithValue, target: Path) -> None:
+    def export(stage: Stage, policy: PolicyWithValue, target: Path, **trained: float) -> None:
         exported.append(target)
-        original(stage, policy, target)
+        original(stage, policy, target, **trained)
 
     original = Stage.export
     monkeypatch.setattr(Stage, "export", export)
@@ -246,6 +247,9 @@ def test_the_warm_up_is_the_model_of_its_epoch_and_the_best_that_of_its_own(
     assert exported.count(tmp_path / "run/warmup/model") == 1
     assert mark_of(tmp_path / "run/warmup/model") == judge.marks[1]
     assert mark_of(tmp_path / "run/sft/model") == judge.marks[1]
+    for name in ("warmup", "sft"):
+        trained = {"stage": "sft", "epoch": 3, "validation_accuracy": 0.75}
+        assert trained_at(tmp_path / "run" / name / "model") == trained
     assert (state["best_epoch"], state["warmup_validation_accuracy"]) == (3, 0.75)  # not 4: as good
 
 

@@ -107,10 +107,10 @@ def run(
             gives out (a full disk, a loss that is not finite).
     """
     from reftune.config_files import load_config
-    from reftune.data.given_rows import with_problems
     from reftune.files import read_json
     from reftune.pipeline import run_stages
     from reftune.reporting.run.report import write_report
+    from reftune.runs.given_rows import with_problems
 
     settings = load_config(config) if isinstance(config, str | Path) else config
     settings = with_problems(settings, train=train, test=test)

@@ -95,8 +95,10 @@ def evaluate(
 ) -> None:
     """Measure how many questions a model answers, with a 95% interval."""
     from reftune.evaluation.inference import evaluate_on
-    from reftune.files import write_jsonl
+    from reftune.files import check_writable, write_jsonl
 
+    if out is not None:
+        check_writable(out)
     summary, rows = evaluate_on(model, data, cot, samples, split, subset, overrides or [])
     if out is not None:
         write_jsonl(out, rows)
@@ -208,7 +210,7 @@ def _explain(error: Exception) -> str | None:
 def _again() -> str:
     """Say what starting the command once more will do."""
     if sys.argv[1:2] and sys.argv[1] in RESUMABLE:
-        return "the same command goes on from the last checkpoint"
+        return "the same command goes on from the last checkpoint, or begins the stage anew without one"
     return "start the same command again"
 
 

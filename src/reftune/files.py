@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,19 @@ def writing_to(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error}); give another --out") from error
+
+
+def check_writable(out: Path, is_directory: bool = False) -> None:
+    """Raise UserError where what the user has named cannot be written: before the work, not after it."""
+    with writing_to(out):
+        if out.exists() and out.is_dir() != is_directory:
+            raise OSError("it is a file" if is_directory else "it is a directory")
+        folder = out if is_directory else out.parent
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is not a directory")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 @contextmanager

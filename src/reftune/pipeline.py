@@ -1,6 +1,7 @@
 """The stages in order, in a run directory that can be interrupted and resumed at any moment."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from accelerate.utils import set_seed
@@ -10,7 +11,7 @@ from reftune.files import read_json
 from reftune.grading.judge import load_reward
 from reftune.methods import METHODS, planned_models, planned_stages
 from reftune.problem import UserError
-from reftune.runs.run_dir import open_run_dir, take_over
+from reftune.runs.run_dir import only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
 from reftune.stages.run import Run
 from reftune.training.advantages import ADVANTAGES
@@ -40,17 +41,23 @@ def run_stages(
 ) -> list[str]:
     """Run the stages that are not finished yet, all by default; return the names of those that ran.
 
-    Raises UserError if the run directory holds a run of another configuration, or a stage lacks
-    what an earlier one writes.
+    Raises UserError if the run directory holds a run of another configuration, another process works
+    on it, or a stage lacks what an earlier one writes.
     """
     accelerator = make_accelerator(config)
     _check(config)
-    if accelerator.is_main_process:
-        open_run_dir(config, command, accelerator.num_processes)
-    accelerator.wait_for_everyone()
-    run = Run(config, accelerator)
-    ran = []
-    for stage in stages_of(config) if stages is None else stages:
+    with only_start(config.run_dir) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            open_run_dir(config, command, accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        ran = _run_unfinished(Run(config, accelerator), stages_of(config) if stages is None else stages)
+        accelerator.end_training()
+    return ran
+
+
+def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
+    config, accelerator, ran = run.config, run.accelerator, []
+    for stage in stages:
         if accelerator.is_main_process and stage in SHARED:
             take_over(config, stage)
         accelerator.wait_for_everyone()
@@ -60,7 +67,6 @@ def run_stages(
         _start(run, stage)
         accelerator.free_memory()  # or the next stage's checkpoints would hold this one's model, too
         ran.append(stage)
-    accelerator.end_training()
     return ran
 
 

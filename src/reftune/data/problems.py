@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 
 from reftune.config import Columns, Data
@@ -114,10 +115,28 @@ def load_problems(
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
     """Write problems as JSONL that `load_problems` reads back."""
-    with path.open("w", encoding="utf-8") as file:
-        for problem in problems:
-            fields = {key: value for key, value in asdict(problem).items() if value is not None}
-            file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+    path.write_text("".join(_lines(problems)), encoding="utf-8")
+
+
+def _lines(problems: Iterable[Problem]) -> list[str]:
+    fields = [{k: v for k, v in asdict(p).items() if v is not None} for p in problems]
+    return [json.dumps(row, ensure_ascii=False) + "\n" for row in fields]
+
+
+def require_same(directory: Path, splits: Splits, names: Sequence[str]) -> None:
+    """Raise UserError where problems are not those that `write_splits` wrote into a directory before."""
+    for name in names:
+        path = directory / f"{name}.jsonl"
+        if not path.exists():
+            continue
+        before, now = path.read_text(encoding="utf-8").split("\n")[:-1], _lines(getattr(splits, name))
+        pairs = zip_longest(before, (line.rstrip("\n") for line in now))
+        changed = [number for number, (old, new) in enumerate(pairs, start=1) if old != new]
+        if changed:
+            raise UserError(
+                f"{path}: the {name} problems are others now than when the run began ({len(changed)}"
+                f" lines differ, first {changed[0]}); restore the data, or choose another --name"
+            )
 
 
 def write_splits(directory: Path, splits: Splits) -> None:

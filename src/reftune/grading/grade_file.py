@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from reftune.config import Compute, Prompt
-from reftune.files import read_rows, write_jsonl, writing_to
+from reftune.files import check_writable, read_rows, write_jsonl, writing_to
 from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
 from reftune.problem import Cot, Problem, RewardFunction, Row, Status, UserError, Verdict
@@ -56,6 +56,7 @@ def grade_file(
     out = out or path.with_name(path.name.removesuffix(".jsonl") + ".graded.jsonl")
     if out.resolve() == path.resolve():
         raise UserError(f"{out}: is the file to grade; give another --out")
+    check_writable(out)
     rows = list(read_rows(path, f"write {_EXAMPLE}"))
     if not rows:
         raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")

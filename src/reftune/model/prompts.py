@@ -7,7 +7,7 @@ so the boundary at which sampling starts is a token boundary the model was train
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,10 +113,18 @@ class Prompter:
         opening = self._opening(problem)
         return PROGRAM_HEAD + self._text(opening + ids)[len(self._text(opening)) :]
 
-    def save(self, directory: Path) -> None:
-        """Write the tokenizer and the prompt's settings into a model directory."""
+    def save(self, directory: Path, trained: Mapping[str, Any] | None = None) -> None:
+        """Write the tokenizer and the prompt's settings into a model directory.
+
+        Args:
+            trained: which stage and step the model comes from, and how good it was there.
+        """
         self.tokenizer.save_pretrained(directory)
-        settings = {"cot": self.cot, "prompt": self.settings.model_dump()}
+        settings = {
+            "cot": self.cot,
+            "prompt": self.settings.model_dump(),
+            "trained": dict(trained or {}),
+        }
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def _question(self, problem: Problem) -> list[int]:
@@ -149,6 +157,13 @@ class Prompter:
         return str(
             self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
+
+
+def trained_at(directory: Path) -> dict[str, Any]:
+    """Return what `Prompter.save` was told of where a model comes from; nothing where there is none."""
+    path = directory / SETTINGS_FILE
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return dict(found.get("trained", {}))
 
 
 def saved_settings(model: str) -> dict[str, Any]:

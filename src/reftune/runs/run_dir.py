@@ -5,15 +5,47 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from reftune.config import Config
 from reftune.config_files import changed_settings, dump_config, load_config
 from reftune.files import atomic_directory, atomic_file, write_json
 from reftune.problem import UserError
+
+# What a stage has saved: from then on a directory belongs to its configuration and its problems.
+SAVED = ("*/result.json", "*/model", "*/checkpoints/step-*", "*/samples.jsonl", "evaluation/*.jsonl")
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Tell whether anything was saved in a run; a start that failed before leaves nothing to lose."""
+    places = [pattern for one in SAVED for pattern in (one, f"reranker/{one}")]
+    return any(any(run_dir.glob(pattern)) for pattern in places)
+
+
+@contextmanager
+def only_start(run_dir: Path) -> Iterator[None]:
+    """Keep a second start of the same run away while the block runs; the system ends it with us.
+
+    Raises UserError where another process has begun.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{run_dir}: another process works on this run; wait for its end, or choose another --name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_run_dir(config: Config, command: Sequence[str], processes: int) -> None:
@@ -22,7 +54,7 @@ def open_run_dir(config: Config, command: Sequence[str], processes: int) -> None
     Raises UserError if it holds a run of another one; budgets of the machine and `methods` may differ.
     """
     path = config.run_dir / "config.toml"
-    if path.exists():
+    if path.exists() and has_begun(config.run_dir):
         old = load_config(path)
         _compare_configs(old, config)
         if old.methods != config.methods:

@@ -8,13 +8,14 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from reftune.config import Config
-from reftune.data.problems import Splits, load_splits, write_splits
+from reftune.data.problems import Splits, load_splits, require_same, write_splits
 from reftune.grading.judge import Judge
 from reftune.methods import directory_of
 from reftune.model.loading import build_model, load_policy, load_tokenizer, make_policy
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, Wording
 from reftune.problem import Problem, UserError
+from reftune.runs.run_dir import has_begun
 from reftune.runs.setup import check_examples, check_prompts, judge_of
 from reftune.stages.stage import Stage
 
@@ -28,10 +29,17 @@ class Run:
 
     @cached_property
     def splits(self) -> Splits:
-        """Load the problems once."""
+        """Load the problems once.
+
+        Raises UserError where the run, or the one that it starts from, has learnt from others.
+        """
         config = self.config
         splits = load_splits(config.data, config.seed, check_answers=config.reward.function is None)
         if self.accelerator.is_main_process:
+            if has_begun(config.run_dir):
+                require_same(config.run_dir / "data", splits, ("train", "validation", "test"))
+            if config.start_from is not None:
+                require_same(Path(config.start_from) / "data", splits, ("train", "validation"))
             write_splits(config.run_dir / "data", splits)
         return splits
 

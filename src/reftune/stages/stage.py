@@ -14,7 +14,7 @@ from reftune.files import atomic_directory, write_json
 from reftune.grading.judge import Judge
 from reftune.model.loading import save_policy
 from reftune.model.policy import PolicyWithValue
-from reftune.model.prompts import Prompter
+from reftune.model.prompts import Prompter, trained_at
 from reftune.problem import Problem
 from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from reftune.runs.run_log import RunLog
@@ -87,7 +87,10 @@ class Stage:
         Returns the state after the last step.
         """
         state = load_checkpoint(self.accelerator, self.directory) or {"step": 0, "seconds": 0.0, **start}
+        self._know_export(state)
         with self.log(total, state["step"]) as log:
+            if state["step"]:
+                log.say(f"{self.name}: goes on behind step {state['step']} of {total}")
             for step in range(state["step"] + 1, total + 1):
                 started = time.perf_counter()
                 metrics, samples = take_step(step, state)
@@ -128,14 +131,31 @@ class Stage:
         """Export the model if it is the best so far; `number` of `unit` is where it stands."""
         if solved > state["best_validation_accuracy"]:
             state |= {"best_validation_accuracy": solved, f"best_{unit}": number}
-            self.export(policy, self.directory / "model")
+            trained = {unit: number, "validation_accuracy": solved}
+            self.export(policy, self.directory / "model", **trained)
 
-    def export(self, policy: PolicyWithValue, target: Path) -> None:
-        """Write a model directory that is there as a whole or not at all (main process)."""
+    def _know_export(self, state: State) -> None:
+        """Let the state know a model that was exported after its checkpoint, if it is better.
+
+        Where steps do not repeat bit for bit, that model may come from steps that will not come again.
+        """
+        trained = trained_at(self.directory / "model")
+        if trained and trained["validation_accuracy"] > state["best_validation_accuracy"]:
+            unit = "epoch" if "epoch" in trained else "step"
+            state["best_validation_accuracy"] = trained["validation_accuracy"]
+            state[f"best_{unit}"] = trained[unit]
+
+    def export(self, policy: PolicyWithValue, target: Path, **trained: float) -> None:
+        """Write a model directory that is there as a whole or not at all (main process).
+
+        Args:
+            trained: what else the directory says of the model: its `epoch` or `step`, and
+                `validation_accuracy`.
+        """
         if self.accelerator.is_main_process:
             with atomic_directory(target) as directory:
                 save_policy(policy, directory)
-                self.prompter.save(directory)
+                self.prompter.save(directory, {"stage": self.name, **trained})
         self.accelerator.wait_for_everyone()
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:

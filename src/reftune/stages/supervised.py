@@ -61,7 +61,8 @@ def fit(
         solved = stage.validate(generator)
         if epoch == warmup_epochs:
             state["warmup_validation_accuracy"] = solved
-            stage.export(policy, stage.config.run_dir / "warmup" / "model")
+            target = stage.config.run_dir / "warmup" / "model"
+            stage.export(policy, target, epoch=epoch, validation_accuracy=solved)
         stage.keep_best(policy, state, "epoch", epoch, solved)
         return {"validation_accuracy": solved}
 

@@ -29,7 +29,7 @@ from reftune.data.formats import (
 )
 from reftune.data.problems import write_problems
 from reftune.data.sources import load_rows
-from reftune.files import PlacedRow, atomic_file, writing_to
+from reftune.files import PlacedRow, atomic_file, check_writable, writing_to
 from reftune.grading.answers import check_answer, parse_number
 from reftune.problem import Cot, Problem, UserError, Verdict
 
@@ -98,6 +98,7 @@ def prepare(
     out = out or Path(f"{name}_{cot}_{origin}.jsonl")
     if out.resolve() == local.resolve():
         raise UserError(f"{out}: is the source; give another --out")
+    check_writable(out)
     rows = list(load_rows(source, split, None if local.exists() else data_set.subset))
     if not rows:
         raise UserError(f"{source}: no problems in it")

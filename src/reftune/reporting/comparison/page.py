@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from reftune.files import writing_to
+from reftune.files import check_writable
 from reftune.reporting.comparison import tables
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
 from reftune.reporting.pages import interval, p_value, percent, signed, write_pages
@@ -29,8 +29,7 @@ def default_directory(directories: Sequence[Path]) -> Path:
 
 def write_comparison(comparison: Comparison, directory: Path) -> Path:
     """Write comparison.html, .csv and .md (its pictures in comparison_files/); return the page."""
-    with writing_to(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    check_writable(directory, is_directory=True)
     with (directory / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, tables.CSV_COLUMNS)
         writer.writeheader()

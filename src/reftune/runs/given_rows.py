@@ -10,6 +10,7 @@ from reftune.data.problems import load_problems
 from reftune.data.sources import Source, load_rows
 from reftune.files import PlacedRow, atomic_file
 from reftune.problem import UserError
+from reftune.runs.run_dir import has_begun
 
 
 def with_problems(config: Config, *, train: Source | None, test: Source | None) -> Config:
@@ -38,7 +39,7 @@ def _keep(config: Config, role: str, rows: Sequence[PlacedRow]) -> Path:
     path = config.run_dir / "given" / f"{role}.jsonl"
     # Of values beyond JSON, such as dates, none is read: whatever is shown of them will do.
     text = "".join(json.dumps(row, default=str) + "\n" for _, row in rows)
-    begun = path.exists() or (config.run_dir / "config.toml").exists()
+    begun = has_begun(config.run_dir)
     if begun and not (path.exists() and path.read_text(encoding="utf-8") == text):
         raise UserError(
             f"{config.run_dir} holds a run on other data than these rows of {role};"
