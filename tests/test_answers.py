@@ -10,14 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from reftune.grading.answers import (
-    answers_equal,
-    check_answer,
-    extract_choice,
-    extract_natural,
-    parse_number,
-    reasoning,
-)
+from reftune.grading.answers import answers_equal, check_answer
+from reftune.grading.choices import extract_choice
+from reftune.grading.extraction import extract_natural, reasoning
+from reftune.grading.quantities import parse_number
 from reftune.problem import Problem
 
 TRIGGER = "\nTherefore, the answer is: "
@@ -140,8 +136,8 @@ def test_parse_number(text: str, expected: float) -> None:
 NO_NUMBER = [
     "", " ", ".", "-", "$", "seventy", "nan", "inf", "-Infinity", "1e999", "1e99999",
     "between 3 and 5", "3 or 5", "3, 5", "5-10", "10 -5", "3 : 4", "10:30", "1/2/2020", "1.2.3",
-    "1,00", "12,34", "1,0000", "1 000", "5/0", "0/0", "5 ft 2 in",
-    "3x", "x + 5", "5 - x", "2**3", "2*3", "10²", "√2", "2π", "3i", "x > 5", "x >= 5",
+    "1,00", "12,34", "1,0000", "1 00", "5/0", "0/0", "5 ft 2 in",
+    "3x", "x + 5", "5 - x", "2**3", "2*3", "3i", "x > 5", "x >= 5",
     "1_000", "x1", "H2O", "a/2", "km / 2",
 ]
 HOSTILE = [
@@ -213,7 +209,7 @@ def test_hostile_texts_neither_raise_nor_take_long(text: str) -> None:
         ("option b", "b"),
         ("b) 27", "b"),
         ("b ) 27.675", "b"),
-        ("B. None of these", "b"),
+        ("B. None of these", None),  # the text is that of another option
         ("27.675", "b"),
         ("$27.68", "b"),
         ("30", "c"),

@@ -43,10 +43,20 @@ def test_natural_file(tmp_path: Path) -> None:
     )
     summary = grade_file(path, "natural")
     assert read(tmp_path / "outputs.graded.jsonl") == [
-        {"id": "1", "status": "ok", "value": 1000.0, "correct": True, "reward": 1.0},
-        {"id": "two", "status": "ok", "value": 5.0, "correct": False, "reward": 0.1},
-        {"id": "3", "status": "ok_text", "value": "b", "correct": True, "reward": 1.0},
-        {"id": "4", "status": "no_result", "value": None, "correct": False, "reward": 0.0},
+        {
+            "id": id_,
+            "status": status,
+            "value": value,
+            "correct": reward == 1,
+            "reward": reward,
+            "reason": reason,
+        }
+        for id_, status, value, reward, reason in (
+            ("1", "ok", 1000.0, 1.0, "equal as numbers"),
+            ("two", "ok", 5.0, 0.1, "another number"),
+            ("3", "ok_text", "b", 1.0, "the right option"),
+            ("4", "no_result", None, 0.0, "no answer found"),
+        )
     ]
     assert (summary.judged, summary.correct, summary.accuracy) == (4, 2, 0.5)
     assert list(summary.statuses.items()) == [("ok", 2), ("ok_text", 1), ("no_result", 1)]
@@ -96,7 +106,9 @@ def test_faults_of_our_own_are_not_charged(tmp_path: Path, monkeypatch: pytest.M
     path = write(tmp_path / "in.jsonl", [RIGHT])
     for reward in (None, f"{own}:reward"):
         summary = grade_file(path, "program", reward=reward, compute=ONE_WORKER)
-        assert read(summary.out)[0] == {
+        row = read(summary.out)[0]
+        assert "no sandbox worker could be started" in row.pop("reason")
+        assert row == {
             "id": "1",
             "status": "sandbox_error",
             "value": None,

@@ -1,6 +1,6 @@
 """The nouns that all rooms share: a problem, what running a program gave, the verdict."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, get_args, runtime_checkable
 
 Cot = Literal["natural", "program"]
@@ -67,12 +67,14 @@ class Verdict:
 
     `status` is "ok" for a number and "ok_text" for a letter or text; anything else says why there is no
     `answer`, such as "no_result" or "timeout". "sandbox_error" is our own fault, not the completion's.
+    `reason` says in one phrase why it is right or wrong; verdicts are equal whatever theirs say.
     """
 
     status: Status
     answer: Answer | None
     correct: bool
     reward: float
+    reason: str = field(default="", compare=False)
 
 
 @runtime_checkable

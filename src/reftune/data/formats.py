@@ -12,7 +12,7 @@ from typing import Any
 
 from reftune.config import Columns
 from reftune.files import PlacedRow
-from reftune.grading.answers import extract_choice
+from reftune.grading.choices import extract_choice
 from reftune.problem import Cot, Problem, UserError
 
 KNOWN_FORMATS = (

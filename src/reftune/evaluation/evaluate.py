@@ -10,7 +10,7 @@ from reftune.data.synthetic.chain_checks import chain_is_right
 from reftune.evaluation.aggregation import curves, right_answers, within_question_auc
 from reftune.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
 from reftune.files import write_json
-from reftune.grading.answers import reasoning
+from reftune.grading.extraction import reasoning
 from reftune.model.prompts import PROGRAM_HEAD
 from reftune.problem import AnsweredQuestion, GradedRow, Problem, SampledAnswer
 from reftune.training.rollouts import Generator, graded_rows

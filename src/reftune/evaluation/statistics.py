@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from reftune.grading.answers import same_number
+from reftune.grading.answers import same_answer
 from reftune.problem import Answer
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -139,15 +139,15 @@ def majority_vote(
 ) -> Answer | None:
     """Return the answer with the most votes, each of its weight (1); of equals, the one seen first.
 
-    None (nothing could be extracted) and NaN have no vote. A number joins the first seen that is the
-    `same_number`; that one stands for the group.
+    None (nothing could be extracted) and NaN have no vote. An answer joins the first seen that is the
+    `same_answer`; that one stands for the group.
     """
     votes: dict[Answer, float] = {}
     for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
         if answer is None or answer != answer:
             continue
         if answer not in votes:  # else it stands for a group already, and no earlier one is the same
-            answer = next((other for other in votes if _same(answer, other)), answer)
+            answer = next((other for other in votes if same_answer(answer, other)), answer)
         votes[answer] = votes.get(answer, 0.0) + weight
     return max(votes, key=votes.__getitem__, default=None)
 
@@ -185,7 +185,3 @@ def _check_count(correct: int, n: int) -> None:
         raise ValueError(f"{correct} of {n} cannot be correct")
 
 
-def _same(a: Answer, b: Answer) -> bool:
-    if isinstance(a, str) or isinstance(b, str):
-        return a == b
-    return same_number(a, b)

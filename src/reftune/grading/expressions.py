@@ -20,10 +20,11 @@ _MAX_SYMBOLIC_POWER = 20  # likewise where there are variables: multiplying out 
 
 _UNKNOWN_COMMAND = re.compile(
     r"\\(?!(?:[dt]?frac|sqrt|cdot|times|div|pm|mp|pi|circ|degree|infty|cup|cap|in|leq?|geq?|lt|gt|neq?"
-    r"|sin|cos|tan|log|ln|alpha|beta|gamma|theta|lambda|phi)(?![A-Za-z]))[A-Za-z]+"
+    r"|sin|cos|tan|sec|csc|cot|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|alpha|beta|gamma|theta|lambda|phi)(?![A-Za-z]))[A-Za-z]+"
 )
 _POWER = re.compile(
-    r"\^\s*(?:[0-9A-Za-z]|\\circ|\{\s*(?:\\circ|[A-Za-z]|-?[0-9]{1,3}|-?[0-9]/[0-9])\s*\})"
+    r"\^\s*(?:[0-9A-Za-z]|\\circ"
+    r"|\{\s*(?:\\circ|-?[0-9]?[A-Za-z](?:\s*[-+]\s*[0-9])?|-?[0-9]{1,3}|-?[0-9]/[0-9])\s*\})"
 )
 _OPERATOR = re.compile(r"[\\^{}+*/=]")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
@@ -52,9 +53,49 @@ def same_expression(answer: str, truth: str) -> bool:
     ours, theirs = _parse(answer), _parse(truth)
     if ours is None or theirs is None:
         return False
+    found = _ratios(ours, theirs)
+    if found is not None:
+        return all(abs(ratio - 1) < _PRECISION for ratio in found)
     from math_verify import verify
 
     return bool(verify(theirs, ours, timeout_seconds=_seconds()))
+
+
+def constant_factor(answer: tuple[str, str], truth: tuple[str, str]) -> float | None:
+    """Return the number, not 0, by which one equation's sides differ from the other's, or None.
+
+    Each is given by its two sides.
+    """
+    sides = [_parse(side) for side in (*answer, *truth)]
+    if any(side is None for side in sides):
+        return None
+    try:
+        found = _ratios(sides[0] - sides[1], sides[2] - sides[3])
+    except TypeError:  # a side is a set or a relation
+        return None
+    if not found or any(abs(ratio - found[0]) > _PRECISION * abs(found[0]) for ratio in found):
+        return None
+    factor = found[0]
+    return factor.real if abs(factor.imag) < _PRECISION < abs(factor) else None
+
+
+# Values of the unknowns, of either sign, at which expressions are compared: no identity holds by chance.
+_POINTS = (0.7391, -1.3817, 1.9273, -0.4159)
+_PRECISION = 1e-9
+
+
+def _ratios(ours: Any, theirs: Any) -> list[complex] | None:
+    """Return the ratio of two expressions at several points, or None where they are no numbers there."""
+    try:
+        unknowns = sorted(ours.free_symbols | theirs.free_symbols, key=str)
+        found = []
+        for n in range(len(_POINTS)):
+            point = {u: _POINTS[(n + i) % 4] * (1 + 0.0731 * i) for i, u in enumerate(unknowns)}
+            a, b = complex(ours.evalf(subs=point)), complex(theirs.evalf(subs=point))
+            found.append(1 + a - b if abs(b) < _PRECISION else a / b)
+    except Exception:  # sympy raises whatever it likes on what is no number
+        return None
+    return found if unknowns and all(math.isfinite(abs(ratio)) for ratio in found) else None
 
 
 @functools.lru_cache(maxsize=4096)

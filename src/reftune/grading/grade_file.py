@@ -47,8 +47,8 @@ def grade_file(
     Args:
         path: lines of {"id", "completion", "answer"[, "choices"]}; other keys are ignored.
         cot: "program" executes the completions, "natural" reads their final answer.
-        out: takes lines of {"id", "status", "value", "correct", "reward"}; default: beside `path`,
-            with the suffix `.graded.jsonl`.
+        out: takes lines of {"id", "status", "value", "correct", "reward", "reason"}; default: beside
+            `path`, with the suffix `.graded.jsonl`.
         reward, trigger, compute: as for `grade_rows`.
 
     Raises UserError that names file and line of what cannot be read.
@@ -63,6 +63,7 @@ def grade_file(
     problems, verdicts = grade_rows(rows, cot, reward=reward, trigger=trigger, compute=compute)
     graded = [
         {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "reward": v.reward}
+        | {"reason": v.reason}
         for p, v in zip(problems, verdicts, strict=True)
     ]
     with writing_to(out):

@@ -8,15 +8,15 @@ from numbers import Real
 from pathlib import Path
 
 from reftune.config import Compute
-from reftune.grading.answers import (
-    answers_equal,
-    check_answer,
-    extract_choice,
-    extract_natural,
-    parse_number,
-)
+from reftune.grading.answers import check_answer
+from reftune.grading.choices import extract_choice
+from reftune.grading.equality import Judgement, compare, truth_number
+from reftune.grading.extraction import extract_natural
+from reftune.grading.quantities import parse_number
 from reftune.grading.sandbox import Sandbox
 from reftune.problem import Answer, Cot, Execution, Problem, RewardFunction, Status, UserError, Verdict
+
+MAX_REASON_CHARS = 200
 
 # Problems, their completions (for programs the whole `def solution(): ...`), and whether each was
 # finished before the token limit; returns one verdict per completion.
@@ -163,13 +163,30 @@ def _read_natural(text: str, trigger: str) -> Execution:
 
 def _verdict(problem: Problem, result: Execution, cot: Cot, partial_reward: float) -> Verdict:
     if result.value is None:
-        return Verdict(result.status, None, False, 0.0)
+        message = result.message[:MAX_REASON_CHARS].strip().partition("\n")[0]
+        return Verdict(
+            result.status, None, False, 0.0, message or _WITHOUT_ANSWER.get(result.status, "")
+        )
     status, answer = _of_asked_type(problem, result.value, cot)
     if answer is None:
-        return Verdict(status, None, False, 0.0)
-    if answers_equal(answer, problem.answer, problem.choices):
-        return Verdict(status, answer, True, 1.0)
-    return Verdict(status, answer, False, partial_reward if status == "ok" else 0.0)
+        return Verdict(status, None, False, 0.0, _WITHOUT_ANSWER[status])
+    equal, reason = _judgement(problem, result.value, answer)
+    return Verdict(status, answer, equal, 1.0 if equal else partial_reward * (status == "ok"), reason)
+
+
+_WITHOUT_ANSWER: dict[Status, str] = {
+    "no_result": "no answer found",
+    "not_a_number": "not one number",
+    "truncated": "cut off at the token limit",
+}
+
+
+def _judgement(problem: Problem, value: Answer, answer: Answer) -> Judgement:
+    """Compare what was answered, of whose letter or number the verdict has `answer`."""
+    if problem.choices is None:
+        return compare(value, problem.answer)
+    equal = answer == extract_choice(problem.answer, problem.choices)
+    return Judgement(equal, "the right option" if equal else "another option")
 
 
 def _of_asked_type(problem: Problem, value: Answer, cot: Cot) -> tuple[Status, Answer | None]:
@@ -177,7 +194,7 @@ def _of_asked_type(problem: Problem, value: Answer, cot: Cot) -> tuple[Status, A
     if problem.choices is not None:
         letter = extract_choice(value, problem.choices)
         return ("no_result", None) if letter is None else ("ok_text", letter)
-    if isinstance(value, str) and parse_number(problem.answer) is None:
+    if isinstance(value, str) and truth_number(problem.answer) is None:
         return "ok_text", value
     number = _stated_number(value, cot)
     return ("not_a_number", None) if number is None else ("ok", number)

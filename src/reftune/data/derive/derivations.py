@@ -11,7 +11,7 @@ from fractions import Fraction
 from reftune.data.derive.arithmetic import names_in, number_of, parse, write
 from reftune.data.derive.equations import read_equations
 from reftune.data.derive.programs import UnderivableError, free_name, variable_name, write_program
-from reftune.grading.answers import same_number
+from reftune.grading.quantities import same_number
 
 # Words by which a question states numbers, without the s of the plural.
 _NUMBER_WORDS = {

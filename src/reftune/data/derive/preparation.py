@@ -30,7 +30,8 @@ from reftune.data.formats import (
 from reftune.data.problems import write_problems
 from reftune.data.sources import load_rows
 from reftune.files import PlacedRow, atomic_file, check_writable, writing_to
-from reftune.grading.answers import check_answer, parse_number
+from reftune.grading.answers import check_answer
+from reftune.grading.quantities import parse_number
 from reftune.problem import Cot, Problem, UserError, Verdict
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reftune.data.synthetic.stories import NAMES, THINGS, Story, equations, read_story
-from reftune.grading.answers import same_number
+from reftune.grading.quantities import same_number
 
 MAX_CHAIN_CHARS = 10_000
 

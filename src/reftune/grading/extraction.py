@@ -1,0 +1,176 @@
+r"""Where in a text is its final answer?
+
+Everything here scans a text a bounded number of times: model-written text reaches it unchecked.
+"""
+
+# ruff: noqa: RUF001  # the look-alikes are meant
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+
+MAX_ANSWER_CHARS = 200  # a longer "final answer" is prose
+
+_END_TOKEN = re.compile(
+    r"</s>|<\|[A-Za-z_]*(?:end|eot|eos|eom)[A-Za-z_]*\|>|<end_of_turn>|<eos>|<｜end▁of▁sentence｜>"
+)
+_TAGS = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.IGNORECASE | re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([0-9A-Za-z]))")
+_BEHIND_BOX = re.compile(  # words that belong to the number in the box; units do not matter
+    r"[\s$]*(?:\\text\s*\{)?\s*(hundred|thousand|million|billion|trillion|dozen|squared|cubed|[ap]\.?m\b)"
+)
+_ANSWER_IS = re.compile(
+    r"\banswers?\b[*_\"]*(?:\s+(?:to|for)\s[^.:=\n]{1,80}?)?[*_\s]*"
+    r"(?:(?:\b(?:is|are)\b|\b(?:should|must|would|will)\s+be\b)[*_]*\s*:?|[:=])",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(
+    r"^[#*_ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?[*_ \t]*$", re.IGNORECASE | re.MULTILINE
+)
+_STEP = re.compile(
+    r"[*_]*(?:[A-Za-z]|[0-9]{1,2}[.)][ \t]+[A-Za-z])"
+)  # how a title begins, rather than an answer
+_SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:st|mt|ft|mr|mrs|ms|dr|prof|jr|sr|vs|no|approx|gen|gov|rev|capt|sgt|lt|col|inc|ltd|co|corp"
+    r"|ave|blvd|rd|rs|hon|pres)|\.[A-Za-z]|(?<=[A-Z]\. )[A-Z])\Z",
+    re.IGNORECASE,
+)
+_WRAPPED = {"<>", "$$", "__", '""', "“”", "«»", "‘’", "„“"}
+
+
+def extract_natural(text: str, trigger: str) -> str | None:
+    r"""Return the final answer of a chain in natural language, or None where there is none.
+
+    It is the line after the last `trigger`, whose whitespace may differ. A text without the trigger,
+    as other systems write them, is read by the first of these marks that it has, each at its last
+    place: `<answer>72</answer>`, `#### 72`, `\boxed{72}`, then `answer is 72` / `answer: 72` up to the
+    end of the sentence, or what stands below a heading `Final Answer`. Thoughts that end with
+    `</think>` do not count where anything follows. What wraps the answer is taken off.
+    """
+    text = _spoken(text)
+    after_trigger = _last(_trigger_pattern(trigger), text)
+    if after_trigger:
+        tail = text[after_trigger.end() :]
+    else:
+        tail = next((found for mark in _MARKS if (found := mark(text))), "")
+    boxed = _last_boxed(tail)
+    line = (tail if boxed is None else boxed).strip().partition("\n")[0]
+    return _unwrap(line) or None
+
+
+def reasoning(text: str, trigger: str) -> str:
+    """Return what a chain in natural language says before the last `trigger`; all of it without one."""
+    found = _last(_trigger_pattern(trigger), text)
+    return text[: found.start()] if found else text
+
+
+def _spoken(text: str) -> str:
+    """Return a text without the thoughts before it and the tokens that end it."""
+    if "<" not in text:
+        return text
+    thoughts, _, said = text.rpartition("</think>")
+    if thoughts and not said.strip():
+        said = thoughts
+    for end in _END_TOKEN.finditer(said):
+        if said[: end.start()].strip():
+            return said[: end.start()]
+    return said
+
+
+@functools.lru_cache(maxsize=8)
+def _trigger_pattern(trigger: str) -> re.Pattern[str]:
+    return re.compile(r"\s+".join(re.escape(word) for word in trigger.split()) or r"\Z.")
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return max(pattern.finditer(text), key=lambda found: found.start(), default=None)
+
+
+def _tagged(text: str) -> str:
+    """Return what the last `<answer>` tags that hold anything hold."""
+    if "<" not in text:
+        return ""
+    return next((inner for inner in reversed(_TAGS.findall(text)) if inner.strip()), "")
+
+
+def _hashed(text: str) -> str:
+    """Return what follows the last `####` that is no title: a word first, and more below."""
+    end = len(text)
+    for _ in range(50):  # no answer of a model has more titles
+        start = text.rfind("####", 0, end)
+        if start < 0:
+            break
+        content = text[start + 4 :].lstrip("# \t")
+        line, _newline, below = content.partition("\n")
+        if not (_STEP.match(line) and below.strip()):
+            return _after_answer_is(content) or content
+        end = start
+    return ""
+
+
+def _boxed(text: str) -> str:
+    return _last_boxed(text) or ""
+
+
+def _after_answer_is(text: str) -> str:
+    """Return what follows the last `answer is` or the like, or the title of an answer."""
+    marks = [found for found in (_last(_ANSWER_IS, text), _last(_HEADING, text)) if found]
+    if not marks:
+        return ""
+    end = max(found.end() for found in marks)
+    return _first_sentence(text[end:].lstrip(" \t\r\n*:"))
+
+
+_MARKS: tuple[Callable[[str], str], ...] = (_tagged, _hashed, _boxed, _after_answer_is)
+
+
+def _first_sentence(text: str) -> str:
+    text = text[: 50 * MAX_ANSWER_CHARS]
+    for end in _SENTENCE_END.finditer(text):
+        before = text[max(0, end.start() - 12) : end.start()]
+        initials = re.match(r"\s+[A-Z]\.", text[end.start() + 1 :]) and re.search(r"\b[A-Z]\Z", before)
+        if not initials and not (text[end.start()] == "." and _ABBREVIATION.search(before)):
+            return text[: end.start()]
+    return text
+
+
+def _last_boxed(text: str) -> str | None:
+    r"""Return the content of the last `\boxed{...}` that closes and is not empty.
+
+    A sign directly before the box belongs to its content, and so do words behind it that change it.
+    """
+    if "\\" not in text:
+        return None
+    for box in list(_BOX.finditer(text))[:-20:-1]:
+        end = _closing_brace(text, box.end()) if box[1] else box.end()
+        content = text[box.end() : end] if box[1] else box[2]
+        if end is not None and content.strip(" \\,;~\n"):
+            sign = "-" if text[: box.start()].rstrip("$").endswith(("-", "−")) else ""
+            behind = _BEHIND_BOX.match(text, end + bool(box[1]))
+            return sign + _inner_box(content) + (f" {behind[1]}" if behind else "")
+    return None
+
+
+def _inner_box(content: str) -> str:
+    return _last_boxed(content) or content if _BOX.search(content) else content
+
+
+def _closing_brace(text: str, begin: int) -> int | None:
+    depth = 1
+    for position in range(begin, min(len(text), begin + 10 * MAX_ANSWER_CHARS)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return position
+    return None
+
+
+def _unwrap(line: str) -> str:
+    previous = None
+    while line != previous and len(line) <= MAX_ANSWER_CHARS:
+        previous, line = line, line.strip(" \t\r\"'`*").removesuffix(".")
+        if line[:1] + line[-1:] in _WRAPPED and len(line) > 1:
+            line = line[1:-1]
+    return line
