@@ -6,7 +6,7 @@ from string import ascii_lowercase
 from reftune.grading.choices import extract_choice
 from reftune.grading.equality import Judgement, compare
 from reftune.grading.extraction import MAX_ANSWER_CHARS
-from reftune.grading.quantities import parse_number, same_number
+from reftune.grading.quantities import parse_number, plain_number, same_number
 from reftune.grading.wording import normalise
 from reftune.problem import Answer, Cot, Problem
 
@@ -41,6 +41,8 @@ def check_answer(problem: Problem, cot: Cot = "natural") -> str | None:
 
     Programs return numbers, so there (cot "program") a text is no answer unless it names an option.
     """
+    if problem.choices is None and plain_number(problem.answer) is not None:
+        return None
     where = f"problem {problem.id}: answer {problem.answer[:50]!r}"
     if problem.choices is not None:
         if not 2 <= len(problem.choices) <= len(ascii_lowercase):

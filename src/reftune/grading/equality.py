@@ -14,6 +14,7 @@ from reftune.grading.quantities import (
     Quantity,
     before_reason,
     parse_number,
+    plain_number,
     read_quantity,
     same_number,
 )
@@ -22,7 +23,6 @@ from reftune.grading.structures import as_based, bracketed, same_parts, same_str
 from reftune.grading.wording import as_ratio, decides, same_text, same_words
 from reftune.problem import Answer
 
-_PLAIN = re.compile(r"[-+]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 _FACTORIAL = re.compile(r"\$*\s*([0-9]{1,3})\s*!\s*\$*")
 
 
@@ -37,8 +37,9 @@ def compare(answer: Answer, truth: str) -> Judgement:
     """Compare an answer, a number or a text, with the true one."""
     if not isinstance(answer, str):
         return _compare_value(answer, truth)
-    if _PLAIN.fullmatch(answer) and _PLAIN.fullmatch(truth):
-        return _JUDGED_NUMBERS[same_number(float(answer), float(truth))]
+    number, true_number = plain_number(answer), plain_number(truth)
+    if number is not None and true_number is not None:
+        return judge_numbers(number, true_number)
     if len(answer) > MAX_ANSWER_CHARS:
         answer = before_reason(answer)
         if len(answer) > MAX_ANSWER_CHARS:
@@ -52,8 +53,9 @@ def compare(answer: Answer, truth: str) -> Judgement:
 
 def truth_number(truth: str) -> float | None:
     """Return the number with which answers to a truth are compared, None if they are not by number."""
-    if _PLAIN.fullmatch(truth):
-        return float(truth)
+    number = plain_number(truth)
+    if number is not None:
+        return number
     quantity = _truth_quantity(truth)
     return None if quantity is None else quantity.value
 
@@ -69,10 +71,16 @@ def _compare_value(value: float, truth: str) -> Judgement:
     number = parse_number(truth) if number is None else number
     if number is None:
         return Judgement(False, "a number where the answer is none")
-    return _JUDGED_NUMBERS[same_number(value, number)]
+    return judge_numbers(value, number)
 
 
-_JUDGED_NUMBERS = {True: Judgement(True, "equal as numbers"), False: Judgement(False, "another number")}
+def judge_numbers(number: float, true_number: float) -> Judgement:
+    """Compare two numbers."""
+    return _EQUAL_NUMBERS if same_number(number, true_number) else _ANOTHER_NUMBER
+
+
+_EQUAL_NUMBERS = Judgement(True, "equal as numbers")
+_ANOTHER_NUMBER = Judgement(False, "another number")
 
 
 def _judged(equal: bool, kind: str) -> Judgement:
@@ -88,7 +96,7 @@ def _numbers(answer: str, truth: str) -> Judgement | None:
         return Judgement(False, "not one number")
     if ours.contradicts(theirs):
         return Judgement(False, "another unit or unknown")
-    return _JUDGED_NUMBERS[same_number(ours.value, theirs.value)]
+    return judge_numbers(ours.value, theirs.value)
 
 
 def _factorials(answer: str, truth: str) -> Judgement | None:

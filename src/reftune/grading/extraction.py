@@ -16,7 +16,7 @@ MAX_ANSWER_CHARS = 200  # a longer "final answer" is prose
 _END_TOKEN = re.compile(
     r"</s>|<\|[A-Za-z_]*(?:end|eot|eos|eom)[A-Za-z_]*\|>|<end_of_turn>|<eos>|<｜end▁of▁sentence｜>"
 )
-_TAGS = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.IGNORECASE | re.DOTALL)
+_TAGS = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([0-9A-Za-z]))")
 _BEHIND_BOX = re.compile(  # words that belong to the number in the box; units do not matter
     r"[\s$]*(?:\\text\s*\{)?\s*(hundred|thousand|million|billion|trillion|dozen|squared|cubed|[ap]\.?m\b)"
@@ -69,7 +69,7 @@ def reasoning(text: str, trigger: str) -> str:
 
 def _spoken(text: str) -> str:
     """Return a text without the thoughts before it and the tokens that end it."""
-    if "<" not in text:
+    if "</" not in text and "<|" not in text and "<e" not in text and "<｜" not in text:
         return text
     thoughts, _, said = text.rpartition("</think>")
     if thoughts and not said.strip():
@@ -91,7 +91,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 def _tagged(text: str) -> str:
     """Return what the last `<answer>` tags that hold anything hold."""
-    if "<" not in text:
+    if "<answer>" not in text:
         return ""
     return next((inner for inner in reversed(_TAGS.findall(text)) if inner.strip()), "")
 
@@ -104,8 +104,7 @@ def _hashed(text: str) -> str:
         if start < 0:
             break
         content = text[start + 4 :].lstrip("# \t")
-        line, _newline, below = content.partition("\n")
-        if not (_STEP.match(line) and below.strip()):
+        if not (_STEP.match(content) and content.partition("\n")[2].strip()):
             return _after_answer_is(content) or content
         end = start
     return ""
@@ -117,6 +116,8 @@ def _boxed(text: str) -> str:
 
 def _after_answer_is(text: str) -> str:
     """Return what follows the last `answer is` or the like, or the title of an answer."""
+    if "answer" not in text.lower():
+        return ""
     marks = [found for found in (_last(_ANSWER_IS, text), _last(_HEADING, text)) if found]
     if not marks:
         return ""
@@ -168,6 +169,8 @@ def _closing_brace(text: str, begin: int) -> int | None:
 
 
 def _unwrap(line: str) -> str:
+    if line.isdigit():
+        return line
     previous = None
     while line != previous and len(line) <= MAX_ANSWER_CHARS:
         previous, line = line, line.strip(" \t\r\"'`*").removesuffix(".")

@@ -1,6 +1,7 @@
 """Judge the outputs of any system: a file of completions in, a file of verdicts and a summary out."""
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,11 @@ from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
 from reftune.problem import Cot, Problem, RewardFunction, Row, Status, UserError, Verdict
 
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# A fence of ``` or ~~~, up to one of its own kind that begins or ends a line.
+_FENCE = re.compile(
+    r"(?P<mark>```|~~~)[^\n`]*\n(.*?)(?:^[ \t]*(?P=mark)|(?P=mark)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
+_FENCE_LINE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 _SOLUTION = re.compile(r"^[ \t]*def\s+solution\b", re.MULTILINE)
 _EXAMPLE = '{"id": ..., "completion": ..., "answer": ...}'
 
@@ -110,9 +115,15 @@ def grade_rows(
 
 
 def extract_program(completion: str) -> str:
-    """Return the last fenced block that defines `solution`, or the whole text if there is none."""
-    blocks = [block for block in _FENCE.findall(completion) if _SOLUTION.search(block)]
-    return blocks[-1] if blocks else completion
+    """Return the last fenced block that defines `solution`, or the whole text if there is none.
+
+    Where the prompt has opened the fence, the program ends at the one that closes it.
+    """
+    blocks = [block for _, block in _FENCE.findall(completion) if _SOLUTION.search(block)]
+    if blocks:
+        return textwrap.dedent(blocks[-1])
+    before = _FENCE_LINE.split(completion, maxsplit=1)[0]
+    return before if _SOLUTION.search(before) else completion
 
 
 def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:

@@ -10,9 +10,9 @@ from pathlib import Path
 from reftune.config import Compute
 from reftune.grading.answers import check_answer
 from reftune.grading.choices import extract_choice
-from reftune.grading.equality import Judgement, compare, truth_number
+from reftune.grading.equality import Judgement, compare, judge_numbers, truth_number
 from reftune.grading.extraction import extract_natural
-from reftune.grading.quantities import parse_number
+from reftune.grading.quantities import parse_number, plain_number
 from reftune.grading.sandbox import Sandbox
 from reftune.problem import Answer, Cot, Execution, Problem, RewardFunction, Status, UserError, Verdict
 
@@ -162,6 +162,8 @@ def _read_natural(text: str, trigger: str) -> Execution:
 
 
 def _verdict(problem: Problem, result: Execution, cot: Cot, partial_reward: float) -> Verdict:
+    if cot == "natural" and (verdict := _plain_verdict(problem, result.value, partial_reward)):
+        return verdict
     if result.value is None:
         message = result.message[:MAX_REASON_CHARS].strip().partition("\n")[0]
         return Verdict(
@@ -172,6 +174,17 @@ def _verdict(problem: Problem, result: Execution, cot: Cot, partial_reward: floa
         return Verdict(status, None, False, 0.0, _WITHOUT_ANSWER[status])
     equal, reason = _judgement(problem, result.value, answer)
     return Verdict(status, answer, equal, 1.0 if equal else partial_reward * (status == "ok"), reason)
+
+
+def _plain_verdict(problem: Problem, value: Answer | None, partial_reward: float) -> Verdict | None:
+    """Return the verdict on one plain number where another is asked, as in most completions."""
+    if problem.choices is not None or not isinstance(value, str):
+        return None
+    number, true_number = plain_number(value), plain_number(problem.answer)
+    if number is None or true_number is None:
+        return None
+    equal, reason = judge_numbers(number, true_number)
+    return Verdict("ok", number, equal, 1.0 if equal else partial_reward, reason)
 
 
 _WITHOUT_ANSWER: dict[Status, str] = {

@@ -74,6 +74,7 @@ _PLAIN = _rules(
     at_most=(r"<=|=<", r"\\le "),
     at_least=(r">=", r"\\ge "),
     unequal=(r"!=|/=", r"\\ne "),
+    pi=(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
     powers=(r"\}\^\{", ""),  # x²³ came as one power for each character
     indices=(r"\}_\{", ""),
     ten_to_the=(r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", " * "),

@@ -27,6 +27,8 @@ _VALUE = re.compile(
 )
 _INTEGER = re.compile(r"[0-9]+")
 
+_EXACT = 2**50  # integers from here on stay int: near 2**53 a float cannot tell one from the next
+
 # Groups of thousands: `12 500` (SI, French), `12'500` (Swiss), `1,25,000` (Indian).
 _GROUPED = re.compile(
     r"(?<![0-9.,/'])(?<![0-9] )[0-9]{1,3}(?:([ '])[0-9]{3})(?:\1[0-9]{3})*(?![0-9/'])(?! ?[0-9/])"
@@ -86,8 +88,9 @@ _CHANGES = re.compile(
 )
 # From here on a sentence gives its reason; "5 as well as 6" and "5, so 6" go on with another answer.
 _REASON = re.compile(
-    r"(?:[,;]\s*|\s+|\s*\()(?:since|because|as(?! (?:well|much|many)\b)|when|where|given|due to|whose"
-    r"|instead of|rather than|for the reason|considering|(?<=, )not|(?<=\()not|(?<=, )which|i\.e\.)\s",
+    r"(?:[,;]\s*|\s+|\s*\()(?:since|because|when|where|given|due to|whose|instead of|rather than"
+    r"|(?<!well )(?<!much )(?<!many )as(?! (?:well|much|many)\b)|for the reason|considering"
+    r"|(?<=, )not|(?<=\()not|(?<=, )which|i\.e\.)\s",
     re.IGNORECASE,
 )
 
@@ -119,13 +122,18 @@ class Quantity:
         return contradict(self.units, other.units)
 
 
+def plain_number(text: str) -> float | None:
+    """Return the number of a text that is nothing else, up to 15 digits, as most answers are."""
+    return float(text) if _PLAIN.fullmatch(text) else None
+
+
 def parse_number(text: str) -> float | None:
     r"""Return the one number that a text states, or None if it states none, several, or an expression.
 
     Understood: `1,000`, `$5`, `-2`, `1/2`, `3 1/2`, `1e3`, `\frac{1}{2}`, `2 million`, words and units
     around the number, and one equation with an unknown or arithmetic at one side. `50%` is 50, as data
     sets write percentages as plain numbers. Not numbers: `between 3 and 5`, `10:30`, `3x`, `inf`,
-    anything longer than MAX_ANSWER_CHARS. Integers beyond 2**53 stay exact: they come as int.
+    anything longer than MAX_ANSWER_CHARS. Integers from 2**50 on come as int, which is exact.
     """
     if _PLAIN.fullmatch(text):
         return float(text)
@@ -153,13 +161,23 @@ def before_reason(text: str) -> str:
 
 def same_number(a: float, b: float) -> bool:
     """Tell whether two numbers are equal: integers exactly, others within TOLERANCE."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    a, b = float(a), float(b)
+    if isinstance(a, int) or isinstance(b, int):
+        a, b = _as_integer(a), _as_integer(b)
+        if isinstance(a, int) and isinstance(b, int):
+            return a == b
+        a, b = float(a), float(b)
+    if a == b:
+        return True
     if not math.isfinite(a - b):
-        return a == b
+        return False
     # One unit in the last place keeps 1.01 equal to 1.00 although the binary difference exceeds 0.01.
     return abs(a - b) <= TOLERANCE + math.ulp(max(abs(a), abs(b)))
+
+
+def _as_integer(number: float) -> float:
+    """Return a float below 2**53 that is an integer as int."""
+    exact = isinstance(number, int) or (abs(number) < 2**53 and number.is_integer())
+    return int(number) if exact else number
 
 
 def _rewrite(text: str) -> str:
@@ -204,7 +222,7 @@ def _value(match: re.Match[str], factor: int = 1) -> float | None:
     digits = match["top"].replace(",", "")
     if not match["bottom"] and len(digits) < 400 and _INTEGER.fullmatch(digits):
         value: float = int(digits) * factor
-        value = value if value > 2**53 else float(value)
+        value = value if value >= _EXACT else float(value)
     else:
         bottom = float(match["bottom"].replace(",", "")) if match["bottom"] else 1.0
         top = float(digits) / bottom if bottom else math.nan
@@ -258,4 +276,6 @@ def _is_label(side: str) -> bool:
 
 
 def _is_arithmetic(side: str) -> bool:
-    return _stated(side) is not None or not (_LONE_LETTER.search(side) or _CHANGES.search(side))
+    if _stated(side) is not None:
+        return True
+    return bool(re.search("[0-9]", side)) and not (_LONE_LETTER.search(side) or _CHANGES.search(side))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from reftune.grading.expressions import constant_factor
 from reftune.grading.notation import plain
 from reftune.grading.quantities import before_reason
-from reftune.grading.structures import Parts, SamePart, bracketed, listed, same_parts, split
+from reftune.grading.structures import Parts, SamePart, both_signs, bracketed, listed, same_parts, split
 
 _RELATION = re.compile(r"(=|<|>|\\(?:le|ge|ne)(?![A-Za-z]))")
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
@@ -80,12 +80,8 @@ def _statements(text: str) -> list[Statement]:
             if not (found and found[-1].unknown and piece):
                 return []
             piece = f"{found[-1].unknown} = {piece}"  # x = 2 or -3
-        found += [_statement(version) for version in _signs(piece)]
+        found += [_statement(version) for version in both_signs(piece)]
     return found if all(all(side for side in s.sides) for s in found) else []
-
-
-def _signs(piece: str) -> list[str]:
-    return [" ".join(part.split()) for part in (listed(piece)[0].parts if r"\pm" in piece else (piece,))]
 
 
 def _statement(text: str) -> Statement:

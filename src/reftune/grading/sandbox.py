@@ -254,15 +254,21 @@ class _Worker:
 
 def _parse(line: bytes) -> Execution:
     """Return the execution that a worker's line stands for; raise _WorkerLost for any other line."""
-    with suppress(ValueError, RecursionError):
+    with suppress(ValueError, RecursionError, OverflowError):
         match json.loads(line):
-            case ["ok", float(value), str(message)] if math.isfinite(value):
+            case ["ok", float(value) | int(value), str(message)] if value is not True and math.isfinite(
+                value
+            ):
                 return Execution("ok", value, message)
             case ["ok_text", str(value), str(message)]:
                 return Execution("ok_text", value, message)
             case [str(name), None, str(message)] if name in FAILURES:
                 return Execution(FAILURES[name], None, message)
     raise _WorkerLost("sandbox_error", "the worker sent a line that is no result")
+
+
+def _is_number(value: float) -> bool:
+    return not isinstance(value, bool) and math.isfinite(value)
 
 
 def _start_process(descriptor: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -28,6 +28,7 @@ from pydantic_monty import (
     ResourceLimits,
 )
 
+EXACT = 2**50  # integers from here on are sent as they are: a float may not tell one from the next
 Answer = tuple[str, float | str | None, str]  # status (a reftune.problem.Status), value, message
 
 WALL_FACTOR = 10.0  # of the time limit: what a program may take on a machine that does other things
@@ -164,6 +165,8 @@ def _number(value: int | float) -> Answer:
         number = float(value)
     except OverflowError:
         return "non_finite", None, "an integer beyond the range of floats"
+    if type(value) is int and abs(value) >= EXACT:
+        return "ok", value, ""
     return ("ok", number, "") if math.isfinite(number) else ("non_finite", None, str(number))
 
 

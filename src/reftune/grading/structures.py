@@ -14,7 +14,9 @@ MAX_PARTS = 50
 SamePart = Callable[[str, str], bool]
 
 _MATRIX = re.compile(r"\\begin\s*\{([bpvBV]?)matrix\*?\}(.*?)\\end\s*\{[bpvBV]?matrix\*?\}", re.DOTALL)
-_NAMED = re.compile(r"^\s*\\?[A-Za-z]\w*(?:\([A-Za-z]\))?\s*(?:=|:=|\\in(?![a-z]))\s*")
+_NAMED = re.compile(
+    r"^\s*(?:\([A-Za-z](?:,\s*[A-Za-z])+\)|\\?[A-Za-z]\w*(?:\([A-Za-z]\))?)\s*(?:=|:=|\\in(?![a-z]))\s*"
+)
 _UNION = re.compile(r"\\cup(?![A-Za-z])|\bU\b|\bunion\b")
 _SEPARATORS = (
     re.compile(r"\s*(?:[,;]\s*(?:and|or)|[,;](?=\s)|\b(?:and|or)\b)\s*", re.IGNORECASE),
@@ -43,11 +45,11 @@ class Parts:
 
 def same_structure(answer: str, truth: str, same: SamePart) -> bool | None:
     """Tell whether two answers of several parts are the same; None if the truth is no such answer."""
-    for read in (_matrix, _union, bracketed, listed):
+    text = plain(before_reason(answer))
+    for read, read_answer in _READERS:
         theirs = read(plain(truth))
         if theirs and theirs[0].parts:
-            text = plain(before_reason(answer))
-            return any(same_parts(ours, their, same) for ours in read(text) for their in theirs)
+            return any(same_parts(ours, their, same) for ours in read_answer(text) for their in theirs)
     return None
 
 
@@ -83,7 +85,10 @@ def _matrix(text: str) -> list[Parts]:
     found = _MATRIX.fullmatch(_NAMED.sub("", text).strip(" $."))
     if not found:
         return []
-    rows = [row.split("&") for row in re.split(r"\\\\|\\cr\b", found[2].strip().removesuffix("\\\\"))]
+    rows = [
+        row.split("&")
+        for row in re.split(r"\\\\(?:\s*\[[^\]]*\])?|\\cr\b", found[2].strip().removesuffix("\\\\"))
+    ]
     shape = "x".join(str(len(row)) for row in rows)
     kind = "||" if found[1] == "v" else ""  # a determinant is no matrix
     return [Parts(tuple(cell.strip() for row in rows for cell in row), f"matrix {shape}{kind}")]
@@ -122,16 +127,23 @@ def listed(text: str) -> list[Parts]:
     text = re.sub(r"^\s*both\b", "", text)
     found = []
     for separator in _SEPARATORS:
-        parts = [version for part in split(text, separator) for version in _signs(part)]
+        parts = [version for part in split(text, separator) for version in both_signs(part)]
         if len(parts) > 1 and all(parts):
             found.append(Parts(tuple(parts)))
-    return found + (
-        [p for p in bracketed(text) if len(p.parts) > 1] if not found or text[:1] in "[(\\" else []
-    )
+    return found
 
 
-def _signs(part: str) -> list[str]:
-    r"""Return both values of `\pm 3`."""
+def _any_brackets(text: str) -> list[Parts]:
+    return bracketed(text) + listed(text)
+
+
+_READERS = (
+    (_matrix, _matrix), (_union, _union), (bracketed, _any_brackets), (listed, _any_brackets)
+)  # fmt: skip
+
+
+def both_signs(part: str) -> list[str]:
+    r"""Return both values of `\pm 3`, and anything else as it is."""
     if len(_PLUS_MINUS.findall(part)) != 1:
         return [part]
     return [_PLUS_MINUS.sub(sign, part, count=1).strip() for sign in ("+", "-")]

@@ -26,13 +26,13 @@ _ABBREVIATED = {name[:3]: name for name in _DAYS + _MONTHS} | {
 _CANONICAL = [
     (re.compile(pattern), form)
     for pattern, form in (
-        (r"(?<![a-z])([ap])\.?\s?m(?:\.|(?![a-z]))", r" \1m "),
-        (r"\b(?:at least|no (?:fewer|less) than|not (?:fewer|less) than|a minimum of)\b", " >= "),
-        (r"\b(?:at most|no more than|not more than|up to|a maximum of)\b", " <= "),
-        (r"([0-9]\S*(?:\s+[a-z]+)?)\s+or (?:more|greater|higher|above)\b", r" >= \1"),
-        (r"([0-9]\S*(?:\s+[a-z]+)?)\s+or (?:less|fewer|lower|below)\b", r" <= \1"),
-        (r"\b(?:(?:more|greater|larger|higher) than|over|above|exceeds)\b", " > "),
-        (r"\b(?:(?:less|fewer|smaller|lower) than|under|below)\b", " < "),
+        (r"(?<![a-z\\])([ap])\.?\s?m(?:\.|(?![a-z]))", r" \1m "),
+        (r"\b(?:at least|no (?:fewer|less) than|not (?:fewer|less) than|a minimum of)\b", " atleast "),
+        (r"\b(?:at most|no more than|not more than|up to|a maximum of)\b", " atmost "),
+        (r"([0-9]\S*(?:\s+[a-z]+)?)\s+or (?:more|greater|higher|above)\b", r" atleast \1"),
+        (r"([0-9]\S*(?:\s+[a-z]+)?)\s+or (?:less|fewer|lower|below)\b", r" atmost \1"),
+        (r"\b(?:(?:more|greater|larger|higher) than|over|above|exceeds)\b", " morethan "),
+        (r"\b(?:(?:less|fewer|smaller|lower) than|under|below)\b", " lessthan "),
         (r"\b([ab])\.?\s?([dc])\.?(?=\W|$)(?<=[0-9] ..)", r" \1\2 "),
         (r"(?<=[0-9])(?:st|nd|rd|th)\b", " "),
     )
@@ -42,10 +42,10 @@ _TIME = re.compile(
 )
 _RATIO = re.compile(r"[0-9.]+(?:\s*:\s*[0-9.]+)+")
 _DECIDES = {
-    ">=",
-    "<=",
-    ">",
-    "<",
+    "atleast",
+    "atmost",
+    "morethan",
+    "lessthan",
     "am",
     "pm",
     "ad",
@@ -57,14 +57,15 @@ _DECIDES = {
     *_DAYS,
     *_MONTHS,
 }
-_TOKEN = re.compile(r"[<>]=?|[a-z]+|(?<![\w)])-?[0-9]+(?:[.,:][0-9]+)*")
+_TOKEN = re.compile(r"(?<![\\a-z])[a-z]+|(?<![\w)])-?[0-9]+(?:[.,:][0-9]+)*")
+_ABBREVIATING = re.compile(r"(?<=[a-z])\.(?=\s|\Z|[a-z](?:\.|\Z))")
 _VERDICTS = {"yes", "no", "true", "false"}
 
 
 def normalise(text: str) -> str:
     """Return a text without case, wrappers, punctuation at its ends, and spaces but between words."""
     text = " ".join(plain(text).casefold().split()).strip("\"'`*$.,;:!? ")
-    return re.sub(r"(?<!\w) | (?!\w)", "", text)
+    return _ABBREVIATING.sub("", re.sub(r"(?<!\w) | (?!\w)", "", _ABBREVIATING.sub("", text)))
 
 
 def same_text(answer: str, truth: str) -> bool:
