@@ -14,8 +14,12 @@ from reftune.grading.wording import normalise
 from reftune.problem import Answer
 
 _NAMED_SO = re.compile(
-    r"\A(?:the )?(?:(?:correct|right|best) )?(?:option|choice|answer)(?: is)?:?\s+", re.IGNORECASE
+    r"\A(?:(?:i think|it is|it's)\s+)?(?:the )?(?:(?:correct|right|best) )?"
+    r"(?:(?:option|choice|answer)(?: is)?:?\s+)?",
+    re.IGNORECASE,
 )
+_REFUSED = re.compile(r",?\s+(?:(?:and|but) )?not \(?[A-Za-z]\)?(?=\W*\Z)")  # "B, and not C"
+_NAMED_LAST = re.compile(r"(.+?)\s*\(([A-Za-z])\)")
 _LETTER = re.compile(r"([(\[]?)([A-Za-z])(?:( ?[)\].:,])|(?= ?\()| ?(-)(?=\s)|(?=\s)|\Z)")
 _OWN_LETTER = re.compile(r"\A\s*\(?([A-Za-z])\s?[).:]\s*")
 
@@ -31,10 +35,14 @@ def extract_choice(answer: Answer, choices: Sequence[str]) -> str | None:
     options = _without_letters(choices)
     if not isinstance(answer, str):
         return _nearest_option(answer, options)
-    text = _NAMED_SO.sub("", " ".join(plain(answer).split()).strip(" \"'`*.,;"))
+    text = _NAMED_SO.sub("", " ".join(plain(answer).split()).strip(" \"'`*.,;!"))
+    text = _REFUSED.sub("", text)
     bare = text.strip("()[]<>: .*").lower()
     if len(bare) == 1 and bare in ascii_lowercase[: len(options)]:
         return bare
+    last = _NAMED_LAST.fullmatch(text)
+    if last and _of_text(last[1], options) == last[2].lower():  # "a goat (B)"
+        return last[2].lower()
     named = _of_text(text, options) or _of_text(answer, options)
     if named or len(text) > MAX_ANSWER_CHARS:
         return named

@@ -18,7 +18,7 @@ from reftune.grading.quantities import (
     read_quantity,
     same_number,
 )
-from reftune.grading.relations import as_interval, same_relation
+from reftune.grading.relations import as_interval, same_relation, solution_of
 from reftune.grading.structures import as_based, bracketed, same_parts, same_structure
 from reftune.grading.wording import as_ratio, decides, same_text, same_words
 from reftune.problem import Answer
@@ -42,8 +42,8 @@ def compare(answer: Answer, truth: str) -> Judgement:
         return judge_numbers(number, true_number)
     if len(answer) > MAX_ANSWER_CHARS:
         answer = before_reason(answer)
-        if len(answer) > MAX_ANSWER_CHARS:
-            return Judgement(False, "too long for an answer")
+    if max(len(answer), len(truth)) > MAX_ANSWER_CHARS:
+        return Judgement(False, "too long for an answer")
     for kind in _KINDS:
         judgement = kind(answer, truth)
         if judgement is not None:
@@ -143,7 +143,7 @@ def _texts(answer: str, truth: str) -> Judgement | None:
 
 
 def _expressions(answer: str, truth: str) -> Judgement | None:
-    equal = same_expression(plain(before_reason(answer)), plain(truth))
+    equal = same_expression(solution_of(before_reason(answer)), plain(truth))
     return Judgement(True, "equal as expressions") if equal else None
 
 

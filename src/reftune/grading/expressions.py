@@ -27,6 +27,7 @@ _POWER = re.compile(
     r"|\{\s*(?:\\circ|-?[0-9]?[A-Za-z](?:\s*[-+]\s*[0-9])?|-?[0-9]{1,3}|-?[0-9]/[0-9])\s*\})"
 )
 _OPERATOR = re.compile(r"[\\^{}+*/=]")
+_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z])")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 
 
@@ -49,6 +50,8 @@ def same_expression(answer: str, truth: str) -> bool:
     """Tell whether two expressions are equal as mathematics; two plain texts never are."""
     # Words are refused because letters multiply: cat/2 would equal act/2.
     if not all(_OPERATOR.search(text) and not _WORD.search(text) for text in (answer, truth)):
+        return False
+    if _RELATION.search(answer) or _RELATION.search(truth):
         return False
     ours, theirs = _parse(answer), _parse(truth)
     if ours is None or theirs is None:

@@ -17,7 +17,7 @@ _END_TOKEN = re.compile(
     r"</s>|<\|[A-Za-z_]*(?:end|eot|eos|eom)[A-Za-z_]*\|>|<end_of_turn>|<eos>|<｜end▁of▁sentence｜>"
 )
 _TAGS = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([0-9A-Za-z]))")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
 _BEHIND_BOX = re.compile(  # words that belong to the number in the box; units do not matter
     r"[\s$]*(?:\\text\s*\{)?\s*(hundred|thousand|million|billion|trillion|dozen|squared|cubed|[ap]\.?m\b)"
 )

@@ -51,6 +51,12 @@ def same_relation(answer: str, truth: str, same: SamePart) -> bool | None:
     return True
 
 
+def solution_of(text: str) -> str:
+    """Return the value of `y = value`, and any other text in the plain notation."""
+    statements = _statements(text)
+    return statements[0].sides[1] if len(statements) == 1 and statements[0].unknown else plain(text)
+
+
 def as_interval(text: str) -> Parts | None:
     r"""Return `2 < x \le 5` or `x > 2` as an interval, or None."""
     statements = _statements(text)
