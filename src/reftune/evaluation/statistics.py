@@ -183,5 +183,3 @@ def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
 def _check_count(correct: int, n: int) -> None:
     if not 0 <= correct <= n:
         raise ValueError(f"{correct} of {n} cannot be correct")
-
-

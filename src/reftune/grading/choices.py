@@ -1,7 +1,5 @@
 """Multiple choice: which option does an answer name?"""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from string import ascii_lowercase

@@ -1,7 +1,5 @@
 """Are two answers equal? The truth decides of which kind the comparison is (docs/grading.md)."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

@@ -5,8 +5,6 @@ Everything here scans a text a bounded number of times: model-written text reach
 
 # ruff: noqa: RUF001  # the look-alikes are meant
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable

@@ -6,8 +6,6 @@ of mathematics become the LaTeX command of the same meaning, and commands that o
 
 # ruff: noqa: RUF001  # the look-alikes are meant
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata

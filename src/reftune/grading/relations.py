@@ -1,7 +1,5 @@
 """Equations and inequalities: compared as what they say, never by what stands at their right."""
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

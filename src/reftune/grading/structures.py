@@ -1,7 +1,5 @@
 r"""Answers of several parts: lists and sets in any order, tuples, intervals and matrices in theirs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

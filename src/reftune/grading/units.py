@@ -1,7 +1,5 @@
 """The units beside a number: many spellings of one, and which of them contradict each other."""
 
-from __future__ import annotations
-
 import re
 
 _UNITS = {

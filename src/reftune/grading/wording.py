@@ -1,7 +1,5 @@
 """Compare answers as texts: spelling does not matter, but words that decide do."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 

@@ -7,8 +7,6 @@ than a quarter of the tokens is left. Otherwise rows are padded, which costs lit
 micro-batches are sorted by length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

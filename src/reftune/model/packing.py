@@ -5,8 +5,6 @@ function: it looks at the structure in `within` (a `Packed` batch here, a sample
 and otherwise does what the model did before.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
