@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from reftune.config_files import parse_config
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
 from reftune.reporting.comparison.finished_runs import FinishedRun, RunGroup
@@ -41,7 +43,7 @@ def comparison(cells: list[Cell], differences: list[Difference], **values: Any) 
     labels = dict.fromkeys(cell.group for cell in cells)
     aggregations = list(dict.fromkeys(cell.aggregation for cell in cells))
     groups = [RunGroup(label, [RUN], {}) for label in labels]
-    found = Comparison(groups, cells, differences, {}, 1000, 8, [8], aggregations)
+    found = Comparison(groups, cells, differences, {}, 1000, 8, [8], aggregations, 0)
     return replace(found, **values)
 
 
@@ -64,6 +66,24 @@ TWO = comparison(
         difference("reft", "reft", "N-CoT", base_group="P-CoT"),
     ],
 )
+
+
+@pytest.mark.parametrize(
+    ("p", "interval", "clear"),
+    [
+        (0.049, (0.1, 0.2), True), (0.049, (-0.2, -0.1), True), (0.05, (0.1, 0.2), False),
+        (0.001, (-0.01, 0.2), False), (0.001, (0.0, 0.2), False),  # seeds scatter: no claim
+    ],
+)  # fmt: skip
+def test_bold_is_what_both_the_p_value_and_the_interval_say(
+    p: float, interval: tuple[float, float], clear: bool
+) -> None:
+    assert difference("sft", "reft", p_holm=p, interval=interval).clear is clear
+
+
+def test_what_the_sandbox_failed_on_is_told() -> None:
+    assert not any("sandbox" in text for text in notes(ONE))
+    assert any(text.startswith("3 questions are left out") for text in notes(replace(ONE, unjudged=3)))
 
 
 def test_the_headline_of_one_group_is_its_sentence() -> None:

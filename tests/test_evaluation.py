@@ -23,7 +23,7 @@ from reftune.files import read_json, read_jsonl, write_jsonl
 from reftune.grading.judge import make_judge
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import train_tokenizer
-from reftune.problem import Answer, Problem
+from reftune.problem import Answer, Problem, UserError
 from reftune.sampling.sampler import Sample
 from reftune.training.rollouts import Generator
 
@@ -31,8 +31,8 @@ Row = dict[str, Any]
 
 
 def row(correct: bool, *samples: tuple[Answer | None, bool]) -> Row:
-    drawn = [{"value": value, "correct": right} for value, right in samples]
-    return {"correct": correct, "samples": drawn} if samples else {"correct": correct}
+    drawn = [{"status": "ok", "value": value, "correct": right} for value, right in samples]
+    return {"status": "ok", "correct": correct} | ({"samples": drawn} if samples else {})
 
 
 def greedy(*correct: int) -> list[Row]:
@@ -105,7 +105,7 @@ GOOD, BAD = "7 + 3 = 10. So Ann has 10 coins now.", "7 + 4 = 11. So Ann has 11 c
 
 
 def chained(chain: str, correct: bool, trigger: str = "\nTherefore, the answer is: ") -> Row:
-    return {"question": QUESTION, "completion": f"{chain}{trigger}a", "correct": correct}
+    return row(correct) | {"question": QUESTION, "completion": f"{chain}{trigger}a"}
 
 
 def test_wrong_chains_are_counted_among_right_answers_alone() -> None:
@@ -195,8 +195,8 @@ def test_write_result_compares_each_model_with_all_before_it(tmp_path: Path) -> 
     write_result(tmp_path, answers, resamples=200, seed=3)
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert read_json(tmp_path / "result.json") == result
-    assert list(result) == ["n", "models", "comparisons"]
-    assert result["n"] == 4
+    assert list(result) == ["n", "unjudged", "models", "comparisons"]
+    assert (result["n"], result["unjudged"]) == (4, 0)
     assert {name: m["greedy"]["accuracy"] for name, m in result["models"].items()} == {
         "warmup": 0.25, "sft": 0.5, "reft": 0.75,
     }  # fmt: skip
@@ -207,6 +207,21 @@ def test_write_result_compares_each_model_with_all_before_it(tmp_path: Path) -> 
     ]
     [expected] = compare(answers["sft"], answers["reft"], 200, 3)
     assert result["comparisons"][2] == {"a": "sft", "b": "reft", **expected}
+
+
+def test_questions_on_which_the_sandbox_failed_count_for_no_model(tmp_path: Path) -> None:
+    failed: Row = {"status": "sandbox_error", "correct": False}
+    sample = row(True, (7, True)) | {"samples": [failed | {"value": None}]}
+    seven = [row(bool(c), (7, bool(c))) for c in (1, 1, 0, 1)]
+    answers = {"sft": [*seven[:3], sample], "reft": [row(False, (7, True)) | failed, *seven[1:]]}
+    write_result(tmp_path, answers, resamples=100, seed=0)
+    result = read_json(tmp_path / "result.json")
+    assert (result["n"], result["unjudged"]) == (2, 2)  # the second and the third
+    for name in ("sft", "reft"):
+        assert result["models"][name]["greedy"]["accuracy"] == 0.5
+        assert result["models"][name]["pass"] == {"1": 0.5}
+    with pytest.raises(UserError, match="the sandbox failed on every question"):
+        write_result(tmp_path, {"sft": [sample]}, resamples=100, seed=0)
 
 
 @pytest.mark.parametrize(("names", "pairs"), [(["a"], []), (["a", "b"], [("a", "b")])])

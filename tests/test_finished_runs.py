@@ -18,7 +18,7 @@ def test_a_run_is_read_aggregation_by_aggregation(tmp_path: Path) -> None:
     samples = dict.fromkeys(RIGHT, SAMPLES)
     directory = write_run(tmp_path / "run", RIGHT, samples=samples)
     add_reranker(directory, "reft")
-    (run,), k = read_finished_runs([directory])
+    (run,), k, _ = read_finished_runs([directory])
     assert k == 4
     assert list(run.answers) == ["warmup", "sft", "reft"]
     assert run.answers["sft"].right == {"greedy": [True, False, True], "vote": [True, False, False]}
@@ -38,7 +38,7 @@ def test_a_run_is_read_aggregation_by_aggregation(tmp_path: Path) -> None:
 
 def test_fewer_samples_are_the_first_ones(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", RIGHT, samples=dict.fromkeys(RIGHT, SAMPLES))
-    (run,), k = read_finished_runs([directory], k=1)
+    (run,), k, _ = read_finished_runs([directory], k=1)
     assert k == 1
     assert run.answers["sft"].right["vote"] == [True, False, False]
     assert run.answers["sft"].curves["vote"] == {1: pytest.approx(1 / 3)}
@@ -49,11 +49,11 @@ def test_runs_with_different_numbers_of_samples_use_the_smallest(tmp_path: Path)
     more = write_run(tmp_path / "more", RIGHT, samples=dict.fromkeys(RIGHT, SAMPLES))
     fewer = [drawn[:2] for drawn in SAMPLES]
     less = write_run(tmp_path / "less", RIGHT, samples=dict.fromkeys(RIGHT, fewer), seed=2)
-    runs, k = read_finished_runs([more, less])
+    runs, k, _ = read_finished_runs([more, less])
     assert k == 2
     assert runs[0].answers["sft"].right["vote"] == [True, False, False]
     none = write_run(tmp_path / "none", RIGHT, seed=3)
-    runs, k = read_finished_runs([more, none])
+    runs, k, _ = read_finished_runs([more, none])
     assert k == 0
     assert list(runs[0].answers["sft"].right) == ["greedy"]
     assert runs[0].answers["sft"].curves == {}
@@ -63,9 +63,9 @@ def test_the_evaluations_curves_are_taken_where_they_are_of_as_many_samples(tmp_
     curves = {model: {"vote": {"1": 0.25, "4": 0.75}} for model in RIGHT}
     samples = dict.fromkeys(RIGHT, SAMPLES)
     directory = write_run(tmp_path / "run", RIGHT, samples=samples, curves=curves)
-    (run,), _ = read_finished_runs([directory])
+    (run,), _, _ = read_finished_runs([directory])
     assert run.answers["sft"].curves["vote"] == {1: 0.25, 4: 0.75}
-    (run,), _ = read_finished_runs([directory], k=2)
+    (run,), _, _ = read_finished_runs([directory], k=2)
     assert run.answers["sft"].curves["vote"].keys() == {1, 2}
 
 
@@ -73,16 +73,16 @@ def test_the_order_of_the_rows_is_the_first_runs(tmp_path: Path) -> None:
     one, two = (write_run(tmp_path / f"run-{seed}", RIGHT, seed=seed) for seed in (1, 2))
     path = two / "evaluation/warmup.jsonl"
     path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
-    runs, _ = read_finished_runs([one, two])
+    runs, _, _ = read_finished_runs([one, two])
     assert runs[1].answers["warmup"].right["greedy"] == [False, False, True]
 
 
 def test_a_fingerprint_tells_models_apart_by_what_they_wrote(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", RIGHT)
-    (run,), _ = read_finished_runs([one])
+    (run,), _, _ = read_finished_runs([one])
     prints = {answers.fingerprint for answers in run.answers.values()}
     assert len(prints) == 3
-    (again,), _ = read_finished_runs([one])
+    (again,), _, _ = read_finished_runs([one])
     assert {answers.fingerprint for answers in again.answers.values()} == prints
 
 
@@ -105,6 +105,19 @@ def test_runs_of_different_questions_are_refused(tmp_path: Path, test: str, fix:
     three = write_run(tmp_path / "three", {"sft": [1, 0]}, data=data, seed=3)
     with pytest.raises(UserError, match=r"different questions \(q2, for example\)"):
         read_finished_runs([one, three])
+
+
+def test_a_question_on_which_the_sandbox_failed_once_is_left_out_of_all_runs(tmp_path: Path) -> None:
+    one, two = (write_run(tmp_path / f"{seed}", RIGHT, seed=seed) for seed in (1, 2))
+    path = two / "evaluation/reft.jsonl"
+    first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text(first.replace('"ok"', '"sandbox_error"', 1) + "".join(rest), encoding="utf-8")
+    runs, _, unjudged = read_finished_runs([one, two])
+    assert unjudged == 1
+    for run in runs:
+        assert {model: found.right["greedy"] for model, found in run.answers.items()} == {
+            model: list(map(bool, right[1:])) for model, right in RIGHT.items()
+        }
 
 
 def test_another_answer_makes_another_question(tmp_path: Path) -> None:

@@ -169,6 +169,20 @@ def test_a_long_gradient_is_scaled_down_as_a_whole() -> None:
     assert step_of(norm=6.0)[0] == [-3.0, -4.0]  # a short one is not scaled up
 
 
+def test_a_group_whose_rate_is_zero_moves_neither_its_moments_nor_the_norm() -> None:
+    model = Pair()
+    optimizer = make_optimizer(model, 0.5, 0.0, 0.25)
+    learner = Learner(model, optimizer, Accelerator(cpu=True), 4, 100.0)
+    learner.set_learning_rates(0.0, 1.0)
+    for _ in range(3):
+        assert learner.step(range(4), [2] * 4, slopes)["grad_norm"] == 4.0  # of (3, 4) the second
+    assert (model.policy.item(), model.value_head.item()) == (0.0, pytest.approx(-0.75))
+    assert not optimizer.state[model.policy]
+    learner.set_learning_rates(1.0, 1.0)
+    assert learner.step(range(4), [2] * 4, slopes)["grad_norm"] == 5.0
+    assert model.policy.item() == pytest.approx(-0.5)  # Adam's first step has the length of its rate
+
+
 @pytest.mark.parametrize("slope", [math.inf, math.nan])
 def test_a_step_of_non_finite_norm_is_not_taken(slope: float) -> None:
     def broken(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

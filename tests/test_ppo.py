@@ -247,6 +247,14 @@ def test_seconds_are_those_between_sampling_scoring_and_learning(
         assert row["tokens_per_second"] == (sum(map(len, prompts)) + 8) / 8.0
 
 
+def test_a_sampler_that_calls_itself_exact_and_is_not_stops_the_run(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    stage.sampler.exact = True  # its -3 for every token is nowhere near what the policy says
+    with pytest.raises(UserError, match=r"^ppo: at step 1 sampler and trainer differ by \d"):
+        run_ppo(stage, *make_policies())
+    assert not (stage.directory / "metrics.jsonl").exists()
+
+
 def test_a_broken_reference_stops_the_run_at_once(tmp_path: Path) -> None:
     stage, (policy, reference) = make_stage(tmp_path), make_policies()
     next(reference.parameters()).data.fill_(torch.nan)

@@ -152,7 +152,8 @@ def test_a_batch_is_described_by_hand() -> None:
 def test_what_nobody_judged_counts_in_no_figure_of_the_judged() -> None:
     rollouts = example()
     row = describe(rollouts, compute_advantages(rollouts, Ppo()), Ppo())
-    assert row["accuracy"] == pytest.approx(2 / 3)
+    assert row["accuracy"] == row["reward"] == pytest.approx(2 / 3)
+    assert row["kl"] == pytest.approx((-2.5 - 4 - 2 + 0) / 3)
     assert row["sampler_weight"] == pytest.approx((1.5 + 0.5 + 2 + 1) / 4)
     assert row["sampler_truncated"] == pytest.approx(1 / 4)
     assert row["statuses"] == {"ok": 3, "sandbox_error": 1}
@@ -162,4 +163,4 @@ def test_a_batch_of_which_nothing_was_judged_has_figures_too() -> None:
     rollouts = make_rollouts([graded_sample("a", [10, 11], 0.0, status="sandbox_error")], [[-1.0, -2.0]])
     row = describe(rollouts, compute_advantages(rollouts, Ppo()), Ppo())
     assert (row["sampler_weight"], row["sampler_truncated"], row["accuracy"]) == (1.0, 0.0, 0.0)
-    assert (row["kl"], row["explained_variance"]) == (0.0, 0.0)
+    assert (row["reward"], row["kl"], row["explained_variance"]) == (0.0, 0.0, 0.0)

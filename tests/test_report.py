@@ -126,7 +126,7 @@ def test_a_finished_run_says_its_result_in_one_sentence(tmp_path: Path) -> None:
     page = Page(path)
     assert path == tmp_path / "run/report.html"
     assert headline in page.words
-    assert "The interval excludes 0: ReFT is better than SFT." in page.words
+    assert "this ReFT model is better than this SFT model" in page.words
     assert "Still missing" not in page.words
     markdown = path.with_suffix(".md").read_text(encoding="utf-8")
     assert f"**{headline}**" in markdown
@@ -282,12 +282,15 @@ def test_the_headline_below_the_table_has_the_consoles_width(tmp_path: Path) -> 
     console = Console(file=io.StringIO(), width=120)
     console.print(final_table(finish_run(tmp_path / "run")))
     assert isinstance(console.file, io.StringIO)
-    *_, headline, verdict = (line.rstrip() for line in console.file.getvalue().splitlines())
+    *_, headline, verdict, wrapped = (line.rstrip() for line in console.file.getvalue().splitlines())
     assert headline == (
         "ReFT answers 84.1% of 1000 unseen questions, SFT 71.0%: +13.1 points, "
         "95% interval [10.9, 15.3], McNemar p = 1.2e-9."
     )
-    assert verdict == "The interval excludes 0: ReFT is better than SFT."
+    assert f"{verdict} {wrapped}" == (
+        "The interval excludes 0: on such questions this ReFT model is better than this SFT model. "
+        "That is one seed; reftune compare pools several."
+    )
 
 
 def test_final_table(tmp_path: Path) -> None:
@@ -334,9 +337,8 @@ def test_many_aggregations_fit_into_the_terminal_with_the_interval_below(
     first, second = (line.split("│") for line in lines[4:6])
     assert [cell.strip() for cell in first[1:-1]] == ["Warm-up", *["84.1%"] * 4]
     assert [cell.strip() for cell in second[1:-1]] == ["", *["[81.7, 86.2]"] * 4]
-    assert len(lines) == 4 + 5 * 2 + 1 + (
-        3 if width == 80 else 2
-    )  # head, models, foot, headline and verdict
+    words = 2 + 2 if width == 80 else 1 + 2  # headline and verdict
+    assert len(lines) == 4 + 5 * 2 + 1 + words  # head, models, foot
 
 
 def test_a_page_of_all_methods_shows_their_sections_and_samples(tmp_path: Path) -> None:

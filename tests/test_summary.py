@@ -44,7 +44,10 @@ def test_a_loss_is_called_a_loss() -> None:
         "ReFT answers 84.1% of 1000 unseen questions, SFT 71.0%: \N{MINUS SIGN}10.0 points,"
         " 95% interval [\N{MINUS SIGN}12.0, \N{MINUS SIGN}8.0], McNemar p = 0.012."
     )
-    assert verdict(run) == "The interval excludes 0: SFT is better than ReFT."
+    assert verdict(run) == (
+        "The interval excludes 0: on such questions this SFT model is better than this ReFT model."
+        " That is one seed; reftune compare pools several."
+    )
 
 
 def test_without_a_comparison_the_accuracies_are_the_headline() -> None:

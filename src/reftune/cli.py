@@ -102,7 +102,7 @@ def evaluate(
     summary, rows = evaluate_on(model, data, cot, samples, split, subset, overrides or [])
     if out is not None:
         write_jsonl(out, rows)
-    _print_summary(summary, len(rows))
+    _print_summary(summary, len(rows) - summary["unjudged"])
 
 
 @app.command()
@@ -240,6 +240,8 @@ def _show_report(run_dir: Path) -> None:
 
 
 def _print_summary(summary: dict[str, Any], n: int) -> None:
+    if unjudged := summary["unjudged"]:
+        _say(f"{unjudged} of {n + unjudged} questions are left out: the sandbox failed on their answers")
     for aggregation in ("greedy", "vote"):  # one model alone has no reranker
         if aggregation in summary:
             found = summary[aggregation]

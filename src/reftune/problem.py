@@ -29,6 +29,12 @@ Status = Literal[
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
+
+def is_judged(status: Status) -> bool:
+    """Tell whether a status says something of the completion, and not of our own sandbox."""
+    return status != "sandbox_error"
+
+
 Answer = float | str
 
 
@@ -75,6 +81,11 @@ class Verdict:
     correct: bool
     reward: float
     reason: str = field(default="", compare=False)
+
+    @property
+    def judged(self) -> bool:
+        """Tell whether this says something of the completion; else it must be counted nowhere."""
+        return is_judged(self.status)
 
 
 @runtime_checkable

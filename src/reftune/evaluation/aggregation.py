@@ -4,11 +4,15 @@ A sample is a row with its answer (`value`, None where there is none), whether t
 (`correct`), and, where a reranker has seen it, the probability that it is right (`rerank`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from typing import TypeVar
 
 from reftune.evaluation.statistics import area_under_curve, majority_vote, pass_at_k
-from reftune.problem import AnsweredQuestion, Row, SampledAnswer
+from reftune.problem import AnsweredQuestion, Row, SampledAnswer, UserError, is_judged
+
+Model = TypeVar("Model")  # what a model is called
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,24 @@ AGGREGATIONS = {
     "rerank": Aggregation(rerank, ranks=True),
     "weighted vote": Aggregation(weighted_vote, ranks=True),
 }
+
+
+def judged_by_all(
+    answers: Mapping[Model, Sequence[AnsweredQuestion]],
+) -> dict[Model, list[AnsweredQuestion]]:
+    """Leave out the questions on one of whose answers the sandbox failed: nobody is charged with that.
+
+    Args:
+        answers: by model, each with the same questions in the same order.
+
+    Raises UserError if no question is left.
+    """
+    kept = [all(map(_wholly_judged, rows)) for rows in zip(*answers.values(), strict=True)]
+    if not any(kept):
+        raise UserError(
+            "the sandbox failed on every question; let it have more memory, or fewer workers"
+        )
+    return {name: list(compress(rows, kept)) for name, rows in answers.items()}
 
 
 def available(rows: Sequence[AnsweredQuestion]) -> dict[str, Aggregation]:
@@ -106,6 +128,10 @@ def saved_curves(summary: Row) -> dict[str, dict[int, float]]:
 def ladder(k: int) -> list[int]:
     """Return the numbers of samples at which curves are drawn: powers of two, and k itself."""
     return sorted({2**i for i in range(k.bit_length()) if 2**i <= k} | {k})
+
+
+def _wholly_judged(row: AnsweredQuestion) -> bool:
+    return is_judged(row["status"]) and all(is_judged(s["status"]) for s in row.get("samples", ()))
 
 
 def _as_judged(samples: Sequence[SampledAnswer], weights: Sequence[float]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from reftune.config import Evaluation, Prompt
 from reftune.data.synthetic.chain_checks import chain_is_right
-from reftune.evaluation.aggregation import curves, right_answers, within_question_auc
+from reftune.evaluation.aggregation import curves, judged_by_all, right_answers, within_question_auc
 from reftune.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
 from reftune.files import write_json
 from reftune.grading.extraction import reasoning
@@ -118,14 +118,22 @@ def write_result(
     seed: int,
     trigger: str | None = None,
 ) -> None:
-    """Write `result.json`: every model's accuracies, and each model compared with all before it."""
+    """Write `result.json`: every model's accuracies, and each model compared with all before it.
+
+    Questions that the sandbox failed to judge with any of the models are counted, as `unjudged`, but
+    not used.
+    """
+    asked = len(next(iter(answers.values())))
+    answers = judged_by_all(answers)
     comparisons = [
         {"a": a, "b": b, **comparison}
         for a, b in combinations(answers, 2)
         for comparison in compare(answers[a], answers[b], resamples, seed)
     ]
+    n = len(next(iter(answers.values())))
     result = {
-        "n": len(next(iter(answers.values()))),
+        "n": n,
+        "unjudged": asked - n,
         "models": {name: summarise(rows, trigger) for name, rows in answers.items()},
         "comparisons": comparisons,
     }

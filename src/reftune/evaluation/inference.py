@@ -8,6 +8,7 @@ from reftune.config import Config
 from reftune.config_files import parse_config
 from reftune.data.problems import load_test
 from reftune.data.sources import Source
+from reftune.evaluation.aggregation import judged_by_all
 from reftune.evaluation.evaluate import answer_questions, summarise
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
 from reftune.model.loading import load_model, load_tokenizer, make_policy
@@ -57,7 +58,10 @@ def evaluate_on(
     subset: str | None,
     overrides: Sequence[str],
 ) -> tuple[dict[str, Any], list[AnsweredQuestion]]:
-    """Return a model's accuracies on questions, and its answers; for the arguments see `evaluate`."""
+    """Return a model's accuracies on questions, and its answers; for the arguments see `evaluate`.
+
+    The accuracies leave out, and count as `unjudged`, questions that the sandbox failed on.
+    """
     named = isinstance(data, str | Path)
     changes = [f"evaluation.samples={samples}", *overrides]
     changes += [f"data.test_split='{split}'"] if split else []
@@ -68,7 +72,9 @@ def evaluate_on(
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
     generator = _load_generator(config, problems, judge_of(config, problems))
     answers = answer_questions(generator, problems, config.evaluation, config.seed)
-    return summarise(answers, config.prompt.trigger), answers
+    judged = judged_by_all({"": answers})[""]
+    unjudged = {"unjudged": len(answers) - len(judged)}
+    return summarise(judged, config.prompt.trigger) | unjudged, answers
 
 
 def ask(config: Config, questions: Sequence[str], temperature: float, seed: int) -> list[GradedSample]:

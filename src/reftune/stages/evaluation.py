@@ -3,7 +3,7 @@
 from reftune.evaluation.evaluate import answer_questions, write_result
 from reftune.files import read_jsonl, write_jsonl
 from reftune.methods import planned_models
-from reftune.problem import AnsweredQuestion
+from reftune.problem import AnsweredQuestion, is_judged
 from reftune.runs.run_log import RunLog
 from reftune.stages.reranker import load_reranker, rank
 from reftune.stages.run import Run
@@ -24,8 +24,8 @@ def start(run: Run) -> None:
                     write_jsonl(path, found)
             run.accelerator.wait_for_everyone()
             answers[name] = read_jsonl(path)
-            accuracy = sum(row["correct"] for row in answers[name]) / len(answers[name])
-            log.metrics(done, {"model": name, "accuracy": accuracy})
+            judged = [row["correct"] for row in answers[name] if is_judged(row["status"])]
+            log.metrics(done, {"model": name, "accuracy": sum(judged) / max(1, len(judged))})
     if run.accelerator.is_main_process:
         trigger = config.prompt.trigger
         write_result(directory, answers, config.evaluation.bootstrap, config.seed, trigger)

@@ -34,6 +34,9 @@ from reftune.training.microbatches import minibatches, shuffled
 from reftune.training.rollouts import accuracy, collect, graded_rows
 from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
+# Rounding in float32 makes a thousandth of it; beyond, the sampler speaks of another policy.
+MAX_LOGPROB_GAP = 0.02
+
 
 def start(run: Run) -> None:
     """Run the stage from the warm-up model, with a frozen copy of it as the reference."""
@@ -67,6 +70,8 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -
         estimates = compute_advantages(rollouts, ppo)
         learner.set_learning_rates(float(step > ppo.critic_warmup_steps), 1.0)
         losses = update(learner, rollouts, estimates, config, step)
+        if generator.sampler.exact and losses.get("logprob_gap", 0.0) > MAX_LOGPROB_GAP:
+            _stop_on_gap(losses["logprob_gap"], step)
         metrics = describe(rollouts, estimates, ppo) | losses | _timings(rollouts, started, sampled)
         return metrics, rollouts.samples
 
@@ -163,15 +168,18 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
     """Return the metrics of one batch under the field's names, before the update.
 
     `kl` is the mean over samples of the summed log-ratio to the reference; `sampler_weight` the mean of
-    the weights that correct for the sampler, `sampler_truncated` the share of tokens at their cap.
+    the weights that correct for the sampler, `sampler_truncated` the share of tokens at their cap. What
+    the sandbox failed on counts in `statuses`, `response_length` and `truncated` alone.
     """
     mask, graded = rollouts.mask, rollouts.samples
+    judged = mask.any(dim=1)
+    log_ratios = (rollouts.logprobs - rollouts.ref_logprobs) * mask
     cap = ppo.importance_sampling_cap or math.inf
     weights = importance_weights(rollouts.logprobs, rollouts.sampler_logprobs, mask, cap)[mask.bool()]
     return {
-        "reward": float(rollouts.rewards.mean()),
+        "reward": float(rollouts.rewards[judged].mean().nan_to_num(0.0)),
         "accuracy": accuracy(graded),
-        "kl": float(((rollouts.logprobs - rollouts.ref_logprobs) * mask).sum(1).mean()),
+        "kl": float(log_ratios.sum(1)[judged].mean().nan_to_num(0.0)),
         "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),
         "explained_variance": explained_variance(rollouts.values, estimates.returns, mask),
@@ -189,6 +197,13 @@ def _timings(rollouts: Rollouts, started: float, sampled: float) -> dict[str, fl
         "seconds_update": now - sampled,
         "tokens_per_second": tokens / (now - started),
     }
+
+
+def _stop_on_gap(gap: float, step: int) -> None:
+    raise UserError(
+        f"ppo: at step {step} sampler and trainer differ by {gap:.3g} in the log-probability of a token,"
+        " which is no rounding; report this model, whose samples cannot be trusted"
+    )
 
 
 def _stop_on_non_finite(

@@ -77,7 +77,7 @@ def _distinct(graded: Sequence[GradedSample]) -> list[CountedRow]:
 
     What our own sandbox failed to judge is left out.
     """
-    judged = [a for a in graded if a.verdict.status != "sandbox_error"]
+    judged = [a for a in graded if a.verdict.judged]
     counts = Counter((a.problem.id, a.completion) for a in judged)
     first: dict[tuple[str, str], GradedSample] = {}
     for sample in judged:

@@ -121,7 +121,8 @@ def explained_variance(
 ) -> float:
     """Return 1 - Var(returns - values) / Var(returns) over real tokens.
 
-    1 is a perfect critic, 0 a constant one; 0 too where all returns are the same.
+    1 is a perfect critic, 0 a constant one, and a negative one is worse than a constant; 0 too where all
+    returns are the same.
     """
     real = mask.bool()
     if not real.any():

@@ -71,7 +71,7 @@ class Learner:
         self._dropout = _has_dropout(model)
 
     def set_learning_rates(self, policy: float, critic: float) -> None:
-        """Set each group's rate to its peak times a factor."""
+        """Set each group's rate to its peak times a factor; at 0 it rests, and AdamW's moments too."""
         for group, factor in zip(self.optimizer.param_groups, (policy, critic), strict=False):
             group["lr"] = group["peak"] * factor
 
@@ -107,11 +107,19 @@ class Learner:
             range(len(models)),
         )
         _add_gradients(models)
+        self._let_rest()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         assert norm is not None
         if torch.isfinite(norm):
             self.optimizer.step()
         return {**self._sum(totals), "grad_norm": float(norm)}
+
+    def _let_rest(self) -> None:
+        """Drop the gradients of groups whose rate is 0: they must move no moment and scale no norm."""
+        for group in self.optimizer.param_groups:
+            if group["lr"] == 0:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _accumulate(
         self, model: nn.Module, pieces: list[list[int]], thread: int, workers: int, loss_fn: LossFn

@@ -54,7 +54,7 @@ class Generator:
         graded = self._grade(
             [problems[i] for i, _ in rows], self._sample(problems, rows, temperature, key)
         )
-        if graded and all(sample.verdict.status == "sandbox_error" for sample in graded):
+        if graded and not any(sample.verdict.judged for sample in graded):
             raise UserError(
                 "the sandbox could run none of the programs; is pydantic-monty installed whole?"
             )
@@ -128,8 +128,7 @@ def collect(
         key: names the source of randomness.
     """
     graded = generator.generate(problems, samples, temperature, key=key)
-    judged = [g.verdict.status != "sandbox_error" for g in graded]
-    lengths = [len(g.sample.tokens) if ok else 0 for g, ok in zip(graded, judged, strict=True)]
+    lengths = [len(g.sample.tokens) if g.verdict.judged else 0 for g in graded]
     reading = (graded, temperature, token_budget, generator.accelerator)
     sampler_logprobs = pad([g.sample.logprobs for g in graded])
     values_known = policy.value_head is None or all(g.sample.values is not None for g in graded)
@@ -183,7 +182,7 @@ def question_groups(graded: Sequence[GradedSample]) -> list[int]:
 
 def accuracy(graded: Sequence[GradedSample]) -> float:
     """Return the share of correct samples among those that our infrastructure could judge."""
-    judged = [g.verdict.correct for g in graded if g.verdict.status != "sandbox_error"]
+    judged = [g.verdict.correct for g in graded if g.verdict.judged]
     return sum(judged) / max(1, len(judged))
 
 

@@ -68,6 +68,12 @@ class Difference:
     p: float
     p_holm: float = 1.0
 
+    @property
+    def clear(self) -> bool:
+        """Tell whether both say that the two differ: the corrected p-value, and the interval."""
+        low, high = self.interval
+        return self.p_holm < 0.05 and (low > 0 or high < 0)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -81,6 +87,7 @@ class Comparison:
     samples: int  # per question, used
     drawn: list[int]  # per question, by the runs
     aggregations: list[str]
+    unjudged: int  # questions that are left out: the sandbox failed on an answer
     source: str = ""  # of reported numbers
 
 
@@ -102,7 +109,7 @@ def compare_runs(
     questions, or have fewer than `k` samples.
     """
     numbers = None if reported is None else read_reported(reported)
-    runs, samples = read_finished_runs(directories, k)
+    runs, samples, unjudged = read_finished_runs(directories, k)
     groups = group_runs(runs)
     cells = [cell for group in groups for cell in _cells(group, samples, numbers)]
     differences = [found for group in groups for found in _within(group, samples)]
@@ -119,6 +126,7 @@ def compare_runs(
         aggregations=[
             name for name in AGGREGATION_ORDER if any(cell.aggregation == name for cell in cells)
         ],
+        unjudged=unjudged,
         source="" if numbers is None else numbers.source,
     )
 

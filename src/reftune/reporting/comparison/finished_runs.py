@@ -10,14 +10,14 @@ from typing import Any, cast
 
 from reftune.config import Config
 from reftune.config_files import changed_settings, flat_settings, load_config
-from reftune.evaluation.aggregation import curves, right_answers, saved_curves
+from reftune.evaluation.aggregation import curves, judged_by_all, right_answers, saved_curves
 from reftune.files import read_object, read_rows, require_object
 from reftune.methods import METHODS
 from reftune.problem import AnsweredQuestion, Row, UserError
 
 Questions = dict[str, tuple[str, str]]  # id -> question, right answer
 Curves = dict[str, dict[int, float]]  # by aggregation, and "pass" for pass@k; by number of samples
-KEYS = {"id", "question", "answer", "completion", "correct"}  # what every row has
+KEYS = {"id", "question", "answer", "completion", "status", "correct"}  # what every row has
 
 # Runs that differ in nothing else are seeds of one cell: these settings say who a run is, how far it
 # went, and on what machine.
@@ -49,8 +49,9 @@ class FinishedRun:
 
 def read_finished_runs(
     directories: Sequence[Path], k: int | None = None
-) -> tuple[list[FinishedRun], int]:
-    """Read finished runs; return them and the number of samples per question that was used.
+) -> tuple[list[FinishedRun], int, int]:
+    """Read finished runs; return them, the number of samples per question that was used, and how many
+    questions are left out because the sandbox failed on an answer to them.
 
     For the arguments, and the UserErrors that this raises, see `compare_runs`.
     """
@@ -60,21 +61,27 @@ def read_finished_runs(
     samples = _samples(configs, k)
     synthetic = all(config.data.test == "synthetic" for config in configs.values())
     questions: Questions = {}
-    runs = []
+    written: dict[tuple[Path, str], dict[str, AnsweredQuestion]] = {}
+    known: dict[tuple[Path, str], Curves] = {}
     for directory, config in configs.items():
-        answers = {}
         for model, summary in _models(directory).items():
             path = directory / f"evaluation/{model}.jsonl"
             rows = {row["id"]: row for row in _read_rows(path, samples)}
             asked = {key: (row["question"], row["answer"]) for key, row in rows.items()}
             questions = questions or asked
             _require_same(questions, asked, directories[0], directory, synthetic)
+            written[directory, model] = {key: rows[key] for key in questions}
             # Runs of the first versions have saved no curves; of fewer samples they are other ones.
-            saved = "curves" in summary and samples == config.evaluation.samples
-            known = saved_curves(summary) if saved else None
-            answers[model] = _answers([rows[key] for key in questions], samples, known)
-        runs.append(FinishedRun(directory, config, answers))
-    return runs, samples
+            if "curves" in summary and samples == config.evaluation.samples:
+                known[directory, model] = saved_curves(summary)
+    judged = judged_by_all({pair: list(rows.values()) for pair, rows in written.items()})
+    unjudged = len(questions) - len(next(iter(judged.values())))
+    answers: dict[Path, dict[str, Answers]] = {directory: {} for directory in configs}
+    for (directory, model), kept in judged.items():
+        curve = None if unjudged else known.get((directory, model))
+        answers[directory][model] = _answers(kept, samples, curve)
+    runs = [FinishedRun(directory, config, answers[directory]) for directory, config in configs.items()]
+    return runs, samples, unjudged
 
 
 def _read_config(directory: Path) -> Config:

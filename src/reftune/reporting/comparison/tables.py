@@ -100,6 +100,8 @@ def notes(comparison: Comparison) -> list[str]:
             f" by Holm's method for all {count} comparisons here. They take the trained models as given:"
             " they tell what other questions would change, not what training with other seeds would."
         )
+    if comparison.unjudged:
+        texts.append(f"{comparison.unjudged} questions are left out: the sandbox failed on an answer.")
     k, drawn = comparison.samples, " and ".join(map(str, comparison.drawn))
     if len(comparison.drawn) > 1:
         used = f"the first {k} of each are used" if k else "greedy only"

@@ -26,7 +26,7 @@ SINGLE = (
     (
         "explained_variance",
         "Explained variance",
-        "What the critic foresees of the returns: 1 all, 0 nothing.",
+        "What the critic foresees of the returns: 1 all, 0 no more than a constant, below 0 less.",
     ),
     (
         "logprob_gap",

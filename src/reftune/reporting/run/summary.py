@@ -28,14 +28,18 @@ def headline(run: Run) -> str:
 
 
 def verdict(run: Run) -> str:
-    """Say what the interval of the main comparison allows to claim."""
+    """Say what the interval of the main comparison allows to claim: it covers questions, not seeds."""
     row = _main_comparison(run)
     if row is None:
         return ""
     low, high = row["interval"]
     if low > 0 or high < 0:
         better, worse = (row["b"], row["a"]) if low > 0 else (row["a"], row["b"])
-        return f"The interval excludes 0: {label_of(better)} is better than {label_of(worse)}."
+        better, worse = label_of(better), label_of(worse)
+        return (
+            f"The interval excludes 0: on such questions this {better} model is better than this {worse}"
+            " model. That is one seed; reftune compare pools several."
+        )
     return "The interval includes 0: these questions do not tell the two models apart."
 
 
