@@ -54,6 +54,8 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
         ("online_st.updates_per_batch", "online_st.update_epochs"),
         ("ppo.group_scale", "ppo.scale_rewards"),
         ("ppo.sampler_correction", "ppo.importance_sampling_cap"),
+        ("compute.sandbox_seconds", "reward.sandbox_seconds"),
+        ("compute.sandbox_memory_mb", "reward.sandbox_memory_mb"),
     ],
 )
 def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(

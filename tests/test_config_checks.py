@@ -99,6 +99,10 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         'a program returns its answer; set data.cot = "natural"', ["data.cot=natural"],
     ),
     (
+        ["data.cot=natural"], "reward.sandbox_seconds=1",
+        'only programs run in the sandbox; set data.cot = "program"', ["data.cot=program"],
+    ),
+    (
         ["data.cot=natural"], "prompt.repeat_question=true",
         'only programs can carry the question; set data.cot = "program"', ["data.cot=program"],
     ),

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from reftune.config import Compute
+from reftune.config import Reward
 from reftune.grading.grade_file import GradeSummary, extract_program, grade_file
 from reftune.problem import Status, UserError
 
-ONE_WORKER = Compute(sandbox_workers=1, sandbox_seconds=0.5)
+SHORT = Reward(sandbox_seconds=0.5)
 RIGHT = {"id": 1, "completion": "So #### 1,000", "answer": "1000"}
 
 
@@ -87,7 +87,7 @@ def test_program_file(tmp_path: Path) -> None:
         ],
     )
     out = tmp_path / "new" / "verdicts.jsonl"
-    summary = grade_file(path, "program", out, compute=ONE_WORKER)
+    summary = grade_file(path, "program", out, limits=SHORT)
     rows = {row["id"]: (row["status"], row["value"], row["reward"]) for row in read(out)}
     assert rows["bare"] == rows["fenced"] == ("ok", 42.0, 1.0)
     assert rows["wrong"] == ("ok", 42.0, 0.1)
@@ -105,7 +105,7 @@ def test_faults_of_our_own_are_not_charged(tmp_path: Path, monkeypatch: pytest.M
     own.write_text("def reward(question, completion, answer):\n    return 1\n", encoding="utf-8")
     path = write(tmp_path / "in.jsonl", [RIGHT])
     for reward in (None, f"{own}:reward"):
-        summary = grade_file(path, "program", reward=reward, compute=ONE_WORKER)
+        summary = grade_file(path, "program", reward=reward, limits=SHORT)
         row = read(summary.out)[0]
         assert "no sandbox worker could be started" in row.pop("reason")
         assert row == {
@@ -157,7 +157,7 @@ def test_programs_are_not_asked_for_a_text(tmp_path: Path) -> None:
     row = {"id": 1, "completion": "def solution():\n    return 1", "answer": "Tuesday"}
     path = write(tmp_path / "in.jsonl", [row])
     with pytest.raises(UserError, match=r"in\.jsonl:1: .* not a number, which programs must return"):
-        grade_file(path, "program", compute=ONE_WORKER)
+        grade_file(path, "program", limits=SHORT)
 
 
 def test_own_reward_sees_the_question_or_an_empty_one(tmp_path: Path) -> None:

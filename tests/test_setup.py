@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from reftune.config_files import parse_config
+from reftune.problem import Problem
+from reftune.runs.setup import judge_of
+
 # What the allocator itself says it holds, not page faults: their number depends on the system's huge
 # pages. A tensor of 30 MiB: glibc gives the first one back by itself, and may be told to keep up to 32.
 PROGRAM = """
@@ -39,3 +43,19 @@ def test_freed_memory_is_kept_for_the_next_tensor() -> None:
     kept, left = map(int, done.stdout.split())
     assert kept >= 30 * 2**20
     assert left < 2**20  # else this test shows nothing
+
+
+@pytest.mark.parametrize(
+    ("setting", "status"),
+    [
+        ("compute.sandbox_workers=1", "ok"),
+        ("reward.sandbox_memory_mb=32", "memory"),  # the program's list takes 80 MB
+        ("reward.sandbox_seconds=0.001", "timeout"),
+    ],
+)
+def test_programs_have_what_the_settings_give_them(setting: str, status: str) -> None:
+    config = parse_config({"data": {"cot": "program"}, "model": {"scratch": "tiny"}}, [setting], "test")
+    problem = Problem("a", "How many?", "5000000")
+    program = "def solution():\n    return len([0] * 5000000)\n"
+    [verdict] = judge_of(config, [problem])([problem], [program], [True])
+    assert verdict.status == status

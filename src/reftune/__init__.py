@@ -211,13 +211,13 @@ def grade(
         reward: your own function, or "path.py:function", in place of the built-in comparison.
         partial_reward: reward of a wrong number.
         trigger: the words before the answer of a natural chain; default: the paper's.
-        seconds: of time that a program has.
+        seconds: of CPU time that a program has.
         memory_mb: megabytes of memory that a program has, 16 or more.
 
     Raises:
         UserError: an answer cannot be graded, your reward fails, or the lists differ in length.
     """
-    from reftune.config import Compute
+    from reftune.config import Reward
     from reftune.grading.grade_file import grade_rows
 
     columns: dict[str, Sequence[Any] | None] = {
@@ -233,9 +233,9 @@ def grade(
         for n, values in enumerate(zip(*given.values(), strict=True), start=1)
     ]
     _check_limits(seconds, memory_mb)
-    compute = Compute(sandbox_seconds=seconds, sandbox_memory_mb=memory_mb)
+    limits = Reward(sandbox_seconds=seconds, sandbox_memory_mb=memory_mb)
     _, verdicts = grade_rows(
-        rows, cot, partial_reward=partial_reward, reward=reward, trigger=trigger, compute=compute
+        rows, cot, partial_reward=partial_reward, reward=reward, trigger=trigger, limits=limits
     )
     return verdicts
 
@@ -256,7 +256,7 @@ def run_program(
 
     Args:
         program: the text, or several, which run side by side.
-        seconds: of time that each has.
+        seconds: of CPU time that each has.
         memory_mb: megabytes of memory that each has, 16 or more.
 
     Raises:

@@ -204,12 +204,14 @@ class Ppo(Steps):
 
 
 class Reward(Section):
-    """What a completion is worth: in every stage that samples, and in the evaluation."""
+    """What a completion is worth, in sampling stages and the evaluation; what a program may use."""
 
     function: str | None = Field(None, description="your own reward: path.py:function")
     partial_reward: float = Field(
         0.1, ge=0, le=1, description="reward of a wrong but well-formed answer"
     )
+    sandbox_seconds: float = Field(2.0, gt=0, description="CPU time that a program may use")
+    sandbox_memory_mb: int = Field(256, ge=16, description="heap that a program may use")
 
 
 class Evaluation(Section):
@@ -236,8 +238,6 @@ class Compute(Section):
     sampler_rows: int = Field(512, ge=1, description="responses decoded at once; max_num_seqs in vLLM")
     threads: int | None = Field(None, ge=1, description="CPU threads per process; default: all cores")
     sandbox_workers: int | None = Field(None, ge=1, description="default: one per core")
-    sandbox_seconds: float = Field(2.0, gt=0, description="time limit of one program")
-    sandbox_memory_mb: int = Field(256, ge=16)
     trackers: list[str] = Field([], description="accelerate's: tensorboard, wandb, trackio, mlflow")
 
 

@@ -26,6 +26,8 @@ _RENAMED = {
     "ppo.updates_per_batch": "ppo.ppo_epochs",
     "online_st.updates_per_batch": "online_st.update_epochs",
     "ppo.group_scale": "ppo.scale_rewards",
+    "compute.sandbox_seconds": "reward.sandbox_seconds",
+    "compute.sandbox_memory_mb": "reward.sandbox_memory_mb",
     "ppo.sampler_correction": "ppo.importance_sampling_cap",
 }
 

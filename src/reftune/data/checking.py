@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from reftune.config import Columns, Compute, Prompt
+from reftune.config import Columns, Prompt, Reward
 from reftune.data.formats import is_program, read_fields, require_columns, require_new_id, to_problem
 from reftune.data.problems import question_key
 from reftune.data.sources import load_rows
@@ -76,7 +76,7 @@ def judge_chains(problems: Sequence[Problem], cot: Cot) -> list[Verdict]:
     wording = Wording(Prompt(), cot)
     # A program's docstring, the question, computes nothing: only the chain is run.
     texts = [str(p.chain) if cot == "program" else wording.rest(p) for p in problems]
-    with make_sandbox(Compute(), text=True) as sandbox:
+    with make_sandbox(Reward(), text=True) as sandbox:
         judge = make_judge(cot, trigger=Prompt().trigger, partial_reward=0.0, sandbox=sandbox)
         return judge(problems, texts, [True] * len(texts))
 

@@ -80,7 +80,7 @@ def evaluate_on(
 def ask(config: Config, questions: Sequence[str], temperature: float, seed: int) -> list[GradedSample]:
     """Ask the model of `config` questions; the verdicts have its answers, of whatever type."""
     problems = [Problem(f"question {n}", text, "") for n, text in enumerate(questions, start=1)]
-    sandbox = make_sandbox(config.compute, text=True)
+    sandbox = make_sandbox(config.reward, config.compute.sandbox_workers, text=True)
     judge = make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)
     generator = _load_generator(config, problems, judge)
     return generator.generate(problems, 1, temperature, key=(seed, "sample"))

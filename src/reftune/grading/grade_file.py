@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from reftune.config import Compute, Prompt
+from reftune.config import Prompt, Reward
 from reftune.files import check_writable, read_rows, write_jsonl, writing_to
 from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
@@ -45,7 +45,7 @@ def grade_file(
     *,
     reward: str | None = None,
     trigger: str | None = None,
-    compute: Compute | None = None,
+    limits: Reward | None = None,
 ) -> GradeSummary:
     """Judge a JSONL file of completions and write one verdict per line, in the same order.
 
@@ -54,7 +54,7 @@ def grade_file(
         cot: "program" executes the completions, "natural" reads their final answer.
         out: takes lines of {"id", "status", "value", "correct", "reward", "reason"}; default: beside
             `path`, with the suffix `.graded.jsonl`.
-        reward, trigger, compute: as for `grade_rows`.
+        reward, trigger, limits: as for `grade_rows`.
 
     Raises UserError that names file and line of what cannot be read.
     """
@@ -65,7 +65,7 @@ def grade_file(
     rows = list(read_rows(path, f"write {_EXAMPLE}"))
     if not rows:
         raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
-    problems, verdicts = grade_rows(rows, cot, reward=reward, trigger=trigger, compute=compute)
+    problems, verdicts = grade_rows(rows, cot, reward=reward, trigger=trigger, limits=limits)
     graded = [
         {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "reward": v.reward}
         | {"reason": v.reason}
@@ -83,7 +83,7 @@ def grade_rows(
     partial_reward: float = 0.1,
     reward: str | RewardFunction | None = None,
     trigger: str | None = None,
-    compute: Compute | None = None,
+    limits: Reward | None = None,
 ) -> tuple[list[Problem], list[Verdict]]:
     """Judge completions; return the problem that each one answers, and its verdict.
 
@@ -93,7 +93,7 @@ def grade_rows(
         partial_reward: reward of a wrong number.
         reward: your own instead, see `reftune.grading.judge.load_reward`.
         trigger: the words before the answer of a natural chain; default: the paper's.
-        compute: workers and limits of the sandbox.
+        limits: what a program may use; the rest of the section says nothing here.
 
     Raises UserError that names the place of what cannot be graded.
     """
@@ -103,7 +103,7 @@ def grade_rows(
         raise UserError("trigger: has no effect on programs, which return their answer; leave it out")
     problems = [_problem(where, row, cot, checked=reward is None) for where, row in rows]
     completions = [_completion(where, row, cot) for where, row in rows]
-    with make_sandbox(compute or Compute(), text=True) as sandbox:
+    with make_sandbox(limits or Reward(), text=True) as sandbox:
         judge = make_judge(
             cot,
             trigger=Prompt().trigger if trigger is None else trigger,

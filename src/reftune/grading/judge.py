@@ -7,7 +7,7 @@ from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 
-from reftune.config import Compute
+from reftune.config import Reward
 from reftune.grading.answers import check_answer
 from reftune.grading.choices import extract_choice
 from reftune.grading.equality import Judgement, compare, judge_numbers, truth_number
@@ -88,13 +88,12 @@ def make_extractor(cot: Cot, *, trigger: str, sandbox: Sandbox | None = None) ->
     return extract
 
 
-def make_sandbox(compute: Compute, *, text: bool) -> Sandbox:
-    """Return a sandbox with these workers and limits; `text` accepts texts too, as in multiple choice.
+def make_sandbox(limits: Reward, workers: int | None = None, *, text: bool) -> Sandbox:
+    """Return a sandbox with these limits; `text` accepts texts too, as in multiple choice.
 
     It costs nothing before it runs a program.
     """
-    limits = (compute.sandbox_workers, compute.sandbox_seconds, compute.sandbox_memory_mb)
-    return Sandbox(*limits, text=text)
+    return Sandbox(workers, limits.sandbox_seconds, limits.sandbox_memory_mb, text=text)
 
 
 def load_reward(reward: str | RewardFunction) -> Callable[[Problem, str], float]:

@@ -58,7 +58,7 @@ def judge_of(config: Config, problems: Sequence[Problem]) -> Judge:
         config.data.cot,
         trigger=config.prompt.trigger,
         partial_reward=config.reward.partial_reward,
-        sandbox=make_sandbox(config.compute, text=text),
+        sandbox=make_sandbox(config.reward, config.compute.sandbox_workers, text=text),
         reward=config.reward.function,
     )
 
