@@ -46,14 +46,16 @@ def extract_natural(text: str, trigger: str) -> str | None:
     as other systems write them, is read by the first of these marks that it has, each at its last
     place: `<answer>72</answer>`, `#### 72`, `\boxed{72}`, then `answer is 72` / `answer: 72` up to the
     end of the sentence, or what stands below a heading `Final Answer`. Thoughts that end with
-    `</think>` do not count where anything follows. What wraps the answer is taken off.
+    `</think>` do not count where anything follows, and one short line behind them needs no mark. What
+    wraps the answer is taken off.
     """
-    text = _spoken(text)
+    written, text = text, _spoken(text)
     after_trigger = _last(_trigger_pattern(trigger), text)
     if after_trigger:
         tail = text[after_trigger.end() :]
     else:
         tail = next((found for mark in _MARKS if (found := mark(text))), "")
+        tail = tail or _bare(written, text)
     boxed = _last_boxed(tail)
     line = (tail if boxed is None else boxed).strip().partition("\n")[0]
     return _unwrap(line) or None
@@ -106,6 +108,13 @@ def _hashed(text: str) -> str:
             return _after_answer_is(content) or content
         end = start
     return ""
+
+
+def _bare(written: str, said: str) -> str:
+    """Return what is said behind thoughts where that is one short line."""
+    said = said.strip()
+    thought = "</think>" in written and not said.endswith("</think>")
+    return said if thought and "\n" not in said and len(said) <= MAX_ANSWER_CHARS else ""
 
 
 def _boxed(text: str) -> str:

@@ -68,6 +68,7 @@ _WRAPPER = re.compile(
 )
 _PLAIN = _rules(
     bold=(r"(?<!\w)\*\*([^*]+)\*\*", r"\1"),
+    python_power=(r"(?<=[0-9A-Za-z)])\s*\*\*\s*(?=[-0-9A-Za-z(])", "^"),
     equals=(r"==", "="),
     at_most=(r"<=|=<", r"\\le "),
     at_least=(r">=", r"\\ge "),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from reftune.grading.expressions import expression_value
 from reftune.grading.extraction import MAX_ANSWER_CHARS
 from reftune.grading.notation import plain
+from reftune.grading.spelled import in_digits
 from reftune.grading.units import contradict, units_of
 
 TOLERANCE = 1e-2  # numbers at most this far apart are equal (paper, section 4.1)
@@ -34,6 +35,7 @@ _GROUPED = re.compile(
     r"(?<![0-9.,/'])(?<![0-9] )[0-9]{1,3}(?:([ '])[0-9]{3})(?:\1[0-9]{3})*(?![0-9/'])(?! ?[0-9/])"
 )
 _INDIAN = re.compile(r"(?<![0-9.,])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9]|,[0-9])")
+_DOTTED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3}){2,}(?![0-9]|[.,][0-9])")  # 1.234.567
 _UNIT_POWER = re.compile(  # "25 cm^2", "25 m²", and "25 cm 2" as MathQA writes it
     r"\b(?:(mm|cm|dm|m|km|in|inch|inches|ft|feet|yd|yards|mi|miles|units?|s|sec)\s?\^\s?\{?[23]\}?"
     r"|([mcdk]?m) [23](?=\W*$))"
@@ -82,6 +84,7 @@ _CHANGES = re.compile(
     r"|n't\b|\b(?:quarter|square|cube|power|product|percent|minimum|maximum|logarithm) of\b"
     r"|\b(?:more|less|greater|fewer|larger|smaller|bigger|higher|lower) than\s+\W*0"
     r"|\b(?:over|under|above|below|beyond|exceed(?:s|ing)?)\s+\W*0"
+    r"|0\s+and\s+(?:one|two|three|four|five|six|seven|eight|nine|ten|[a-z]+teen|eleven|twelve|[a-z]+ty)\b"
     r"|0\s*(?:squared|cubed)\b|\bor (?:more|less|fewer|greater|higher|lower|above|below|over|under)\b"
     r"|\b(?:divided|multiplied|raised|to the|in base|base|choose)\b",
     re.IGNORECASE,
@@ -147,7 +150,7 @@ def read_quantity(text: str) -> Quantity | None:
     text = before_reason(text)
     if len(text) > MAX_ANSWER_CHARS:
         return None
-    text = _rewrite(plain(text))
+    text = _rewrite(in_digits(plain(text)))
     return _from_equation(text) if "=" in text else _stated(text) or _evaluated(text)
 
 
@@ -185,6 +188,7 @@ def _rewrite(text: str) -> str:
         text = pattern.sub(form, text)
     text = _UNIT_POWER.sub(r"\1\2", text)
     text = _INDIAN.sub(lambda found: found[0].replace(",", ""), text)
+    text = _DOTTED.sub(lambda found: found[0].replace(".", ""), text)
     return _GROUPED.sub(lambda found: found[0].replace(" ", "").replace("'", ""), text)
 
 
@@ -278,4 +282,5 @@ def _is_label(side: str) -> bool:
 def _is_arithmetic(side: str) -> bool:
     if _stated(side) is not None:
         return True
+    side = re.sub(r"(?<=[0-9])\s*[xX]\s*(?=[0-9])", "*", side)
     return bool(re.search("[0-9]", side)) and not (_LONE_LETTER.search(side) or _CHANGES.search(side))
