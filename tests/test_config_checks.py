@@ -9,7 +9,7 @@ import pytest
 from reftune.config import Config
 from reftune.config_checks import FILES
 from reftune.config_files import dump_config, load_config, parse_config
-from reftune.data.sources import JSON_SUFFIXES, TABLE_BUILDERS
+from reftune.data.sources import CSV, JSON, PARQUET
 from reftune.problem import UserError
 
 ALL = 'methods=["offline_st", "online_st", "reft"]'
@@ -225,4 +225,4 @@ def test_the_record_of_a_run_is_read_back_though_it_says_everything(tmp_path: Pa
 
 
 def test_files_without_splits_are_those_that_can_be_read() -> None:
-    assert set(FILES) == {*JSON_SUFFIXES, *TABLE_BUILDERS}
+    assert set(FILES) == {*JSON, *CSV, *PARQUET}

@@ -39,7 +39,7 @@ def test_what_was_read_before_a_bad_line_is_given_out(tmp_path: Path) -> None:
         (b"{}\nnull", r"x\.jsonl:2: not an object"),
         (DEEP, r"x\.jsonl:1: not JSON \(.*recursion.*\); write"),
         (LONG, r"x\.jsonl:1: not JSON \(.*digits.*\); write"),
-        (b'{}\n{"a": "\xff"}', r"x\.jsonl: cannot be read as UTF-8 text \(.*\); write"),
+        (b'{}\n{"a": "\xff"}', r"x\.jsonl:2: cannot be read as UTF-8 text \(.*\); save it as UTF-8$"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(content: bytes, message: str, tmp_path: Path) -> None:

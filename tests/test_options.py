@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from reftune.data.formats import read_options, write_options
+from reftune.data.formats import write_options
+from reftune.grading.cells import read_options
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ OPTIONS = MATHQA["options"]
 
 
 def lines(path: Path, *rows: dict[str, Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
     return str(path)
 
 

@@ -84,6 +84,21 @@ def test_official_program_loses_its_docstring(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "written",
+    [
+        PROGRAM.replace("\n", "\r\n"),
+        PROGRAM.replace("\n", "\r"),
+        PROGRAM.replace(":\n", ": \t\n") + "\r\n",
+        PROGRAM.replace("solution():", "  solution( ) :"),
+        PROGRAM.replace(":\n", ':\r\n    """How many?"""\r\n'),
+    ],
+)
+def test_ends_of_lines_and_blanks_make_no_other_program(tmp_path: Path, written: str) -> None:
+    source = write_lines(tmp_path / "x.jsonl", {"question": "?", "answer": "3", "chain": written})
+    assert load_problems(source, cot="program")[0].chain == PROGRAM
+
+
+@pytest.mark.parametrize(
     ("written", "read"),
     [
         ("1 + 2 = 3\n\nTherefore, the answer is <3>.", "1 + 2 = 3"),
@@ -246,7 +261,7 @@ def test_unknown_split_and_column_of_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no 'ask' among 'q', 'a'; correct data\.columns\.question"):
         load_problems(str(tmp_path), cot="natural", columns=Columns(question="ask", answer="a"))
     with pytest.raises(
-        UserError, match=r"row 1: has 'q', 'a', not 'question' and 'answer'; set data\.columns"
+        UserError, match=r"train\.csv:2: has 'q', 'a', not 'question' and 'answer'; set data\.columns"
     ):
         load_problems(str(tmp_path), cot="natural")
 

@@ -141,10 +141,10 @@ def test_what_is_no_text_is_named() -> None:
     )
     starts = [line.partition(";")[0] for line in found.stdout.splitlines()]
     assert starts == [
-        "completion 2: answer must be a text or a number",
+        "completion 2: 'answer' is a list",
         "completion 2: answer must be a text or a number",
         "completion 2: completion must be a text",
-        "completion 2: choices must be a list of option texts",
+        "completion 2: cannot read the choices",
         "reward <lambda> returned 'good' on problem 1",
         "cot: choose natural or program, not music",
     ]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from reftune.config import Config
 
-FILES = (".json", ".jsonl", ".csv", ".parquet")
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _MISSING = object()
 
 

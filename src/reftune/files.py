@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,22 @@ def reading_from(path: Path, fix: str) -> Iterator[None]:
     """Raise UserError if the block cannot read `path` as text."""
     try:
         yield
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); {fix}") from error
+    except UnicodeDecodeError as error:
+        if fix.startswith("write"):  # the user wrote it
+            fix = "save it as UTF-8"
+        place = f"{path}:{_line_that_is_not_utf_8(path)}"
+        raise UserError(f"{place}: cannot be read as UTF-8 text ({error.reason}); {fix}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}); {fix}") from error
+
+
+def _line_that_is_not_utf_8(path: Path) -> int:
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        content = content[: error.start]
+    return content.count(b"\n") + 1
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -110,13 +126,22 @@ def read_jsonl(path: Path) -> list[Any]:
     return [row for _, row in read_rows(path, "delete it and run its stage again")]
 
 
-def read_rows(path: Path, fix: str = ONE_PER_LINE, bad: list[str] | None = None) -> Iterator[PlacedRow]:
+def read_rows(
+    path: Path,
+    fix: str = ONE_PER_LINE,
+    bad: list[str] | None = None,
+    *,
+    exact: bool = False,
+    name: str | None = None,
+) -> Iterator[PlacedRow]:
     """Yield the objects of a JSONL file, each with its place; blank lines are skipped.
 
     Args:
         path: a file in UTF-8.
         fix: what the user is told to do about a file or a line that cannot be read.
         bad: takes what is said of such lines; without it the first one raises UserError.
+        exact: as for `parse_json`.
+        name: what the file is called in places; default: its path.
     """
     errors = "strict" if bad is None else "replace"
     # Only \n ends a line: texts may hold U+2028, at which splitlines() would cut.
@@ -124,9 +149,10 @@ def read_rows(path: Path, fix: str = ONE_PER_LINE, bad: list[str] | None = None)
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            place = f"{path}:{number}"
+            place = f"{name or path}:{number}"
             try:
-                row = require_object(parse_json(line.rstrip("\n"), path, fix, number), place, fix)
+                value = parse_json(line.rstrip("\n"), name or path, fix, number, exact=exact)
+                row = require_object(value, place, fix)
             except UserError as error:
                 if bad is None:
                     raise
@@ -135,15 +161,28 @@ def read_rows(path: Path, fix: str = ONE_PER_LINE, bad: list[str] | None = None)
                 yield place, row
 
 
-def parse_json(text: str, path: Path, fix: str = ONE_PER_LINE, line: int = 1) -> Any:
-    """Parse JSON that begins in line `line` of a file; anything else is a UserError."""
+def parse_json(
+    text: str, path: Path | str, fix: str = ONE_PER_LINE, line: int = 1, *, exact: bool = False
+) -> Any:
+    """Parse JSON that begins in line `line` of a file; anything else is a UserError.
+
+    With `exact` numbers keep their digits (as `Decimal`), and a key that comes twice is refused.
+    """
+    exactly: dict[str, Any] = {"parse_float": Decimal, "object_pairs_hook": _object} if exact else {}
     try:
-        return json.loads(text)
+        return json.loads(text, **exactly)
     except json.JSONDecodeError as error:
         line, reason = line + error.lineno - 1, f"{error.msg}, column {error.colno}"
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+    except (ValueError, ArithmeticError, RecursionError) as error:  # thousands of digits, or brackets
         reason = str(error)
     raise UserError(f"{path}:{line}: not JSON ({reason}); {fix}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{name!r} comes {count} times in one object")
+    return dict(pairs)
 
 
 def require_object(value: Any, place: str, fix: str = ONE_PER_LINE) -> Row:

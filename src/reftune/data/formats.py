@@ -12,6 +12,7 @@ from typing import Any
 
 from reftune.config import Columns
 from reftune.files import PlacedRow
+from reftune.grading.cells import as_choices, as_text, indexed, read_options
 from reftune.grading.choices import extract_choice
 from reftune.problem import Cot, Problem, UserError
 
@@ -26,11 +27,11 @@ KNOWN_FORMATS = (
 FORMULA = "linear_formula"  # MathQA
 EQUATION = "Equation"  # SVAMP
 
-_PROGRAM = re.compile(r"^def \w+\(", re.MULTILINE)
+_PROGRAM = re.compile(r"^def[ \t]+\w+[ \t]*\(", re.MULTILINE)
+_HEAD = re.compile(r"\Adef[ \t]+solution[ \t]*\([ \t]*\)[ \t]*:[ \t]*\n")
 _DOCSTRING = re.compile(r"\A(def solution\(\):)\s*(\"{3}|'{3}).*?\2[ \t]*\n", re.DOTALL)
 _ANSWER_SENTENCE = re.compile(r"\s*\b(Therefore, the answer is\b[^\n]*|The answer is <[^<>\n]*>\.?)\Z")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_OPTION = re.compile(r"(?:^|'?\s*,\s*'?)([a-z]) \) ")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
@@ -55,6 +56,8 @@ def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fie
     Raises UserError that names the place of a row that cannot be read, as `to_problem` does.
     """
     names = columns or known_columns(where, row)
+    options = row.get(names.choices or "")
+    row = row | {names.answer: indexed(where, row.get(names.answer), options)}
     own_id, question, answer, chain, body = (
         _text(where, name, row.get(name or ""))
         for name in (names.id, names.question, names.answer, names.chain, "Body")
@@ -66,7 +69,7 @@ def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fie
         chain, _, answer = answer.rpartition("####")
     if columns is None and body:  # SVAMP: many bodies end without a full stop
         question = f"{body}{'' if body[-1] in '.,!?' else ','} {question}"
-    return Fields(own_id, question, answer.strip(), chain, row.get(names.choices or ""))
+    return Fields(own_id, question, answer.strip(), chain, options)
 
 
 def to_problem(where: str, fields: Fields, new_id: str, cot: Cot) -> Problem:
@@ -125,19 +128,8 @@ def write_options(choices: Sequence[str]) -> str:
     return " , ".join(f"{a} ) {text}" for a, text in zip(ascii_lowercase, choices, strict=False))
 
 
-def read_options(line: str) -> tuple[str, ...] | None:
-    """Read `a ) 38 , b ) 27.675` or `['a ) 38', 'b ) 27.675']`; None if the line is no such list."""
-    before, *pieces = _OPTION.split(line.strip().removeprefix("['").removesuffix("']"))
-    letters, texts = "".join(pieces[::2]), tuple(pieces[1::2])
-    return texts if not before and len(texts) > 1 and ascii_lowercase.startswith(letters) else None
-
-
 def _text(where: str, name: str | None, value: object) -> str:
-    if value is None or value != value:  # an empty cell of a table is None or NaN
-        return ""
-    if not isinstance(value, str | int | float):
-        raise UserError(f"{where}: {name!r} is a {type(value).__name__}; it must be text or a number")
-    return f"{value}".strip()
+    return as_text(where, name, value).strip()
 
 
 def _plain_answer(answer: str, choices: tuple[str, ...] | None) -> str:
@@ -155,7 +147,7 @@ def _clean_chain(chain: str, cot: Cot) -> str | None:
     if is_program(chain) != (cot == "program"):
         return None
     if cot == "program":
-        return _DOCSTRING.sub(r"\1\n", chain)
+        return _DOCSTRING.sub(r"\1\n", _HEAD.sub("def solution():\n", re.sub("\r\n?", "\n", chain)))
     chain = _ANSWER_SENTENCE.sub("", _CALCULATOR.sub("", chain))
     if len(chain) > 1 and chain[0] == chain[-1] == '"':  # MathQA
         chain = chain[1:-1]
@@ -164,16 +156,8 @@ def _clean_chain(chain: str, cot: Cot) -> str | None:
 
 def _with_options(where: str, question: str, options: object) -> tuple[str, tuple[str, ...] | None]:
     """Return the question with its options in MathQA's notation as last line, and their texts."""
-    carried = read_options(question.rpartition("\n")[2])
-    if options is None or options == "":
-        return question, carried
-    if isinstance(options, str):
-        choices, listing = read_options(options), options
-    elif isinstance(options, list | tuple):
-        choices = tuple(_text(where, "choices", option) for option in options)
-        listing = write_options(choices)
-    else:
-        choices = None
-    if not choices:
-        raise UserError(f"{where}: cannot read the choices; give a list of texts, or 'a ) 38 , b ) 27'")
-    return question if carried else f"{question}\n{listing}", choices
+    carried, choices = read_options(question.rpartition("\n")[2]), as_choices(where, options)
+    if choices is None or carried:
+        return question, choices or carried
+    listing = options if isinstance(options, str) else write_options(choices)
+    return f"{question}\n{listing}", choices

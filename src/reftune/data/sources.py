@@ -1,16 +1,17 @@
 """Rows of a data file, a directory, a Hugging Face data set or a Python program, each with its place."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
+from reftune.data.tables import csv_rows, parquet_rows
 from reftune.files import ONE_PER_LINE, PlacedRow, parse_json, read_rows, reading_from, require_object
 from reftune.problem import Problem, UserError
 
-JSON_SUFFIXES = (".json", ".jsonl")
-TABLE_BUILDERS = {".csv": "csv", ".parquet": "parquet"}
+JSON, CSV, PARQUET = (".json", ".jsonl"), (".csv", ".tsv"), (".parquet",)
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 # A file, a directory, a data set's name on the hub; or rows: mappings, problems, a `datasets.Dataset`.
@@ -31,17 +32,19 @@ def load_rows(source: Source, split: str, subset: str | None, name: str = "data"
         return _given_rows(source, name)
     path, source = Path(source).expanduser(), str(source)
     suffix = path.suffix.lower()
-    if not path.exists() and (
-        suffix in (*JSON_SUFFIXES, *TABLE_BUILDERS) or not _HUB_NAME.fullmatch(source)
-    ):
+    if not path.exists() and (suffix in (*JSON, *CSV, *PARQUET) or not _HUB_NAME.fullmatch(source)):
         raise UserError(f"{source}: no such file")
+    if path.is_dir() and has_magic(str(path)):  # `datasets` would take it for a pattern
+        raise UserError(f"{source}: directories with *, ? or [ in their names cannot be read; rename it")
     if not path.is_file():
-        return _dataset_rows(source, str(path) if path.is_dir() else source, name=subset, split=split)
-    if suffix in JSON_SUFFIXES:
-        return _json_rows(path)
-    if suffix in TABLE_BUILDERS:
-        return _dataset_rows(source, TABLE_BUILDERS[suffix], data_files=str(path), split="train")
-    raise UserError(f"{source}: unknown kind of file; use .json, .jsonl, .csv or .parquet")
+        return _dataset_rows(source, str(path) if path.is_dir() else source, subset, split)
+    if suffix in JSON:
+        return _json_rows(path, source)
+    if suffix in CSV:
+        return csv_rows(path, source)
+    if suffix in PARQUET:
+        return parquet_rows(path, source)
+    raise UserError(f"{source}: unknown kind of file; use .json, .jsonl, .csv, .tsv or .parquet")
 
 
 def _given_rows(rows: Iterable[Any], name: str) -> Iterator[PlacedRow]:
@@ -56,28 +59,48 @@ def _given_rows(rows: Iterable[Any], name: str) -> Iterator[PlacedRow]:
         yield where, dict(fields)
 
 
-def _json_rows(path: Path) -> Iterator[PlacedRow]:
+def _json_rows(path: Path, name: str) -> Iterator[PlacedRow]:
     """Return the items of an array, or one object per line."""
     with reading_from(path, ONE_PER_LINE), path.open(encoding="utf-8-sig") as file:
         start = next((line for line in file if line.strip()), "")
         if not start.lstrip().startswith("["):
-            return read_rows(path)
+            return read_rows(path, exact=True, name=name)
         file.seek(0)
-        items = enumerate(parse_json(file.read(), path), start=1)
-    places = ((f"{path}: item {number}", item) for number, item in items)
+        items = enumerate(parse_json(file.read(), name, exact=True), start=1)
+    places = ((f"{name}: item {number}", item) for number, item in items)
     return ((place, require_object(item, place)) for place, item in places)
 
 
-def _dataset_rows(source: str, builder: str, **options: Any) -> Iterator[PlacedRow]:
+# Files of a data set that we read ourselves: libraries guess what a cell means.
+_OWN_READERS = {"csv": csv_rows, "json": _json_rows}
+
+
+def _dataset_rows(source: str, path: str, subset: str | None, split: str) -> Iterator[PlacedRow]:
     # Imported here: it takes a second, which JSON files need not wait for.
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
     try:
-        dataset = load_dataset(builder, **options)
+        builder = load_dataset_builder(path, name=subset)
+        nested = getattr(builder.config, "field", None)  # rows below a key of a JSON file
+        read = None if nested else _OWN_READERS.get(type(builder).__module__.rpartition(".")[2])
+        files = _downloaded(builder.config.data_files, split) if read else []
+        dataset = () if read else load_dataset(path, name=subset, split=split)
     except Exception as error:  # of many libraries: network, hub, parsers
         reason = f"{error}".partition("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(
             f"cannot load {source}: {reason}; check name, subset, split and connection"
         ) from error
+    for name, file in files:
+        yield from read(file, name) if read else ()
     for number, row in enumerate(dataset, start=1):
         yield f"{source}: row {number}", row
+
+
+def _downloaded(files: Mapping[Any, Sequence[str]], split: str) -> Iterator[tuple[str, Path]]:
+    """Return the names of a split's files, and where they lie on this machine, unpacked."""
+    from datasets import DownloadManager
+
+    if split not in files:
+        raise ValueError(f"unknown split {split!r}, it has {', '.join(map(str, files))}")
+    names = list(files[split])
+    return zip(names, map(Path, DownloadManager().download_and_extract(names)), strict=True)

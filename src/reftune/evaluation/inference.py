@@ -10,6 +10,7 @@ from reftune.data.problems import load_test
 from reftune.data.sources import Source
 from reftune.evaluation.aggregation import judged_by_all
 from reftune.evaluation.evaluate import answer_questions, summarise
+from reftune.grading.cells import as_text
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
 from reftune.model.loading import load_model, load_tokenizer, make_policy
 from reftune.model.prompts import Prompter, saved_settings
@@ -79,7 +80,8 @@ def evaluate_on(
 
 def ask(config: Config, questions: Sequence[str], temperature: float, seed: int) -> list[GradedSample]:
     """Ask the model of `config` questions; the verdicts have its answers, of whatever type."""
-    problems = [Problem(f"question {n}", text, "") for n, text in enumerate(questions, start=1)]
+    numbered = {f"question {n}": text for n, text in enumerate(questions, start=1)}
+    problems = [Problem(n, as_text(n, "question", text), "") for n, text in numbered.items()]
     sandbox = make_sandbox(config.reward, config.compute.sandbox_workers, text=True)
     judge = make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)
     generator = _load_generator(config, problems, judge)

@@ -47,6 +47,8 @@ def check_answer(problem: Problem, cot: Cot = "natural") -> str | None:
     if problem.choices is not None:
         if not 2 <= len(problem.choices) <= len(ascii_lowercase):
             return f"problem {problem.id}: has {len(problem.choices)} choices; give 2 to 26"
+        if not all(problem.choices):
+            return f"problem {problem.id}: one of its choices is empty; give a text for each"
         if extract_choice(problem.answer, problem.choices) is None:
             last = ascii_lowercase[len(problem.choices) - 1]
             return f"{where} names none of its choices; give a letter from a to {last}"

@@ -11,6 +11,7 @@ from typing import get_args
 from reftune.config import Prompt, Reward
 from reftune.files import check_writable, read_rows, write_jsonl, writing_to
 from reftune.grading.answers import check_answer
+from reftune.grading.cells import as_choices, as_text, indexed
 from reftune.grading.judge import make_judge, make_sandbox
 from reftune.problem import Cot, Problem, RewardFunction, Row, Status, UserError, Verdict
 
@@ -62,7 +63,7 @@ def grade_file(
     if out.resolve() == path.resolve():
         raise UserError(f"{out}: is the file to grade; give another --out")
     check_writable(out)
-    rows = list(read_rows(path, f"write {_EXAMPLE}"))
+    rows = list(read_rows(path, f"write {_EXAMPLE}", exact=True))
     if not rows:
         raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
     problems, verdicts = grade_rows(rows, cot, reward=reward, trigger=trigger, limits=limits)
@@ -144,12 +145,9 @@ def _completion(where: str, row: Row, cot: Cot) -> str:
 
 
 def _problem(where: str, row: Row, cot: Cot, checked: bool) -> Problem:
-    choices = row.get("choices")
-    if choices is not None:
-        if not isinstance(choices, list | tuple):
-            raise UserError(f"{where}: choices must be a list of option texts")
-        choices = tuple(_text(where, "choices", choice) for choice in choices)
-    id_, answer = (_text(where, key, row.get(key)) for key in ("id", "answer"))
+    choices = as_choices(where, row.get("choices"))
+    answer = indexed(where, row.get("answer"), row.get("choices"))
+    id_, answer = _text(where, "id", row.get("id")), _text(where, "answer", answer).strip()
     question = _text(where, "question", row.get("question", ""))
     problem = Problem(id_, question, answer, None, choices)
     if checked and (complaint := check_answer(problem, cot)):
@@ -158,6 +156,6 @@ def _problem(where: str, row: Row, cot: Cot, checked: bool) -> Problem:
 
 
 def _text(where: str, key: str, value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if value is None:
         raise UserError(f"{where}: {key} must be a text or a number; write {_EXAMPLE}")
-    return str(value)
+    return as_text(where, key, value)

@@ -172,8 +172,9 @@ def _complete(
         raise UnderivableError("its answer cannot be graded")
     chain = problem.chain or _derive(problem, fields, row, cot)
     if options is False and problem.choices is not None:
-        question = problem.question.rpartition("\n")[0]
-        problem = replace(problem, question=question, answer=f"{_number(problem):.15g}", choices=None)
+        question, number = problem.question.rpartition("\n")[0], _number(problem)
+        answer = str(number) if isinstance(number, int) else f"{number:.15g}"
+        problem = replace(problem, question=question, answer=answer, choices=None)
         chain = _LETTER.sub("", chain) if cot == "natural" else chain
     if not chain:
         raise UnderivableError(f"it has no {cot} chain")
