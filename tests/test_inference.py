@@ -10,6 +10,7 @@ import pytest
 from reftune.config import Config, Data, Model, Prompt
 from reftune.evaluation.inference import ask, model_config
 from reftune.problem import UserError
+from reftune.runs.setup import make_accelerator
 
 
 @pytest.fixture
@@ -40,6 +41,20 @@ def test_a_model_from_elsewhere_gets_the_papers_prompts_and_must_be_told_its_cha
     assert config.prompt == Prompt(max_new_tokens=9)
     with pytest.raises(UserError, match="some/hub-model: say with --cot"):
         model_config("some/hub-model", test="t.jsonl")
+
+
+def test_models_of_two_precisions_are_asked_in_one_process() -> None:
+    """accelerate keeps one precision for a process, whoever asks."""
+    for dtype, expected in (("float32", "no"), ("bfloat16", "bf16"), ("float32", "no")):
+        config = model_config("some/hub-model", [f"model.dtype={dtype}"], cot="natural")
+        assert make_accelerator(config).mixed_precision == expected
+
+
+@pytest.mark.parametrize("question", ["a\0b", "x\ud83d"])
+def test_a_question_that_is_no_text_is_refused(question: str) -> None:
+    config = model_config("some/hub-model", cot="natural")
+    with pytest.raises(UserError, match="question 2: 'question' holds"):
+        ask(config, ["How many?", question], 0.0, 0)
 
 
 def test_a_model_without_weights_cannot_be_asked() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -26,7 +29,7 @@ from reftune.config import Prompt
 from reftune.data.problems import load_problems
 from reftune.model.prompts import PROGRAM_HEAD, Prompter, Wording, saved_settings, trained_at
 from reftune.model.scratch import train_tokenizer
-from reftune.problem import Problem, UserError
+from reftune.problem import Cot, Problem, UserError
 from reftune.sampling.sampler import Sample
 
 PROGRAM = Problem(
@@ -308,6 +311,51 @@ def test_bos_outlives_saving_and_loading(tmp_path: Path, kind: str) -> None:
     assert after.encode_example(PROGRAM) == before.encode_example(PROGRAM)
 
 
+TEMPLATES = [
+    SETTINGS.template,
+    "{question}",
+    "'{question}' \\n \\ \t{{ 7 }} {% x %}\r\n«{question}» Q:",
+]
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("cot", ["natural", "program"])
+def test_a_chat_with_a_saved_model_asks_as_training_did(
+    tmp_path: Path, kind: str, cot: Cot, template: str, repeat: bool
+) -> None:
+    tokenizer = copy(tokenizer_of(kind))
+    tokenizer.chat_template = "<|im_start|>the base model's"
+    prompter = Prompter(tokenizer, Prompt(template=template, repeat_question=repeat), cot)
+    prompter.save(tmp_path)
+    assert tokenizer.chat_template == "<|im_start|>the base model's", "the run's own is left alone"
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    begin = {"llama": "<s>", "metaspace": "<s> "}.get(kind, "")
+    for question in [PROGRAM.question, *NASTY[:-1], '"', '""""', "\\", "{{ bos_token }}", "{question}"]:
+        problem = Problem("1", question.strip(), "7")
+        chat = [{"role": "user", "content": f"\n{question} "}]
+        text = saved.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        wording = prompter.wording
+        assert text == begin + wording.question(problem) + wording.opening(problem)
+        if cot == "natural":
+            ids = saved.apply_chat_template(chat, return_dict=False)
+            assert ids == prompter.encode_prompt(problem)
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "7?"}],
+        [{"role": "assistant", "content": "7?"}],
+        [{"role": "user", "content": [{"type": "text", "text": "7?"}]}],
+    ],
+)
+def test_a_chat_that_nobody_trained_is_refused(tmp_path: Path, chat: list[dict[str, Any]]) -> None:
+    Prompter(tokenizer_of("scratch"), SETTINGS, "natural").save(tmp_path)
+    with pytest.raises(TemplateError, match="trained on single questions: send one message"):
+        AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(chat)
+
+
 def test_an_eos_that_the_tokenizer_appends_does_not_end_the_prompt() -> None:
     tokenizer = llama(add_eos_token=True)
     assert tokenizer("Ann").input_ids[-1] == tokenizer.eos_token_id
@@ -392,9 +440,11 @@ def test_what_save_writes_is_read_back(tmp_path: Path) -> None:
         "template": "{question}\n", "trigger": " = ", "repeat_question": True,
         "max_prompt_tokens": 300, "max_new_tokens": 7,
     }  # fmt: skip
-    assert written == {"cot": "natural", "prompt": prompt, "trained": {"step": 7}}
+    expected = {"cot": "natural", "prompt": prompt, "dtype": "float32", "trained": {"step": 7}}
+    assert written == expected
     assert trained_at(tmp_path) == {"step": 7}
-    assert saved_settings(str(tmp_path)) == {"data": {"cot": "natural"}, "prompt": prompt}
+    settings = {"data": {"cot": "natural"}, "prompt": prompt, "model": {"dtype": "float32"}}
+    assert saved_settings(str(tmp_path)) == settings
     assert AutoTokenizer.from_pretrained(tmp_path)("7 + 8").input_ids == scratch()("7 + 8").input_ids
 
 
@@ -403,7 +453,15 @@ def test_a_model_from_elsewhere_has_no_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"cot": "music", "prompt": {}}', '{"cot": "natural", "prompt": {"a": 1}}']
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"cot": "music", "prompt": {}}',
+        '{"cot": "natural", "prompt": {"a": 1}}',
+        '{"cot": "natural", "prompt": {}, "dtype": "int8"}',
+    ],
 )
 def test_damaged_settings_are_named_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "reftune_prompt.json").write_text(text, encoding="utf-8")

@@ -438,7 +438,7 @@ def test_the_main_process_exports_and_all_wait_for_it(tmp_path: Path, index: int
 class Broken(Prompter):
     """Breaks off in the midst of an export."""
 
-    def save(self, directory: Path, trained: object = None) -> None:
+    def save(self, directory: Path, trained: object = None, dtype: str = "float32") -> None:
         assert (directory / "model.safetensors").exists()
         raise KeyboardInterrupt
 

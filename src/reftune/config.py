@@ -81,7 +81,9 @@ class Model(Section):
     scratch: str | None = Field(None, description="size of a new small Llama: tiny or small")
     scratch_overrides: dict[str, int] = Field({}, description="LlamaConfig fields, e.g. hidden_size")
     vocab_size: int = Field(512, ge=260, description="vocabulary of a scratch model's tokenizer")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision of computing and of exported models; weights train in float32"
+    )
     value_model: Literal["shared", "separate"] = Field(
         "shared", description="critic on the policy's own backbone, or a model of its own"
     )

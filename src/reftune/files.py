@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -216,9 +216,15 @@ def _means_full_disk(error: Exception, directory: Path) -> bool:
 
 
 def sync_files(directory: Path) -> None:
-    """Force every file below a directory to the disk."""
+    """Force every file below a directory to the disk, with the rights that the umask gives new files.
+
+    Libraries write through temporary files that nobody else may read.
+    """
+    rights = directory.stat().st_mode & 0o666
     for path in directory.rglob("*"):
         if path.is_file():
+            with suppress(OSError):  # not every file system has them
+                path.chmod(rights)
             sync(path)
 
 

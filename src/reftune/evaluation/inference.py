@@ -12,7 +12,7 @@ from reftune.evaluation.aggregation import judged_by_all
 from reftune.evaluation.evaluate import answer_questions, summarise
 from reftune.grading.cells import as_text
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
-from reftune.model.loading import load_model, load_tokenizer, make_policy
+from reftune.model.loading import load_policy, load_tokenizer
 from reftune.model.prompts import Prompter, saved_settings
 from reftune.problem import AnsweredQuestion, Cot, Problem, UserError
 from reftune.runs.setup import check_prompts, judge_of, make_accelerator
@@ -41,7 +41,8 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
             )
     saved = saved_settings(model)
     given = {key: value for key, value in data.items() if value is not None}
-    values = saved | {"model": {"name": model}, "data": saved.get("data", {}) | given}
+    own = saved.get("model", {}) | {"name": model}
+    values = saved | {"model": own, "data": saved.get("data", {}) | given}
     config = parse_config(values, overrides, source="--set")
     if "cot" not in config.data.model_fields_set:
         raise UserError(
@@ -95,7 +96,6 @@ def _load_generator(config: Config, problems: Sequence[Problem], judge: Judge) -
         raise UserError(f"model.scratch = {config.model.scratch} has no weights yet; set model.name")
     accelerator = make_accelerator(config)
     prompter = Prompter(load_tokenizer(name), config.prompt, config.data.cot)
-    model = load_model(name)
-    check_prompts(prompter, problems, model)
-    policy = make_policy(model, config.model, device=accelerator.device)
+    policy = load_policy(name, config.model, device=accelerator.device)
+    check_prompts(prompter, problems, policy.policy)
     return make_generator(policy, prompter, judge, accelerator, config.compute.sampler_rows)

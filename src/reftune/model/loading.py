@@ -6,12 +6,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from reftune.config import Model
 from reftune.model.packing import text_config
 from reftune.model.policy import PolicyWithValue
+from reftune.model.prompts import Prompter
 from reftune.model.scratch import new_model
 from reftune.problem import UserError
 
@@ -122,12 +130,45 @@ def set_trainable(model: PreTrainedModel, trainable: bool) -> None:
         part.requires_grad_(trainable)
 
 
-def save_policy(policy: PolicyWithValue, directory: Path) -> None:
-    """Write the language model of a policy as a Hugging Face model directory.
+def save_policy(policy: PolicyWithValue, directory: Path, dtype: str = "float32") -> None:
+    """Write the language model of a policy as a Hugging Face model directory, in the run's precision.
 
     The critic is left out: nobody reads it, and inference engines refuse weights that they do not know.
     """
-    policy.policy.save_pretrained(directory)
+    model, weights = policy.policy, policy.policy.state_dict()
+    if dtype != "float32":
+        cast: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one
+        for name, tensor in weights.items():
+            if tensor.is_floating_point():
+                key = (tensor.data_ptr(), tensor.shape)
+                cast.setdefault(key, tensor.to(getattr(torch, dtype)))
+                weights[name] = cast[key]
+    model.save_pretrained(directory, state_dict=weights)
+    if dtype != "float32":
+        model.config.dtype = dtype
+        model.config.save_pretrained(directory)
+
+
+def save_generation(model: PreTrainedModel, prompter: Prompter, directory: Path) -> None:
+    """Let whoever generates with a saved model do as its evaluation does: greedily, up to its ends.
+
+    The base model's settings may hold a temperature, penalties or an end that it was not trained on.
+    """
+    ends = end_tokens(model, prompter.eos)
+    pad = model.generation_config.pad_token_id if model.generation_config else None
+    GenerationConfig(
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        bos_token_id=prompter.tokenizer.bos_token_id,
+        pad_token_id=prompter.eos if pad is None else pad,
+        max_new_tokens=prompter.settings.max_new_tokens,
+    ).save_pretrained(directory)
+
+
+def end_tokens(model: PreTrainedModel, eos: int) -> list[int]:
+    """Return the ids that end a response: the tokenizer's, and those that the model is shipped with."""
+    settings = model.generation_config
+    ends = settings.eos_token_id if settings is not None else None
+    return sorted({eos, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
 
 
 def _reason(name: str | Path, error: Exception) -> str:

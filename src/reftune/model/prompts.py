@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from reftune.config import Prompt
+from reftune.config import Model, Prompt
+from reftune.model.chat_template import chat_template
 from reftune.problem import Cot, Problem, UserError
 
 if TYPE_CHECKING:
@@ -113,19 +115,38 @@ class Prompter:
         opening = self._opening(problem)
         return PROGRAM_HEAD + self._text(opening + ids)[len(self._text(opening)) :]
 
-    def save(self, directory: Path, trained: Mapping[str, Any] | None = None) -> None:
-        """Write the tokenizer and the prompt's settings into a model directory.
+    def save(
+        self, directory: Path, trained: Mapping[str, Any] | None = None, dtype: str = "float32"
+    ) -> None:
+        """Write the tokenizer, with the prompt as its chat template, and the settings of both.
 
         Args:
             trained: which stage and step the model comes from, and how good it was there.
+            dtype: the precision in which the model is asked.
         """
-        self.tokenizer.save_pretrained(directory)
+        tokenizer = copy(self.tokenizer)
+        tokenizer.chat_template = chat_template(self.settings, self.cot, self._begin())
+        tokenizer.save_pretrained(directory)
         settings = {
             "cot": self.cot,
             "prompt": self.settings.model_dump(),
+            "dtype": dtype,
             "trained": dict(trained or {}),
         }
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def _begin(self) -> str:
+        """Return what stands before a prompt's text where nothing is added to it: BOS, or nothing."""
+        problem = Problem("", "?", "")
+        text, ids, bos = (
+            self.wording.question(problem),
+            self._question(problem),
+            self.tokenizer.bos_token,
+        )
+        if ids == self._plain(text):
+            return ""
+        # Some tokenizers put a space before what begins a text, but not before what follows the BOS.
+        return f"{bos} " if ids != self._plain(f"{bos}{text}") else str(bos)
 
     def _question(self, problem: Problem) -> list[int]:
         text = self.wording.question(problem)
@@ -178,7 +199,8 @@ def saved_settings(model: str) -> dict[str, Any]:
         saved = json.loads(path.read_text(encoding="utf-8"))
         cot = TypeAdapter(Cot).validate_python(saved["cot"])
         prompt = Prompt.model_validate(saved["prompt"])
+        dtype = Model(name=model, dtype=saved.get("dtype", "float32")).dtype  # older ones have none
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{error}".partition("\n")[0]
         raise UserError(f"{path}: not the settings that reftune wrote: {reason}") from None
-    return {"data": {"cot": cot}, "prompt": prompt.model_dump()}
+    return {"data": {"cot": cot}, "prompt": prompt.model_dump(), "model": {"dtype": dtype}}

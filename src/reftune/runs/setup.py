@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from transformers import PreTrainedModel
@@ -26,8 +27,11 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     _check_trackers(config.compute.trackers)
     keep_freed_memory()
+    precision = "bf16" if config.model.dtype == "bfloat16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # that of a model that this process worked with before
     accelerator = Accelerator(
-        mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
+        mixed_precision=precision,
         log_with=config.compute.trackers or None,
         project_dir=str(config.run_dir),
         step_scheduler_with_optimizer=False,

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from reftune.config import Config, Steps
 from reftune.files import atomic_directory, write_json
 from reftune.grading.judge import Judge
-from reftune.model.loading import save_policy
+from reftune.model.loading import save_generation, save_policy
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, trained_at
 from reftune.problem import Problem
@@ -154,8 +154,10 @@ class Stage:
         """
         if self.accelerator.is_main_process:
             with atomic_directory(target) as directory:
-                save_policy(policy, directory)
-                self.prompter.save(directory, {"stage": self.name, **trained})
+                dtype = self.config.model.dtype
+                save_policy(policy, directory, dtype)
+                save_generation(policy.policy, self.prompter, directory)
+                self.prompter.save(directory, {"stage": self.name, **trained}, dtype)
         self.accelerator.wait_for_everyone()
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:

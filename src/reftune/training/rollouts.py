@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 
 from reftune.grading.judge import Judge
 from reftune.model.batch import collate, length_mask, pad
+from reftune.model.loading import end_tokens
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
 from reftune.problem import GradedRow, Problem, UserError
@@ -96,7 +97,7 @@ def make_generator(
     """
     sampler = BuiltinSampler(
         policy.policy,
-        _end_tokens(policy, prompter),
+        end_tokens(policy.policy, prompter.eos),
         max_rows,
         packed_forward=policy.packed_forward,
         context=nullcontext if accelerator.mixed_precision == "no" else accelerator.autocast,
@@ -202,10 +203,3 @@ def sequence_seed(*key: object) -> int:
     """Return a signed 64-bit number that depends on `key` alone."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def _end_tokens(policy: PolicyWithValue, prompter: Prompter) -> list[int]:
-    """Return the ids that end a response: the tokenizer's, and those that the model is shipped with."""
-    settings = policy.policy.generation_config
-    ends = settings.eos_token_id if settings is not None else None
-    return sorted({prompter.eos, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
