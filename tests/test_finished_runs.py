@@ -150,10 +150,22 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("result.json", '{"models": 3}', r"result\.json: not an object; delete it and run the stage"),
-        ("result.json", "[]", r"result\.json: not an object; delete it and run the stage again"),
+        (
+            "result.json",
+            '{"models": 3}',
+            r"result\.json: models: input should be a valid dict.*; delete it and run the stage",
+        ),
+        (
+            "result.json",
+            "[]",
+            r"result\.json: not an object; delete it and run the stage again",
+        ),
         ("sft.jsonl", '{"id"', r"sft\.jsonl:1: not JSON .*; delete it with result\.json beside it"),
-        ("sft.jsonl", '{"id": "q0"}', r"sft\.jsonl:1: has no answer; delete it with result\.json"),
+        (
+            "sft.jsonl",
+            '{"id": "q0"}',
+            r"sft\.jsonl:1: question: field required; delete it with result\.json",
+        ),
         ("sft.jsonl", "[]", r"sft\.jsonl:1: not an object; delete it with result\.json"),
     ],
 )

@@ -129,7 +129,7 @@ ROW = 'model = "m", data = "d", chains = "program", method = "sft", accuracy = 5
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("numbers = [", r"mine\.toml: cannot be read \("),
+        ("numbers = [", r"mine\.toml: not valid TOML: Invalid"),
         ("numbers = []", r"mine\.toml: source: Field required"),
         (f'numbers = [{{{ROW}, chain = "x"}}]', r"numbers\.0\.chain: Extra inputs are not permitted"),
         (f"numbers = [{{{ROW}5.5}}]", r"numbers\.0\.accuracy: .* less than or equal to 100"),

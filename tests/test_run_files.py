@@ -84,7 +84,7 @@ def test_an_answer_that_lacks_a_key_is_left_out(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("config.toml", "name =", r"config\.toml: cannot be read: .*Invalid value"),
+        ("config.toml", "name =", r"config\.toml: not valid TOML: .*Invalid value"),
         ("sft/result.json", "{", r"result\.json:1: not JSON .*; delete it and run its stage again"),
         ("evaluation/result.json", "[]", r"result\.json: not an object; delete it"),
     ],

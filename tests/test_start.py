@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+import tiny_pipeline
 from reftune.config import Config
 from reftune.data.problems import write_problems
 from reftune.methods import OPTIONAL
@@ -41,9 +42,7 @@ from tiny_pipeline import (
 from tiny_stage import NORM, OneOf, mark
 
 # by the question, as they lie in the written run
-SAMPLES = {
-    "q4": [{"id": "q4", "completion": "one"}, {"id": "q4"}], "q1": [{"id": "q1", "completion": "a"}]
-}  # fmt: skip
+SAMPLES = {"q4": [tiny_pipeline.SAMPLES[0], tiny_pipeline.SAMPLES[2]], "q1": [tiny_pipeline.SAMPLES[1]]}
 WORK = {
     "sft": (sft, "run_sft"), "warmup_samples": (warmup_samples, "run_warmup_samples"),
     "offline_st": (self_training, "run_offline_st"), "online_st": (self_training, "run_online_st"),

@@ -32,7 +32,10 @@ DIRECTORIES = {
     "warmup": "warmup", "sft": "sft", "offline_st": "offline_st", "online_st": "online_st", "reft": "ppo"
 }  # fmt: skip
 MARKS = {"warmup": 2.0, "sft": 3.0, "offline_st": 4.0, "online_st": 5.0, "reft": 6.0}
-SAMPLES = [{"id": "q4", "completion": "one"}, {"id": "q1", "completion": "a"}, {"id": "q4"}]
+DRAWN: dict[str, Any] = {"status": "ok", "correct": True, "count": 1}
+SAMPLES = [
+    {"id": id_, "completion": text, **DRAWN} for id_, text in (("q4", "one"), ("q1", "a"), ("q4", "b"))
+]
 
 
 def make_config(folder: Path, *methods: str, **changes: Any) -> Config:

@@ -107,10 +107,10 @@ def run(
             gives out (a full disk, a loss that is not finite).
     """
     from reftune.config_files import load_config
-    from reftune.files import read_json
     from reftune.pipeline import run_stages
     from reftune.reporting.run.report import write_report
     from reftune.runs.given_rows import with_problems
+    from reftune.runs.records import read_result
 
     settings = load_config(config) if isinstance(config, str | Path) else config
     settings = with_problems(settings, train=train, test=test)
@@ -118,7 +118,7 @@ def run(
     report = settings.run_dir / "report.html"
     if int(os.environ.get("RANK", "0")) == 0:  # under a launcher one process reports
         report = write_report(settings.run_dir)
-    found = read_json(settings.run_dir / "evaluation/result.json")
+    found = read_result(settings.run_dir, "evaluation")
     return RunResult(settings.run_dir, report, ran, found["n"], found["models"], found["comparisons"])
 
 

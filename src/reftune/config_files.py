@@ -2,7 +2,7 @@
 
 import difflib
 import json
-import tomllib
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import reduce
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from reftune.config import Config, Section
 from reftune.config_checks import Layer, flat, idle_setting, last_layer
+from reftune.files import parse_toml, reading_from
 from reftune.problem import UserError
 
 # Begins the file that a run writes. It holds every setting, those that do nothing included.
@@ -89,26 +90,23 @@ def _parse(files: Sequence[Layer], overrides: Sequence[str]) -> Config:
     return config
 
 
-def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
+def _read_with_parents(path: Path, seen: tuple[str, ...]) -> list[Layer]:
     """Return what a file says, after what the files say that it extends."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: extends itself; remove the circle")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+    with reading_from(path, "give a TOML file"):
+        place = os.path.realpath(path)
+        if place in seen:
+            raise UserError(f"{path}: extends itself; remove the circle")
+        if not os.path.lexists(path):
+            raise UserError(f"{path}: no such config file")
+        text = path.read_text(encoding="utf-8-sig")
+    values = parse_toml(text, str(path))
     parents = values.pop("extends", [])
     names = [parents] if isinstance(parents, str) else parents
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f'{path}: extends names files, as in extends = "base.toml", not {parents!r}')
     layers = []
     for name in names:
-        layers += _read_with_parents(path.parent / name, (*seen, path.resolve()))
+        layers += _read_with_parents(path.parent / name, (*seen, place))
     for layer in layers:
         layer.values.pop("name", None)  # two configs with one run directory would be in each other's way
     return [*layers, Layer(str(path), values, judged=not text.startswith(_RECORD))]
@@ -133,8 +131,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     bare_word = json.dumps(text.strip(), ensure_ascii=False)  # --set data.cot=natural
     for value in (text, bare_word) if equals else ():
-        with suppress(tomllib.TOMLDecodeError):
-            return tomllib.loads(f"{key.strip()} = {value}")
+        with suppress(UserError):
+            return parse_toml(f"{key.strip()} = {value}", "--set")
     raise UserError(f"--set {override}: write section.key=value, for example ppo.kl_coef=0.05")
 
 

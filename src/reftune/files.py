@@ -1,23 +1,33 @@
-"""Files and directories that are there as a whole or not at all; JSON and JSONL.
+"""Files and directories that are there as a whole or not at all; JSON, JSONL and TOML.
 
-What is written has a temporary name first, is synced to disk and then renamed.
+What is written has a temporary name first, is synced to disk and then renamed. Whatever keeps a file
+from being read or written is told in one sentence here, and nowhere else.
 """
 
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from reftune.problem import Row, UserError
 
 ONE_PER_LINE = "write one object per line"
+RUN_AGAIN = "delete it and run its stage again"
+ELSEWHERE = "choose another place"
+TOO_DEEP = "nested too deeply"
+_adapter = lru_cache(TypeAdapter)  # of a type; to make one takes time
 PlacedRow = tuple[str, Row]  # where it stands (file and line), and what it holds
 
 
@@ -25,45 +35,64 @@ PlacedRow = tuple[str, Row]  # where it stands (file and line), and what it hold
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a temporary directory that takes the place of `target` once the block has succeeded.
 
-    Raises UserError where the disk is full.
+    Raises UserError where it cannot be written.
     """
     temporary = target.with_name(f".{target.name}.partial")
+    old = target.with_name(f".{target.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
-    with full_disk_is_named(target):
+    with writing_to(target):
         temporary.mkdir(parents=True)
         yield temporary
         sync_files(temporary)
-    if target.exists():  # a directory cannot be replaced in one step: move the old one aside first
-        old = target.with_name(f".{target.name}.old")
+        if target.exists():  # a directory cannot be replaced in one step: move the old one aside first
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        temporary.rename(target)
         shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    temporary.rename(target)
-    shutil.rmtree(target.with_name(f".{target.name}.old"), ignore_errors=True)
-    sync(target.parent)
+        sync(target.parent)
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path that takes the place of `target` once the block has succeeded."""
+    """Yield a temporary path that takes the place of `target` once the block has succeeded.
+
+    Raises UserError where it cannot be written.
+    """
     temporary = target.with_name(f".{target.name}.partial")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    sync(temporary)
-    temporary.replace(target)
+    with writing_to(target):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        sync(temporary)
+        temporary.replace(target)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, with those above it, if it is not there; raise UserError where that fails."""
+    with writing_to(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
-def writing_to(out: Path) -> Iterator[None]:
-    """Raise UserError if the block cannot write `out`, which the user has named."""
+def writing_to(target: Path, fix: str = ELSEWHERE) -> Iterator[None]:
+    """Raise UserError, with what to do about it, if the block cannot write `target`."""
     try:
         yield
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error}); give another --out") from error
+    except UserError:
+        raise
+    except Exception as error:
+        if _means_full_disk(error, target):
+            raise UserError(
+                f"{target}: cannot be written, the disk is full; free some space and start the same"
+                " command again, nothing that was written before is lost"
+            ) from None
+        if not isinstance(error, OSError) and not _is_about_files(error):
+            raise
+        raise UserError(f"{target}: cannot be written ({error}); {fix}") from error
 
 
 def check_writable(out: Path, is_directory: bool = False) -> None:
     """Raise UserError where what the user has named cannot be written: before the work, not after it."""
-    with writing_to(out):
+    with writing_to(out, "give another --out"):
         if out.exists() and out.is_dir() != is_directory:
             raise OSError("it is a file" if is_directory else "it is a directory")
         folder = out if is_directory else out.parent
@@ -76,7 +105,7 @@ def check_writable(out: Path, is_directory: bool = False) -> None:
 
 @contextmanager
 def reading_from(path: Path, fix: str) -> Iterator[None]:
-    """Raise UserError if the block cannot read `path` as text."""
+    """Raise UserError, with what to do about it, if the block cannot read `path` as text."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -84,7 +113,7 @@ def reading_from(path: Path, fix: str) -> Iterator[None]:
             fix = "save it as UTF-8"
         place = f"{path}:{_line_that_is_not_utf_8(path)}"
         raise UserError(f"{place}: cannot be read as UTF-8 text ({error.reason}); {fix}") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise UserError(f"{path}: cannot be read ({error}); {fix}") from error
 
 
@@ -103,16 +132,21 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file that `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_object(path: Path, fix: str) -> Row:
-    """Read a JSON object; raise UserError, with what to do about it, for anything else."""
+def read_json(path: Path, fix: str = RUN_AGAIN) -> Any:
+    """Read a JSON file that `write_json` wrote; raise UserError, with what to do, where that fails."""
     with reading_from(path, fix):
         text = path.read_text(encoding="utf-8")
-    return require_object(parse_json(text, path, fix), str(path), fix)
+    return parse_json(text, path, fix)
+
+
+def read_object(path: Path, fix: str = RUN_AGAIN, shape: Any = Row) -> Row:
+    """Read a JSON object of a shape, see `require_shape`.
+
+    Raises UserError, with what to do about it, for anything else.
+    """
+    found = require_object(read_json(path, fix), str(path), fix)
+    require_shape(found, shape, path, fix)
+    return found
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -121,9 +155,9 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """Read what `write_jsonl` or a stage's log wrote."""
-    return [row for _, row in read_rows(path, "delete it and run its stage again")]
+def read_jsonl(path: Path, shape: Any = Row, fix: str = RUN_AGAIN) -> list[Any]:
+    """Read what `write_jsonl` or a stage's log wrote: objects of a shape, see `require_shape`."""
+    return [require_shape(row, shape, place, fix) for place, row in read_rows(path, fix)]
 
 
 def read_rows(
@@ -173,8 +207,10 @@ def parse_json(
         return json.loads(text, **exactly)
     except json.JSONDecodeError as error:
         line, reason = line + error.lineno - 1, f"{error.msg}, column {error.colno}"
-    except (ValueError, ArithmeticError, RecursionError) as error:  # thousands of digits, or brackets
+    except (ValueError, ArithmeticError) as error:  # thousands of digits
         reason = str(error)
+    except RecursionError:
+        reason = TOO_DEEP
     raise UserError(f"{path}:{line}: not JSON ({reason}); {fix}")
 
 
@@ -192,27 +228,51 @@ def require_object(value: Any, place: str, fix: str = ONE_PER_LINE) -> Row:
     return value
 
 
-@contextmanager
-def full_disk_is_named(target: Path) -> Iterator[None]:
-    """Turn the ways in which libraries report a full disk into one sentence."""
+def require_shape(value: Any, shape: Any, place: str | Path, fix: str) -> Any:
+    """Return a value that has the shape of a type, as it is; any other is a UserError with the key."""
     try:
-        yield
-    except Exception as error:
-        if not _means_full_disk(error, target.parent):
-            raise
-        raise UserError(
-            f"{target}: cannot be written, the disk is full; free some space and start the same command"
-            " again, nothing that was written before is lost"
-        ) from None
+        _adapter(shape).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        reason = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise UserError(f"{place}: {key}{': ' if key else ''}{reason}; {fix}") from None
+    return value
 
 
-def _means_full_disk(error: Exception, directory: Path) -> bool:
-    if isinstance(error, RuntimeError):  # torch says that a write failed, or less, and never why
-        return "file write failed" in str(error) or shutil.disk_usage(directory).free < 2**20
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    named = type(error).__name__ == "SafetensorError"  # by its name: to import it takes time
-    return named and ("No space left" in str(error) or "quota" in str(error))
+def read_toml(path: Path, fix: str = "correct the path") -> Row:
+    """Read a TOML file; raise UserError, with what to do about it, where that fails."""
+    with reading_from(path, fix):
+        text = path.read_text(encoding="utf-8-sig")
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, place: str) -> Row:
+    """Parse TOML; anything else is a UserError."""
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # thousands of digits, too
+        reason = str(error)
+    except RecursionError:
+        reason = TOO_DEEP
+    raise UserError(f"{place}: not valid TOML: {reason}")
+
+
+def _means_full_disk(error: Exception, target: Path) -> bool:
+    if isinstance(error, OSError) or _is_about_files(error):
+        full = (errno.ENOSPC, errno.EDQUOT)
+        return getattr(error, "errno", None) in full or any(
+            f"(os error {n})" in str(error) for n in full
+        )
+    if not isinstance(error, RuntimeError):  # torch says that a write failed, or less, and never why
+        return False
+    there = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
+    return "file write failed" in str(error) or shutil.disk_usage(there).free < 2**20
+
+
+def _is_about_files(error: Exception) -> bool:
+    """Tell whether an error comes from a library in Rust (its type says nothing), or from a NUL."""
+    return bool(re.search(r"\(os error \d+\)|embedded null (byte|character)", str(error)))
 
 
 def sync_files(directory: Path) -> None:

@@ -7,7 +7,7 @@ from importlib import import_module
 from accelerate.utils import set_seed
 
 from reftune.config import Config
-from reftune.files import read_json
+from reftune.files import RUN_AGAIN, read_object, require_object
 from reftune.grading.judge import load_reward
 from reftune.methods import METHODS, planned_models, planned_stages
 from reftune.problem import UserError
@@ -85,9 +85,13 @@ def _start(run: Run, stage: str) -> None:
 
 def _is_finished(config: Config, stage: str) -> bool:
     path = config.run_dir / stage / "result.json"
-    if stage == "evaluation" and path.exists():  # `methods` may have grown since
-        return list(read_json(path)["models"]) == models_of(config)
-    return path.exists()
+    if not path.exists():
+        return False
+    found = read_object(path)
+    if stage == "evaluation":  # `methods` may have grown since
+        require_object(found.get("models"), f"{path}: models", RUN_AGAIN)
+        return list(found["models"]) == models_of(config)
+    return True
 
 
 def _check(config: Config) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from reftune.config import Model, Prompt
+from reftune.files import read_object, require_object
 from reftune.model.chat_template import chat_template
 from reftune.problem import Cot, Problem, UserError
 
@@ -181,10 +182,13 @@ class Prompter:
 
 
 def trained_at(directory: Path) -> dict[str, Any]:
-    """Return what `Prompter.save` was told of where a model comes from; nothing where there is none."""
-    path = directory / SETTINGS_FILE
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return dict(found.get("trained", {}))
+    """Return what `Prompter.save` was told of where a model comes from; nothing where there is none.
+
+    Raises UserError where that cannot be read.
+    """
+    path, fix = directory / SETTINGS_FILE, "delete that directory, and its model is trained again"
+    found = read_object(path, fix) if path.exists() else {}
+    return require_object(found.get("trained", {}), f"{path}: trained", fix)
 
 
 def saved_settings(model: str) -> dict[str, Any]:
@@ -195,12 +199,12 @@ def saved_settings(model: str) -> dict[str, Any]:
     path = Path(model) / SETTINGS_FILE
     if not path.exists():
         return {}
+    saved = read_object(path, "give a directory that reftune has written")
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
         cot = TypeAdapter(Cot).validate_python(saved["cot"])
         prompt = Prompt.model_validate(saved["prompt"])
         dtype = Model(name=model, dtype=saved.get("dtype", "float32")).dtype  # older ones have none
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         reason = f"{error}".partition("\n")[0]
         raise UserError(f"{path}: not the settings that reftune wrote: {reason}") from None
     return {"data": {"cot": cot}, "prompt": prompt.model_dump(), "model": {"dtype": dtype}}

@@ -7,12 +7,14 @@ serves one process, DDP and sharded training.
 
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from reftune.files import full_disk_is_named, read_json, sync, sync_files, write_json
+from reftune.files import read_object, sync, sync_files, write_json, writing_to
+from reftune.problem import UserError
 
 STATE_FILE = "state.json"
 
@@ -29,11 +31,11 @@ def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, state:
         step: optimizer or rollout steps done.
         state: what the stage needs besides, as JSON.
 
-    Raises UserError where the disk is full; the checkpoint before is still there.
+    Raises UserError where it cannot be written; the checkpoint before is still there.
     """
     target = directory / "checkpoints" / f"step-{step:08d}"
     temporary = target.with_name(f".{target.name}.partial")
-    with full_disk_is_named(target):
+    with writing_to(target):
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -51,14 +53,33 @@ def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, state:
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, directory: Path) -> dict[str, Any] | None:
-    """Restore the newest complete checkpoint of a stage and return its state, None if there is none."""
+def load_checkpoint(
+    accelerator: Accelerator, directory: Path, start: Iterable[str] = ()
+) -> dict[str, Any] | None:
+    """Restore the newest complete checkpoint of a stage and return its state, None if there is none.
+
+    Raises UserError where it is damaged, or its state lacks a number of those that `start` names.
+    """
     complete = _complete(directory)
     if not complete:
         return None
-    accelerator.load_state(str(complete[-1]))
-    state: dict[str, Any] = read_json(complete[-1] / STATE_FILE)
+    newest, fix = complete[-1], f"delete {complete[-1]}, and the stage begins anew"
+    state = read_object(newest / STATE_FILE, fix)
+    for key in ("step", *start):
+        if not isinstance(state.get(key), int | float):
+            raise UserError(f"{newest / STATE_FILE}: {key} is no number; {fix}")
+    try:
+        accelerator.load_state(str(newest))
+    except Exception as error:  # each library has errors of its own for files that were cut
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"{newest}: cannot be loaded ({reason}); {fix}") from error
     return state
+
+
+def newest_step(directory: Path) -> int | None:
+    """Return the step of a stage's newest complete checkpoint, None if there is none."""
+    complete = _complete(directory)
+    return int(complete[-1].name.removeprefix("step-")) if complete else None
 
 
 def remove_checkpoints(directory: Path) -> None:
@@ -67,4 +88,4 @@ def remove_checkpoints(directory: Path) -> None:
 
 
 def _complete(directory: Path) -> list[Path]:
-    return sorted((directory / "checkpoints").glob("step-*"))
+    return sorted((directory / "checkpoints").glob("step-[0-9]*"))

@@ -12,6 +12,17 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from reftune.files import (
+    RUN_AGAIN,
+    make_directory,
+    parse_json,
+    reading_from,
+    require_object,
+    require_shape,
+    writing_to,
+)
+from reftune.runs.records import Logged
+
 PLAIN_LINE_SECONDS = 10.0  # where there is no terminal, say something this often
 
 # key in metrics -> (label, format) on the screen, in this order
@@ -61,7 +72,7 @@ class RunLog:
         )
         self.task = self.progress.add_task(title, total=total, completed=done, status="")
         if accelerator.is_main_process:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
             for name in ("metrics.jsonl", "samples.jsonl"):
                 _rewind(directory / name, done)
 
@@ -111,11 +122,12 @@ def steps_done(directory: Path) -> int:
     path = directory / "metrics.jsonl"
     if not path.exists():
         return 0
-    return sum(line.endswith(b"\n") for line in path.read_bytes().splitlines(keepends=True))
+    with reading_from(path, RUN_AGAIN):
+        return sum(line.endswith(b"\n") for line in path.read_bytes().splitlines(keepends=True))
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with writing_to(path), path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
@@ -126,10 +138,17 @@ def _rewind(path: Path, done: int) -> None:
     """
     if not path.exists():
         return
-    with path.open("rb+") as file:
+    with writing_to(path, RUN_AGAIN), path.open("rb+") as file:
         kept = 0
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > done:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n") or _step(line, path, number) > done:
                 file.truncate(kept)
                 return
             kept += len(line)
+
+
+def _step(line: bytes, path: Path, number: int) -> float:
+    text, fix = line.decode(errors="replace"), "delete that line"
+    row = require_object(parse_json(text, path, fix, number), f"{path}:{number}", fix)
+    step: float = require_shape(row, Logged, f"{path}:{number}", fix)["step"]
+    return step

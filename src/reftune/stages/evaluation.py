@@ -1,9 +1,13 @@
 """The last stage: answer the test questions with each model, and compare the models."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from reftune.evaluation.evaluate import answer_questions, write_result
-from reftune.files import read_jsonl, write_jsonl
+from reftune.files import RUN_AGAIN, read_jsonl, write_jsonl
 from reftune.methods import planned_models
-from reftune.problem import AnsweredQuestion, is_judged
+from reftune.problem import AnsweredQuestion, Problem, UserError, is_judged
+from reftune.runs.records import Answered
 from reftune.runs.run_log import RunLog
 from reftune.stages.reranker import load_reranker, rank
 from reftune.stages.run import Run
@@ -23,13 +27,23 @@ def start(run: Run) -> None:
                 if run.accelerator.is_main_process:
                     write_jsonl(path, found)
             run.accelerator.wait_for_everyone()
-            answers[name] = read_jsonl(path)
+            answers[name] = read_answers(path, run.splits.test)
             judged = [row["correct"] for row in answers[name] if is_judged(row["status"])]
             log.metrics(done, {"model": name, "accuracy": sum(judged) / max(1, len(judged))})
     if run.accelerator.is_main_process:
         trigger = config.prompt.trigger
         write_result(directory, answers, config.evaluation.bootstrap, config.seed, trigger)
     run.accelerator.wait_for_everyone()
+
+
+def read_answers(path: Path, test: Sequence[Problem]) -> list[AnsweredQuestion]:
+    """Read a model's answers; raise UserError where they are not those to the test questions."""
+    rows: list[AnsweredQuestion] = read_jsonl(path, Answered)
+    asked, answered = [problem.id for problem in test], [row["id"] for row in rows]
+    if asked != answered:
+        told = f"{path}: has {len(rows)} answers, but not one for each of the {len(test)} test questions"
+        raise UserError(f"{told}; {RUN_AGAIN}")
+    return rows
 
 
 def answer_with(run: Run, name: str) -> list[AnsweredQuestion]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -67,8 +68,14 @@ class Reranker(nn.Module):
             save_file(weights, temporary / WEIGHTS_FILE)
 
     def load(self, directory: Path) -> None:
-        """Read weights that `save` wrote."""
-        self.load_state_dict(load_file(directory / WEIGHTS_FILE))
+        """Read weights that `save` wrote; raise UserError where they are damaged."""
+        path = directory / WEIGHTS_FILE
+        try:
+            self.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            fix = f"delete {directory.parent}, and the reranker is trained again"
+            raise UserError(f"{path}: cannot be loaded ({reason}); {fix}") from None
 
 
 def start(run: Run, model: str) -> None:

@@ -1,5 +1,6 @@
 """What every training stage works with, and the one loop over steps that all of them take."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ class Stage:
 
         Returns the state after the last step.
         """
-        state = load_checkpoint(self.accelerator, self.directory) or {"step": 0, "seconds": 0.0, **start}
+        start = {"seconds": 0.0, **start}
+        state = load_checkpoint(self.accelerator, self.directory, start) or {"step": 0, **start}
         self._know_export(state)
         with self.log(total, state["step"]) as log:
             if state["step"]:
@@ -140,10 +142,9 @@ class Stage:
         Where steps do not repeat bit for bit, that model may come from steps that will not come again.
         """
         trained = trained_at(self.directory / "model")
-        if trained and trained["validation_accuracy"] > state["best_validation_accuracy"]:
-            unit = "epoch" if "epoch" in trained else "step"
+        if trained.get("validation_accuracy", -1.0) > state.get("best_validation_accuracy", math.inf):
             state["best_validation_accuracy"] = trained["validation_accuracy"]
-            state[f"best_{unit}"] = trained[unit]
+            state |= {f"best_{unit}": trained[unit] for unit in ("epoch", "step") if unit in trained}
 
     def export(self, policy: PolicyWithValue, target: Path, **trained: float) -> None:
         """Write a model directory that is there as a whole or not at all (main process).

@@ -12,6 +12,7 @@ from typing import Any
 from reftune.files import read_jsonl
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import CountedRow
+from reftune.runs.records import Counted
 from reftune.runs.run_log import steps_done
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage
@@ -54,7 +55,8 @@ def run_warmup_samples(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
 def read_warmup_samples(run_dir: Path) -> dict[str, list[CountedRow]]:
     """Return the rows of `samples.jsonl` by the question's id."""
     rows: dict[str, list[CountedRow]] = {}
-    for row in read_jsonl(run_dir / "warmup_samples" / FILE):
+    fix = "delete that directory and start `reftune run` again"
+    for row in read_jsonl(run_dir / "warmup_samples" / FILE, Counted, fix):
         rows.setdefault(row["id"], []).append(row)
     return rows
 

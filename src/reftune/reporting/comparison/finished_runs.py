@@ -11,13 +11,13 @@ from typing import Any, cast
 from reftune.config import Config
 from reftune.config_files import changed_settings, flat_settings, load_config
 from reftune.evaluation.aggregation import curves, judged_by_all, right_answers, saved_curves
-from reftune.files import read_object, read_rows, require_object
+from reftune.files import read_object, read_rows, require_shape
 from reftune.methods import METHODS
 from reftune.problem import AnsweredQuestion, Row, UserError
+from reftune.runs.records import Answered, Outline
 
 Questions = dict[str, tuple[str, str]]  # id -> question, right answer
 Curves = dict[str, dict[int, float]]  # by aggregation, and "pass" for pass@k; by number of samples
-KEYS = {"id", "question", "answer", "completion", "status", "correct"}  # what every row has
 
 # Runs that differ in nothing else are seeds of one cell: these settings say who a run is, how far it
 # went, and on what machine.
@@ -104,7 +104,7 @@ def _samples(configs: Mapping[Path, Config], k: int | None) -> int:
 def _models(directory: Path) -> dict[str, Row]:
     """Return the evaluated models, each with the summary of its accuracies."""
     path, fix = directory / "evaluation/result.json", "delete it and run the stage again"
-    found = require_object(read_object(path, fix).get("models"), str(path), fix)
+    found = read_object(path, fix, Outline)["models"]
     return {model: found[model] for model in METHODS if model in found}
 
 
@@ -112,8 +112,7 @@ def _read_rows(path: Path, samples: int) -> Iterator[AnsweredQuestion]:
     """Read a model's answers without the texts of its samples, which are most of the file."""
     fix = "delete it with result.json beside it and run the stage again"
     for place, row in read_rows(path, fix):
-        if missing := KEYS - row.keys():
-            raise UserError(f"{place}: has no {min(missing)}; {fix}")
+        require_shape(row, Answered, place, fix)
         drawn = row.get("samples", [])[:samples]
         if len(drawn) < samples:
             raise UserError(f"{place}: question {row['id']} has {len(drawn)} samples; {fix}")

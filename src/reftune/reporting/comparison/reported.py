@@ -12,7 +12,6 @@ They come from a TOML file such as reproduction/paper.toml. What does not concer
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from reftune.config import Config, Model, Section
 from reftune.config_files import flat_settings
 from reftune.evaluation.aggregation import AGGREGATIONS
+from reftune.files import read_toml
 from reftune.methods import METHODS
 from reftune.problem import Cot, UserError
 
@@ -99,13 +99,11 @@ def read_reported(path: Path) -> ReportedNumbers:
     Raises UserError, with the file and the key, for anything that is wrong.
     """
     try:
-        return ReportedNumbers.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return ReportedNumbers.model_validate(read_toml(path))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {key}{': ' if key else ''}{first['msg']}") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
-        raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def _agrees(value: Any, wanted: Any) -> bool:

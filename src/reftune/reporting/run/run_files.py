@@ -1,17 +1,15 @@
 """What lies in a run directory, read with patience: the run may be unfinished, a line half written."""
 
-import tomllib
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reftune.files import read_object, read_rows
+from reftune.files import read_object, read_rows, read_toml, require_shape
 from reftune.methods import METHODS, methods_by_stage, planned_models, planned_stages
 from reftune.problem import AnsweredQuestion, LoggedRow, Row, UserError
-
-SAMPLE = {"question", "answer", "completion", "status", "correct"}  # what every sample's row has
+from reftune.runs.records import Answered, LoggedSample, Metrics, Settings, Start, read_result
 
 
 @dataclass
@@ -48,20 +46,23 @@ def read_run(directory: Path) -> Run:
     """
     run = Run(directory, _read_config(directory))
 
-    def read(name: str) -> Row:
-        path = directory / name
-        return read_object(path, "delete it and run its stage again") if path.exists() else {}
-
-    run.info, run.data = read("run.json"), read("data/report.json")
-    run.evaluation = read("evaluation/result.json")
-    for stage in planned_stages([*METHODS], rerank=True)[:-1]:  # all there can be, but the evaluation
-        run.results[stage] = read(f"{stage}/result.json")
-        run.metrics[stage] = _by_step(_read_rows(run, f"{stage}/metrics.jsonl", {"step"}))
+    if (directory / "run.json").exists():
+        run.info = read_object(directory / "run.json", "delete it", Start)
+    if (directory / "data/report.json").exists():
+        run.data = read_object(directory / "data/report.json", "delete it", dict[str, int])
+    for stage in planned_stages([*METHODS], rerank=True):  # all there can be
+        if (directory / stage / "result.json").exists():
+            run.results[stage] = read_result(directory, stage)
+        else:
+            run.results[stage] = {}
+        run.metrics[stage] = _by_step(_read_rows(run, f"{stage}/metrics.jsonl", Metrics))
+    run.evaluation = run.results.pop("evaluation")
+    run.metrics.pop("evaluation")
     for stage, method in methods_by_stage().items():
         if method.unit == "step":  # an online method, which logs some of its samples
-            run.samples[stage] = _read_rows(run, f"{stage}/samples.jsonl", SAMPLE | {"step"})
+            run.samples[stage] = _read_rows(run, f"{stage}/samples.jsonl", LoggedSample)
     for model in dict.fromkeys([*METHODS, *run.evaluation.get("models", {})]):
-        if rows := _read_rows(run, f"evaluation/{model}.jsonl", SAMPLE | {"id"}):
+        if rows := _read_rows(run, f"evaluation/{model}.jsonl", Answered):
             run.answers[model] = rows
     return run
 
@@ -71,24 +72,25 @@ def _read_config(directory: Path) -> Row:
         raise UserError(
             f"{directory}: no such run directory; give the one that `reftune run` has written"
         )
-    path = directory / "config.toml"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{directory}: not a run directory, it holds no config.toml") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    path, fix = directory / "config.toml", "start `reftune run` with the run's configuration again"
+    if not path.exists():
+        raise UserError(f"{directory}: not a run directory, it holds no config.toml")
+    config: Row = require_shape(read_toml(path, fix), Settings, path, fix)
+    return config
 
 
-def _read_rows(run: Run, name: str, keys: Set[str]) -> list[Any]:
-    """Read a JSONL file of the run; lines without these keys are counted in `run.unreadable`."""
-    path, bad = run.directory / name, list[str]()
+def _read_rows(run: Run, name: str, shape: Any) -> list[Any]:
+    """Read a JSONL file of the run; lines of another shape are counted in `run.unreadable`."""
+    path, bad, good = run.directory / name, list[str](), list[Row]()
     if not path.exists():
         return []
-    rows = [row for _, row in read_rows(path, bad=bad)]
-    good = [row for row in rows if row.keys() >= keys]
-    total = len(bad) + len(rows)
-    if left_out := total - len(good):
+    for place, row in read_rows(path, bad=bad):
+        try:
+            good.append(require_shape(row, shape, place, ""))
+        except UserError as error:
+            bad.append(str(error))
+    total = len(bad) + len(good)
+    if left_out := len(bad):
         run.unreadable.append(f"{name}: {left_out} of {total} lines cannot be read and are left out")
     return good
 
