@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from reftune.config import Config, Section
 from reftune.config_checks import Layer, flat, idle_setting, last_layer
-from reftune.files import parse_toml, reading_from
-from reftune.problem import UserError
+from reftune.files import TOO_DEEP, parse_toml, reading_from
+from reftune.problem import UserError, shown
 
 # Begins the file that a run writes. It holds every setting, those that do nothing included.
 _RECORD = "# All settings of a run, defaults included."
@@ -47,7 +47,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | Non
     if name is not None:
         own["name"] = name
     layers[-1] = layers[-1]._replace(values=own)
-    return _parse(layers, overrides)
+    try:
+        config = _parse(layers, overrides)
+        dump_config(config).encode()
+    except RecursionError:
+        raise UserError(f"{path}: {TOO_DEEP}") from None
+    except UnicodeEncodeError as error:
+        name = shown(error.object[error.start - 10 : error.end + 10])
+        raise UserError(f"{path}: around {name} is no UTF-8; choose another name") from None
+    return config
 
 
 def parse_config(values: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
@@ -103,7 +111,9 @@ def _read_with_parents(path: Path, seen: tuple[str, ...]) -> list[Layer]:
     parents = values.pop("extends", [])
     names = [parents] if isinstance(parents, str) else parents
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f'{path}: extends names files, as in extends = "base.toml", not {parents!r}')
+        raise UserError(
+            f'{path}: extends names files, as in extends = "base.toml", not {shown(parents)}'
+        )
     layers = []
     for name in names:
         layers += _read_with_parents(path.parent / name, (*seen, place))
@@ -151,9 +161,9 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
     elif problem["type"] == "missing":
         message = f"the section [{key}] is missing"
     elif problem["type"] == "model_type":
-        message = f"{key}: is a section with keys of its own, not {problem['input']!r}"
+        message = f"{key}: is a section with keys of its own, not {shown(problem['input'])}"
     elif problem["type"] != "value_error":
-        message = f"{key}: {message[:1].lower()}{message[1:]}, not {problem['input']!r}"
+        message = f"{key}: {message[:1].lower()}{message[1:]}, not {shown(problem['input'])}"
     return key, message
 
 

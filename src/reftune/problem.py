@@ -42,6 +42,21 @@ class UserError(Exception):
     """Report bad input in one sentence that names the place and the fix (exit code 2, no traceback)."""
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """Return a text for a sentence: of a long one its beginning and its end."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 2 // 3]} [...] {text[-most // 3 :]}"
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, for a sentence, whatever the value is."""
+    try:
+        return shortened(repr(value))
+    except Exception:  # of thousands of digits, nested without end, or with a __repr__ that fails
+        return f"a {type(value).__name__} that cannot be written"
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A question with its final answer and, for training, one annotated chain of thought.

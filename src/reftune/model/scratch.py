@@ -27,6 +27,7 @@ SCRATCH: dict[str, dict[str, int]] = {
         "num_key_value_heads": 4,
     },
 }
+MOST_WEIGHTS = 10**9
 # Numbers go digit by digit, a word or a line's indentation is one piece: arithmetic stays learnable.
 PIECES = r" ?\d|\n *| ?[\p{L}_]+| ?[^\s\p{L}\d_]+|\s+"
 
@@ -36,12 +37,10 @@ def new_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Return a new model, and its tokenizer trained on `texts`.
 
-    Raises UserError for an unknown size.
+    Raises UserError for an unknown size, or sizes that do not go together.
     """
-    if settings.scratch not in SCRATCH:
-        raise UserError(f"model.scratch: unknown size {settings.scratch}; choose {' or '.join(SCRATCH)}")
+    sizes: dict[str, Any] = _sizes(settings)
     tokenizer = train_tokenizer(texts, settings.vocab_size)
-    sizes: dict[str, Any] = {**SCRATCH[settings.scratch], **settings.scratch_overrides}
     eos = tokenizer.eos_token_id
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -52,6 +51,32 @@ def new_model(
     # Not in the model's own config: there it would switch off the gradient of the EOS embedding.
     model.generation_config.pad_token_id = eos
     return model, tokenizer
+
+
+def _sizes(settings: Model) -> dict[str, int]:
+    """Return the sizes of a new model, which must go together and fit into memory."""
+    if settings.scratch not in SCRATCH:
+        raise UserError(f"model.scratch: unknown size {settings.scratch}; choose {' or '.join(SCRATCH)}")
+    place, base = "model.scratch_overrides", SCRATCH[settings.scratch]
+    if unknown := settings.scratch_overrides.keys() - base.keys() - {"head_dim"}:
+        raise UserError(f"{place}: unknown key {min(unknown)}; known keys: {', '.join(base)}, head_dim")
+    sizes = {**base, **settings.scratch_overrides}
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    if "head_dim" not in sizes and hidden % heads:
+        raise UserError(
+            f"{place}: hidden_size = {hidden} is no multiple of num_attention_heads = {heads}"
+        )
+    if heads % (groups := sizes["num_key_value_heads"]):
+        raise UserError(f"{place}: num_attention_heads = {heads} is no multiple of num_key_value_heads ="
+                        f" {groups}")  # fmt: skip
+    if (width := sizes.get("head_dim", hidden // heads)) % 2:
+        raise UserError(f"{place}: heads are {width} wide; rotary embeddings need an even width")
+    layer = hidden * (2 * width * (heads + groups) + 3 * sizes["intermediate_size"])
+    if (weights := sizes["num_hidden_layers"] * layer + settings.vocab_size * hidden) > MOST_WEIGHTS:
+        raise UserError(
+            f"{place}: {weights:.1e} weights, {MOST_WEIGHTS:.0e} are allowed; lower the sizes"
+        )
+    return sizes
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
