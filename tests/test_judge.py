@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import reftune.grading.rewards as rewards_module
 from reftune.grading.judge import Judge, make_extractor, make_judge
 from reftune.grading.sandbox import Sandbox
 from reftune.problem import Answer, Problem, Status, UserError, Verdict
@@ -169,6 +170,35 @@ def infinite(question, completion, answer):
 def silent(question, completion, answer):
     pass
 
+def vast(question, completion, answer):
+    return 10**400
+
+def talks(question, completion, answer):
+    raise ValueError("x" * 10**6)
+
+def leaves(question, completion, answer):
+    import sys
+    sys.exit(5)
+
+class Odd(BaseException):
+    def __str__(self):
+        raise KeyError
+
+def odd(question, completion, answer):
+    raise Odd
+
+class Shy:
+    def __repr__(self):
+        raise KeyError
+
+def shy(question, completion, answer):
+    return Shy()
+
+def slow(question, completion, answer):
+    import time
+    time.sleep(0.5)
+    return 1
+
 constant = 1
 """
 
@@ -219,6 +249,11 @@ def test_own_reward_scores_programs_too(rewards: str, sandbox: Sandbox) -> None:
         ("fails", "failed on problem n .KeyError: 'oops'"),
         ("infinite", "returned inf on problem n"),
         ("silent", "returned None on problem n"),
+        ("vast", "failed on problem n .OverflowError: int too large"),
+        ("talks", r"failed on problem n .ValueError: x{1,200} \[\.\.\.\] x{1,100}\); mend it$"),
+        ("leaves", r"failed on problem n .SystemExit: 5\); mend it$"),
+        ("odd", r"failed on problem n .Odd\); mend it$"),
+        ("shy", "returned a Shy that cannot be written on problem n"),
     ],
 )
 def test_own_reward_that_fails_is_named(rewards: str, name: str, words: str) -> None:
@@ -229,10 +264,14 @@ def test_own_reward_that_fails_is_named(rewards: str, name: str, words: str) -> 
 
 def test_own_reward_that_cannot_be_loaded_is_named(rewards: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import nothing_of_this_name", encoding="utf-8")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)", encoding="utf-8")
     (tmp_path / "notes.txt").write_text("no code at all", encoding="utf-8")
     for spec, words in [
         ("shortness", "write path.py:function"),
         (f"{tmp_path}/missing.py:f", "no such file"),
+        (f"{tmp_path}/leaves.py:f", r"cannot be imported .SystemExit: 3\); mend it$"),
+        ("no\0where.py:f", "no such file"),
+        (f"{tmp_path}:f", "no such file"),
         (f"{tmp_path}/broken.py:f", "cannot be imported .ModuleNotFoundError"),
         (f"{tmp_path}/notes.txt:f", "cannot be imported .SyntaxError"),
         (f"{rewards}:shortnes", "defines no function shortnes"),
@@ -240,3 +279,14 @@ def test_own_reward_that_cannot_be_loaded_is_named(rewards: str, tmp_path: Path)
     ]:
         with pytest.raises(UserError, match=words):
             judge_with(spec)
+
+
+def test_own_reward_that_takes_long_is_named_once_while_it_works(
+    rewards: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rewards_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(rewards_module, "_watch", rewards_module._Watch())
+    [verdict] = judge_with(f"{rewards}:slow")([NUMERIC], ["1"], [True])
+    assert verdict.reward == 1.0
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("mine.py:slow, on problem n, has not returned for 0 s; Ctrl-C ends the run")

@@ -15,7 +15,7 @@ import typer
 import reftune
 from reftune import cli
 from reftune.config_files import load_config
-from reftune.grading.judge import load_reward
+from reftune.grading.rewards import load_reward
 from reftune.problem import Problem
 
 ROOT = Path(__file__).parents[1]

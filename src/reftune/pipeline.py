@@ -8,7 +8,7 @@ from accelerate.utils import set_seed
 
 from reftune.config import Config
 from reftune.files import RUN_AGAIN, read_object, require_object
-from reftune.grading.judge import load_reward
+from reftune.grading.rewards import load_reward
 from reftune.methods import METHODS, planned_models, planned_stages
 from reftune.problem import UserError
 from reftune.runs.run_dir import only_start, open_run_dir, take_over

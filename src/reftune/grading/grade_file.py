@@ -92,7 +92,7 @@ def grade_rows(
         rows: places, for errors, and objects as `grade_file` reads them.
         cot: "program" executes the completions, "natural" reads their final answer.
         partial_reward: reward of a wrong number.
-        reward: your own instead, see `reftune.grading.judge.load_reward`.
+        reward: your own instead, see `reftune.grading.rewards.load_reward`.
         trigger: the words before the answer of a natural chain; default: the paper's.
         limits: what a program may use; the rest of the section says nothing here.
 

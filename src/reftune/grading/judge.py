@@ -1,11 +1,7 @@
 """Judge completions: find their final answer, compare it with the truth, give the reward."""
 
-import math
-import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from numbers import Real
-from pathlib import Path
 
 from reftune.config import Reward
 from reftune.grading.answers import check_answer
@@ -13,6 +9,7 @@ from reftune.grading.choices import extract_choice
 from reftune.grading.equality import Judgement, compare, judge_numbers, truth_number
 from reftune.grading.extraction import extract_natural
 from reftune.grading.quantities import parse_number, plain_number
+from reftune.grading.rewards import load_reward
 from reftune.grading.sandbox import Sandbox
 from reftune.problem import Answer, Cot, Execution, Problem, RewardFunction, Status, UserError, Verdict
 
@@ -94,47 +91,6 @@ def make_sandbox(limits: Reward, workers: int | None = None, *, text: bool) -> S
     It costs nothing before it runs a program.
     """
     return Sandbox(workers, limits.sandbox_seconds, limits.sandbox_memory_mb, text=text)
-
-
-def load_reward(reward: str | RewardFunction) -> Callable[[Problem, str], float]:
-    """Return a user's reward function, from problem and completion, checked wherever it is called.
-
-    Args:
-        reward: the function, or its place as `path.py:function`. It is trusted code.
-
-    Raises UserError if it cannot be loaded, and from the returned callable if it fails or returns
-    anything but a finite number.
-    """
-    function = _load_function(reward) if isinstance(reward, str) else reward
-    name = f"reward {reward if isinstance(reward, str) else getattr(reward, '__name__', reward)}"
-
-    def checked(problem: Problem, completion: str) -> float:
-        try:
-            value = function(problem.question, completion, problem.answer)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{name} failed on problem {problem.id} ({reason}); mend it") from error
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise UserError(f"{name} returned {value!r} on problem {problem.id}; return a finite number")
-        return float(value)
-
-    return checked
-
-
-def _load_function(spec: str) -> RewardFunction:
-    path, colon, name = spec.rpartition(":")
-    if not (colon and path and name):
-        raise UserError(f"reward {spec}: write path.py:function")
-    if not Path(path).is_file():
-        raise UserError(f"reward {spec}: no such file {path}")
-    try:
-        function: RewardFunction | None = runpy.run_path(path).get(name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"reward {spec}: {path} cannot be imported ({reason}); mend it") from error
-    if not callable(function):
-        raise UserError(f"reward {spec}: {path} defines no function {name}; correct the name")
-    return function
 
 
 def _make_reader(
