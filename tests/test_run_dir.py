@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from reftune.config import Config, Model
 from reftune.problem import UserError
-from reftune.runs.run_dir import git_commit, has_begun, only_start
+from reftune.runs.run_dir import git_commit, goes_on, has_begun, only_start
 
 
 def checkout(root: Path) -> str:
@@ -57,6 +58,28 @@ def test_a_run_has_begun_once_a_stage_has_saved_something(tmp_path: Path, saved:
     (tmp_path / saved).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / saved).touch()
     assert has_begun(tmp_path)
+
+
+def test_an_interrupted_run_is_told_where_it_goes_on(tmp_path: Path) -> None:
+    config = Config(output_dir=str(tmp_path), name="run", model=Model(scratch="tiny"))
+    config = config.model_copy(update={"methods": ["offline_st", "reft"]})
+    for done, words in (
+        ("run.json", "the same command begins sft anew, which has no checkpoint yet"),
+        ("sft/checkpoints/.step-00000007.partial/x", "the same command begins sft anew"),
+        ("sft/checkpoints/step-00000400/x", "goes on with sft behind step 400, its last checkpoint"),
+        ("sft/checkpoints/step-00001000/x", "goes on with sft behind step 1000, its last checkpoint"),
+        ("sft/result.json", "begins warmup_samples anew"),
+        ("warmup_samples/metrics.jsonl", "goes on with warmup_samples where it was"),
+        ("warmup_samples/result.json", "begins offline_st anew"),
+        ("offline_st/result.json", "begins ppo anew"),
+        ("ppo/metrics.jsonl", "begins ppo anew"),
+        ("ppo/result.json", "begins evaluation anew"),
+        ("evaluation/warmup.jsonl", "goes on with evaluation where it was"),
+        ("evaluation/result.json", "all stages are finished, and the same command writes the report"),
+    ):
+        (config.run_dir / done).parent.mkdir(parents=True, exist_ok=True)
+        (config.run_dir / done).touch()
+        assert words in goes_on(config), done
 
 
 HOLD = """

@@ -1,11 +1,12 @@
 """The commands. Heavy modules are imported when a command runs, so that --help answers at once."""
 
-import errno
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Read by GNU's OpenMP runtime when torch is loaded. Threads that wait for each other spin a little,
 # which small models need, but not for long: beside other work that makes everything many times slower.
@@ -14,7 +15,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 import typer
 
 from reftune.data.commands import data_app
-from reftune.problem import Cot, UserError
+from reftune.ending import run_to_end, say
+from reftune.problem import Cot
+
+if TYPE_CHECKING:
+    from reftune.config import Config
 
 app = typer.Typer(
     add_completion=False,
@@ -33,8 +38,7 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 
-RESUMABLE = ("run", "sft", "ppo")  # commands that write checkpoints
-INTERRUPTED = 130  # what shells give for Ctrl-C, and typer turns KeyboardInterrupt into
+_running: list[Config] = []  # the run that this process works on
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; configs/demo.toml is one to start from")]
 Overrides = Annotated[
@@ -69,7 +73,7 @@ def run(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
 def sft(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
     """Only the first stage: train on the worked solutions."""
     run_dir = _run_stages(config, overrides, name, ("sft",))
-    _say(f"models: {run_dir / 'warmup' / 'model'} and {run_dir / 'sft' / 'model'}")
+    say(f"models: {run_dir / 'warmup' / 'model'} and {run_dir / 'sft' / 'model'}")
 
 
 @app.command()
@@ -79,7 +83,7 @@ def ppo(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
     It needs the model of the first stage: `reftune sft`, with the same config file, runs first.
     """
     run_dir = _run_stages(config, overrides, name, ("ppo",))
-    _say(f"model: {run_dir / 'ppo' / 'model'}")
+    say(f"model: {run_dir / 'ppo' / 'model'}")
 
 
 @app.command()
@@ -176,42 +180,21 @@ def compare(
 
     comparison = compare_runs(runs, k, reported)
     Console().print(terminal_tables(comparison))  # first: drawing the page takes a second
-    _say(f"comparison: {write_comparison(comparison, out or default_directory(runs))}")
+    say(f"comparison: {write_comparison(comparison, out or default_directory(runs))}")
 
 
 def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2, Ctrl-C with 130."""
-    try:
-        app()
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
-            raise
-        _say(f"interrupted; {_again()}")
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        message = _explain(error)
-        if message is None:
-            raise
-        _say(f"error: {message}")
-        sys.exit(2)
-
-
-def _explain(error: Exception) -> str | None:
-    """Return the sentence for an error that the user can mend; None for a fault of ours."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or 'output'}: the disk is full; free some space, and {_again()}"
-    if isinstance(error, PermissionError):
-        return f"{error.filename}: permission denied"
-    return None
+    run_to_end(app, _again)
 
 
 def _again() -> str:
     """Say what starting the command once more will do."""
-    if sys.argv[1:2] and sys.argv[1] in RESUMABLE:
-        return "the same command goes on from the last checkpoint, or begins the stage anew without one"
-    return "start the same command again"
+    if not _running:
+        return "start the same command again"
+    from reftune.runs.run_dir import goes_on
+
+    return goes_on(_running[-1])
 
 
 def _run_stages(
@@ -222,8 +205,9 @@ def _run_stages(
     from reftune.pipeline import run_stages
 
     settings = load_config(path, overrides or [], name)
+    _running.append(settings)
     if not run_stages(settings, stages, sys.argv):
-        _say(f"{settings.run_dir}: already finished, nothing to do")
+        say(f"{settings.run_dir}: already finished, nothing to do")
     return settings.run_dir
 
 
@@ -232,11 +216,14 @@ def _show_report(run_dir: Path) -> None:
         return
     from rich.console import Console
 
-    from reftune.reporting.run.report import final_table, write_report
+    from reftune.reporting.run.report import NotEvaluatedError, final_table, write_report
 
     page = write_report(run_dir)
-    Console().print(final_table(run_dir))
-    _say(f"report: {page}")
+    try:
+        Console().print(final_table(run_dir))
+    except NotEvaluatedError as unfinished:
+        say(str(unfinished))
+    say(f"report: {page}")
 
 
 def _print_summary(summary: dict[str, Any], n: int) -> None:
@@ -257,7 +244,3 @@ def _print_summary(summary: dict[str, Any], n: int) -> None:
 def _print_share(label: str, share: float, count: int, of: int, interval: Sequence[float]) -> None:
     low, high = interval
     typer.echo(f"{label}: {share:.1%} ({count} of {of}), 95% interval {low:.1%} to {high:.1%}")
-
-
-def _say(message: str) -> None:
-    typer.echo(f"reftune: {message}", err=True)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from reftune.files import read_object, sync, sync_files, write_json, writing_to
 from reftune.problem import UserError
+from reftune.runs.run_dir import complete_checkpoints
 
 STATE_FILE = "state.json"
 
@@ -48,7 +49,7 @@ def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, state:
     if accelerator.is_main_process:
         temporary.rename(target)
         sync(target.parent)
-        for old in _complete(directory)[:-1]:
+        for old in complete_checkpoints(directory)[:-1]:
             shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
 
@@ -60,7 +61,7 @@ def load_checkpoint(
 
     Raises UserError where it is damaged, or its state lacks a number of those that `start` names.
     """
-    complete = _complete(directory)
+    complete = complete_checkpoints(directory)
     if not complete:
         return None
     newest, fix = complete[-1], f"delete {complete[-1]}, and the stage begins anew"
@@ -76,16 +77,6 @@ def load_checkpoint(
     return state
 
 
-def newest_step(directory: Path) -> int | None:
-    """Return the step of a stage's newest complete checkpoint, None if there is none."""
-    complete = _complete(directory)
-    return int(complete[-1].name.removeprefix("step-")) if complete else None
-
-
 def remove_checkpoints(directory: Path) -> None:
     """Free the disk of a finished stage's checkpoints."""
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-
-
-def _complete(directory: Path) -> list[Path]:
-    return sorted((directory / "checkpoints").glob("step-[0-9]*"))

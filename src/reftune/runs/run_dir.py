@@ -15,11 +15,14 @@ from filelock import FileLock, Timeout
 
 from reftune.config import Config
 from reftune.config_files import changed_settings, dump_config, load_config
-from reftune.files import atomic_directory, atomic_file, write_json
+from reftune.files import atomic_directory, atomic_file, make_directory, write_json, writing_to
+from reftune.methods import planned_stages
 from reftune.problem import UserError
 
 # What a stage has saved: from then on a directory belongs to its configuration and its problems.
 SAVED = ("*/result.json", "*/model", "*/checkpoints/step-*", "*/samples.jsonl", "evaluation/*.jsonl")
+
+RESUMED_BY_ROWS = ("warmup_samples", "evaluation")  # stages without checkpoints
 
 
 def has_begun(run_dir: Path) -> bool:
@@ -28,20 +31,40 @@ def has_begun(run_dir: Path) -> bool:
     return any(any(run_dir.glob(pattern)) for pattern in places)
 
 
+def complete_checkpoints(stage: Path) -> list[Path]:
+    """Return the complete checkpoints in a stage's directory, the newest one last."""
+    return sorted((stage / "checkpoints").glob("step-[0-9]*"))
+
+
+def goes_on(config: Config) -> str:
+    """Say where an interrupted run goes on when it is started again."""
+    for stage in planned_stages(config.methods, config.evaluation.rerank):
+        directory = config.run_dir / stage
+        if (directory / "result.json").exists():
+            continue
+        if found := complete_checkpoints(directory):
+            step = found[-1].name.removeprefix("step-").lstrip("0")
+            return f"the same command goes on with {stage} behind step {step}, its last checkpoint"
+        if stage in RESUMED_BY_ROWS and any(directory.glob("*.jsonl")):
+            return f"the same command goes on with {stage} where it was"
+        return f"the same command begins {stage} anew, which has no checkpoint yet"
+    return "all stages are finished, and the same command writes the report"
+
+
 @contextmanager
 def only_start(run_dir: Path) -> Iterator[None]:
     """Keep a second start of the same run away while the block runs; the system ends it with us.
 
     Raises UserError where another process has begun.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_directory(run_dir)
     lock = FileLock(run_dir / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"{run_dir}: another process works on this run; wait for its end, or choose another --name"
-        ) from None
+    with writing_to(run_dir / ".lock"):
+        try:
+            lock.acquire()
+        except Timeout:
+            told = "another process works on this run; wait for its end, or choose another --name"
+            raise UserError(f"{run_dir}: {told}") from None
     try:
         yield
     finally:
@@ -60,7 +83,7 @@ def open_run_dir(config: Config, command: Sequence[str], processes: int) -> None
         if old.methods != config.methods:
             _write_config(path, config)
         return
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    make_directory(config.run_dir)
     facts = {
         "versions": {name: version(name) for name in ("reftune", "torch", "transformers", "accelerate")},
         "python": platform.python_version(),

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 ONE_LINE_AGGREGATIONS = 2  # with more of them, each interval stands below its accuracy
 
 
+class NotEvaluatedError(UserError):
+    """The run has no accuracies yet."""
+
+
 def write_report(run_dir: Path) -> Path:
     """Write report.html and report.md (its pictures in report_files/) into a run directory.
 
@@ -37,11 +41,11 @@ def write_report(run_dir: Path) -> Path:
 def final_table(run_dir: Path) -> Group:
     """Return the accuracies of a finished run as a table for the terminal, the headline below it.
 
-    Raises UserError if `run_dir` is not a run directory or holds no evaluation.
+    Raises UserError if `run_dir` is not a run directory, NotEvaluatedError if it holds no evaluation.
     """
     run = read_run(run_dir)
     if not run.evaluation:
-        raise UserError(f"{run_dir}: not evaluated yet; finish the run with `reftune run` first")
+        raise NotEvaluatedError(f"{run_dir}: not evaluated yet; finish the run with `reftune run` first")
     found = accuracies(run.evaluation)
     between = " " if len(found["columns"]) <= ONE_LINE_AGGREGATIONS else "\n"
     table = Table()
