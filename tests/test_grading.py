@@ -11,7 +11,8 @@ import pytest
 
 from reftune.config import Reward
 from reftune.grading.grade_file import GradeSummary, extract_program, grade_file
-from reftune.problem import Status, UserError
+from reftune.grading.sandbox import Sandbox
+from reftune.problem import Execution, Status, UserError
 
 SHORT = Reward(sandbox_seconds=0.5)
 RIGHT = {"id": 1, "completion": "So #### 1,000", "answer": "1000"}
@@ -100,7 +101,8 @@ def test_program_file(tmp_path: Path) -> None:
 
 
 def test_faults_of_our_own_are_not_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MONTY_BIN", f"{tmp_path}/missing")  # so that no program can run
+    fault = Execution("sandbox_error", None, "no sandbox worker could be started: no processes left")
+    monkeypatch.setattr(Sandbox, "run", lambda _, programs: [fault] * len(programs))
     own = tmp_path / "own.py"
     own.write_text("def reward(question, completion, answer):\n    return 1\n", encoding="utf-8")
     path = write(tmp_path / "in.jsonl", [RIGHT])

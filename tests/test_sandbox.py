@@ -20,7 +20,7 @@ import pytest
 
 from reftune.grading import sandbox as sandbox_module
 from reftune.grading.sandbox import Sandbox
-from reftune.problem import Execution
+from reftune.problem import Execution, UserError
 from tiny_run import heed_ctrl_c
 
 DATA = Path(__file__).parents[2] / "shared/data"
@@ -423,18 +423,42 @@ for line in channel.makefile("rb"):
 def test_workers_that_cannot_start_are_our_own_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    with impostor(tmp_path, monkeypatch, script) as sandbox:
+    with impostor(tmp_path, monkeypatch, SERVE.format(action="pass")) as sandbox:
+        assert sandbox.run(["good"]) == [Execution("ok", 1.0)]
+        sandbox.close()
+        impostor(tmp_path, monkeypatch, script)
         results = sandbox.run(["a", "b", "c"])
     assert [result.status for result in results] == ["sandbox_error"] * 3
     assert "no sandbox worker could be started" in results[0].message
 
 
-def test_a_missing_monty_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MONTY_BIN", "/nowhere/monty")
-    with Sandbox(workers=1) as sandbox:
-        (result,) = sandbox.run([GOOD])
-    assert result.status == "sandbox_error"
-    assert "/nowhere/monty" in result.message
+@pytest.mark.parametrize("script", ["sys.exit(3)", "say(b'no monty here')"])
+def test_a_sandbox_that_has_never_started_is_no_verdict_on_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    words = (
+        "the sandbox does not work, none of its workers can start: (the worker process|no monty here)"
+    )
+    with impostor(tmp_path, monkeypatch, script) as sandbox, pytest.raises(UserError, match=words):
+        sandbox.run(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("binary", "reason"),
+    [
+        ("/nowhere/monty", r"/nowhere/monty: No such file"),
+        ("/", r"monty worker: /: Permission denied.*; unset MONTY_BIN"),
+        ("/bin/true", r"/bin/true runs no program: .*\(exit status: 0\)"),
+        ("/bin/cat", r"/bin/cat runs no program: monty worker crashed"),
+        ("/usr/bin/yes", r"/usr/bin/yes runs no program: monty worker crashed"),
+    ],
+)
+def test_what_stands_in_montys_place_is_named(
+    monkeypatch: pytest.MonkeyPatch, binary: str, reason: str
+) -> None:
+    monkeypatch.setenv("MONTY_BIN", binary)
+    with Sandbox(workers=1) as sandbox, pytest.raises(UserError, match=reason):
+        sandbox.run([GOOD])
 
 
 @pytest.mark.parametrize(

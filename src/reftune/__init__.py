@@ -260,7 +260,7 @@ def run_program(
         memory_mb: megabytes of memory that each has, 16 or more.
 
     Raises:
-        UserError: the limits are none.
+        UserError: the limits are none, or the sandbox cannot start.
     """
     from reftune.grading.sandbox import Sandbox
 

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reftune.problem import STATUSES, Execution, Status
+from reftune.problem import STATUSES, Execution, Status, UserError
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
 # What the interpreter and monty need to find themselves; tokens and keys stay out.
@@ -71,11 +71,12 @@ class Sandbox:
         self._program_seconds = WALL_FACTOR * seconds + GRACE_SECONDS
         self._arguments = [str(seconds), str(memory_mb), str(text)]
         self._workers: list[_Worker] = []
+        self._works = False  # whether a worker has ever started
         self._lock = threading.Lock()
         weakref.finalize(self, _stop_all, self._workers)  # also at the interpreter's exit
 
     def run(self, programs: Sequence[str]) -> list[Execution]:
-        """Execute the programs, equal ones once, and return their results in the order given."""
+        """Execute the programs, equal ones once, in order; raise UserError if no worker ever starts."""
         batch = _Batch()
         for program in dict.fromkeys(programs):
             if len(program) > self._max_chars:
@@ -118,7 +119,17 @@ class Sandbox:
             except OSError as error:
                 batch.failed_starts.append(str(error))
         if not self._workers:
-            batch.give_up()
+            self._give_up(batch)
+
+    def _give_up(self, batch: _Batch) -> None:
+        """Name our own fault for every program left, or say that there is no sandbox at all."""
+        if not self._works:
+            told = "the sandbox does not work, none of its workers can start"
+            fix = "unset MONTY_BIN" if "MONTY_BIN" in os.environ else "reinstall pydantic-monty"
+            raise UserError(f"{told}: {batch.failed_starts[-1]}; {fix}, or free memory and processes")
+        message = f"no sandbox worker could be started: {batch.failed_starts[-1]}"
+        while batch.pending:
+            batch.results[batch.pending.popleft()] = Execution("sandbox_error", None, message)
 
     def _hand_out(self, batch: _Batch) -> None:
         for worker in self._workers:
@@ -140,6 +151,7 @@ class Sandbox:
             try:
                 worker.flush()
                 for result in worker.receive():
+                    self._works = True
                     batch.settle(worker.queue.popleft(), result)
             except _WorkerLost as lost:
                 self._drop(worker, lost, batch)
@@ -176,12 +188,6 @@ class _Batch:
             self.pending.append(program)
         else:
             self.results[program] = result
-
-    def give_up(self) -> None:
-        """Name our own fault for every program left."""
-        message = f"no sandbox worker could be started: {self.failed_starts[-1]}"
-        while self.pending:
-            self.results[self.pending.popleft()] = Execution("sandbox_error", None, message)
 
 
 class _Worker:
@@ -265,10 +271,6 @@ def _parse(line: bytes) -> Execution:
             case [str(name), None, str(message)] if name in FAILURES:
                 return Execution(FAILURES[name], None, message)
     raise _WorkerLost("sandbox_error", "the worker sent a line that is no result")
-
-
-def _is_number(value: float) -> bool:
-    return not isinstance(value, bool) and math.isfinite(value)
 
 
 def _start_process(descriptor: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -225,6 +225,9 @@ def serve(channel: socket.socket, seconds: float, memory_mb: int, text: bool) ->
     """Answer programs until the other side closes the channel."""
     patience = WALL_FACTOR * seconds + GRACE_SECONDS  # then monty's process is killed and replaced
     with Monty(min_processes=1, max_processes=1, request_timeout=patience) as pool:
+        trial, _ = attempt("def solution():\n    return 3", pool, patience, seconds, memory_mb, text)
+        if trial[0] in ("crash", "bad_result"):  # another program stands in monty's place
+            raise RuntimeError(f"{os.environ.get('MONTY_BIN', 'monty')} runs no program: {trial[2]}")
         channel.sendall(b"ready\n")
         for line in channel.makefile("rb"):
             answer = run(json.loads(line), pool, seconds, memory_mb, text)
