@@ -342,8 +342,8 @@ def test_a_non_finite_loss_stops_the_run_and_saves_the_samples(tmp_path: Path) -
         update(learner, rollouts, targets, config, 3)
     saved = tmp_path / "test" / "ppo" / "non_finite_step_3.json"
     assert str(error.value) == (
-        f"ppo: the loss is not finite at step 3; its samples are in {saved}. Lower ppo.learning_rate"
-        " or raise ppo.kl_coef under a new --name (the weights before this step are in ppo/checkpoints)"
+        f"ppo: the loss is not finite (nan) at step 3; its samples are in {saved}. Lower"
+        " ppo.learning_rate or raise ppo.kl_coef under a new --name"
     )
     rows = learner.rows[-1]
     assert 3 in rows
@@ -359,8 +359,11 @@ def test_neither_loss_nor_gradient_may_be_non_finite(tmp_path: Path, loss: float
     policy = make_policy()
     rollouts, targets = make_batch(policy)
     config = settings(f'output_dir="{tmp_path}"')
+    (config.run_dir / "ppo/checkpoints/step-00000007").mkdir(parents=True)
     learner = make_learner(policy, config, Lost, loss=loss, grad_norm=float(norm))
-    with pytest.raises(UserError, match="not finite at step 1;"):
+    with pytest.raises(
+        UserError, match=r"not finite \(.*\) at step 1; [^(]*--name \(the weights .*step-00000007\)$"
+    ):
         update(learner, rollouts, targets, config, 1)
 
 

@@ -397,18 +397,21 @@ def test_only_examples_within_the_limit_are_learnt_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "sums",
+    ("loss", "norm", "what"),
     [
-        {"loss": math.nan, "grad_norm": 1.0}, {"loss": math.inf, "grad_norm": 1.0},
-        {"loss": 1.5, "grad_norm": math.nan}, {"loss": 1.5, "grad_norm": math.inf},
+        (math.nan, 1.0, "the loss is not finite (nan)"),
+        (math.inf, 1.0, "the loss is not finite (inf)"),
+        (1.5, math.nan, "the norm of the gradient is not finite (nan)"),
+        (5.866, math.inf, "the norm of the gradient is not finite (inf)"),
     ],
-)  # fmt: skip
-def test_a_step_that_is_not_finite_stops_the_stage(tmp_path: Path, sums: dict[str, float]) -> None:
+)
+def test_a_step_that_is_not_finite_stops_the_stage(
+    tmp_path: Path, loss: float, norm: float, what: str
+) -> None:
+    sums = {"loss": loss, "grad_norm": norm}
     with pytest.raises(UserError) as error:
         stop_on_non_finite(make_stage(tmp_path, "online_st"), sums, 0.25)
-    assert str(error.value) == (
-        f"online_st: the loss became {sums['loss']}; lower online_st.learning_rate (now 0.25)"
-    )
+    assert str(error.value) == (f"online_st: {what}; lower online_st.learning_rate (now 0.25)")
 
 
 def test_a_finite_step_stops_nothing(tmp_path: Path) -> None:
@@ -422,5 +425,7 @@ def test_a_fit_whose_loss_is_not_finite_says_so(tmp_path: Path, monkeypatch: pyt
     judge = Watching()
     with torch.no_grad():
         judge.policy.policy.get_parameter(NORM).fill_(math.nan)
-    with pytest.raises(UserError, match=r"^sft: the loss became nan; lower .* \(now 0\.003\)$"):
+    with pytest.raises(
+        UserError, match=r"^sft: the loss is not finite \(nan\); lower .* \(now 0\.003\)$"
+    ):
         run_fit(tmp_path, judge)

@@ -19,6 +19,7 @@ from reftune.files import write_json
 from reftune.model.batch import collate
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
+from reftune.runs.run_dir import complete_checkpoints
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage
 from reftune.training.advantages import (
@@ -28,7 +29,7 @@ from reftune.training.advantages import (
     token_rewards,
     whiten,
 )
-from reftune.training.learner import Learner, LossFn, make_optimizer
+from reftune.training.learner import Learner, LossFn, make_optimizer, non_finite
 from reftune.training.losses import policy_loss, ratio_statistics, value_loss
 from reftune.training.microbatches import minibatches, shuffled
 from reftune.training.rollouts import accuracy, collect, graded_rows
@@ -118,8 +119,8 @@ def update(
         for rows in minibatches(order, ppo.minibatch_size or max(1, len(order))):
             loss_fn = _make_loss(rollouts, estimates, rows, ppo, learner.accelerator.device)
             sums = learner.step(rows, lengths, loss_fn, groups)
-            if not math.isfinite(sums["loss"] + sums["grad_norm"]):
-                _stop_on_non_finite(config, rollouts, rows, step, learner.accelerator)
+            if what := non_finite(sums):
+                _stop_on_non_finite(config, rollouts, rows, step, what, learner.accelerator)
             history.append(sums)
     if not history:
         return {}
@@ -207,12 +208,19 @@ def _stop_on_gap(gap: float, step: int) -> None:
 
 
 def _stop_on_non_finite(
-    config: Config, rollouts: Rollouts, rows: Sequence[int], step: int, accelerator: Accelerator
+    config: Config,
+    rollouts: Rollouts,
+    rows: Sequence[int],
+    step: int,
+    what: str,
+    accelerator: Accelerator,
 ) -> None:
     path = config.run_dir / "ppo" / f"non_finite_step_{step}.json"
     if accelerator.is_main_process:
         write_json(path, graded_rows([rollouts.samples[i] for i in rows]))
+    before = complete_checkpoints(config.run_dir / "ppo")
+    kept = f" (the weights of the last checkpoint are in {before[-1]})" if before else ""
     raise UserError(
-        f"ppo: the loss is not finite at step {step}; its samples are in {path}. Lower ppo.learning_rate"
-        " or raise ppo.kl_coef under a new --name (the weights before this step are in ppo/checkpoints)"
+        f"ppo: {what} at step {step}; its samples are in {path}. Lower ppo.learning_rate or raise"
+        f" ppo.kl_coef under a new --name{kept}"
     )

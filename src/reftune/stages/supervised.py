@@ -13,7 +13,7 @@ from reftune.model.batch import collate, length_mask
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.stages.stage import Metrics, Stage, State
-from reftune.training.learner import Learner, linear_schedule, make_optimizer
+from reftune.training.learner import Learner, linear_schedule, make_optimizer, non_finite
 from reftune.training.losses import cross_entropy
 from reftune.training.microbatches import length_sorted, shuffled
 from reftune.training.types import GradedSample
@@ -142,8 +142,5 @@ def short_enough(stage: Stage, examples: Sequence[Example], max_tokens: int) -> 
 
 def stop_on_non_finite(stage: Stage, sums: dict[str, float], learning_rate: float) -> None:
     """Raise UserError where loss or gradient of a step is not finite."""
-    if not math.isfinite(sums["loss"] + sums["grad_norm"]):
-        name = stage.name
-        raise UserError(
-            f"{name}: the loss became {sums['loss']}; lower {name}.learning_rate (now {learning_rate})"
-        )
+    if what := non_finite(sums):
+        raise UserError(f"{stage.name}: {what}; lower {stage.name}.learning_rate (now {learning_rate})")

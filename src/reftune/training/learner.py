@@ -1,7 +1,8 @@
 """What all training stages do the same way: optimizer, learning rates, one optimizer step."""
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -41,6 +42,14 @@ def linear_schedule(step: int, total: int, warmup_share: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (total - step) / max(1, total - warmup)
+
+
+def non_finite(sums: Mapping[str, float]) -> str:
+    """Say what of a step is not finite, its loss or the norm of its gradient; nothing if both are."""
+    for key, words in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
+        if not math.isfinite(sums[key]):
+            return f"{words} is not finite ({sums[key]})"
+    return ""
 
 
 class Learner:
