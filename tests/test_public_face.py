@@ -105,8 +105,8 @@ def test_grade_with_a_trigger_of_ones_own() -> None:
             {"cot": "program", "answers": [1, "no"]},
             "completion 2: problem 2: answer 'no' is not a number",
         ),
-        ({"seconds": 0}, "seconds = 0, memory_mb = 256: give a positive time"),
-        ({"memory_mb": 15}, "memory_mb = 15: give a positive time and 16 megabytes or more"),
+        ({"seconds": 0}, "seconds = 0, memory_mb = 256: give up to 3600 seconds"),
+        ({"memory_mb": 15}, "memory_mb = 15: give up to 3600 seconds and 16 to"),
         ({"reward": "nowhere.py:f"}, "reward nowhere.py:f: no such file nowhere.py"),
         (
             {"reward": lambda question, completion, answer: 1 / 0},
@@ -248,7 +248,7 @@ def test_sample_answers_each_question(model: Path) -> None:
     assert len(program.sample.tokens) == 3
     assert program.verdict.status == "truncated"
     assert reftune.sample(model, []) == []
-    with pytest.raises(reftune.UserError, match=r"temperature: 0 or more, not -1\.0"):
+    with pytest.raises(reftune.UserError, match=r"temperature: 0, or from 0.01 to 100, not -1\.0"):
         reftune.sample(model, "1 + 1?", temperature=-1.0)
 
 

@@ -181,8 +181,6 @@ def sample(
     """
     from reftune.evaluation.inference import ask, model_config
 
-    if temperature < 0:
-        raise UserError(f"temperature: 0 or more, not {temperature}")
     config = model_config(str(model), overrides, cot=cot)
     return ask(config, [questions] if isinstance(questions, str) else questions, temperature, seed)
 
@@ -290,8 +288,8 @@ def compare(run_dirs: Sequence[str | Path], *, samples: int | None = None) -> Co
 
 
 def _check_limits(seconds: float, memory_mb: int) -> None:
-    if not (seconds > 0 and memory_mb >= 16):
+    if not (0 < seconds <= 3600 and 16 <= memory_mb <= 2**20):
         raise UserError(
-            f"seconds = {seconds}, memory_mb = {memory_mb}: give a positive time and 16 megabytes"
-            " or more"
+            f"seconds = {seconds}, memory_mb = {memory_mb}: give up to 3600 seconds and 16 to 1048576"
+            " megabytes"
         )

@@ -1,5 +1,6 @@
 """Ask a model outside of a run: problems, or questions whose answer nobody knows."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,8 @@ def evaluate_on(
     """
     named = isinstance(data, str | Path)
     changes = [f"evaluation.samples={samples}", *overrides]
-    changes += [f"data.test_split='{split}'"] if split else []
-    changes += [f"data.subset='{subset}'"] if subset else []
+    changes += [f"data.test_split={json.dumps(split)}"] if split else []
+    changes += [f"data.subset={json.dumps(subset)}"] if subset else []
     config = model_config(str(model), changes, test=str(data) if named else "rows.jsonl", cot=cot)
     check = config.reward.function is None
     rows = None if named else data
@@ -80,7 +81,12 @@ def evaluate_on(
 
 
 def ask(config: Config, questions: Sequence[str], temperature: float, seed: int) -> list[GradedSample]:
-    """Ask the model of `config` questions; the verdicts have its answers, of whatever type."""
+    """Ask the model of `config` questions; the verdicts have its answers, of whatever type.
+
+    Raises UserError for a temperature that no sampler can work with.
+    """
+    if temperature != 0 and not 0.01 <= temperature <= 100:
+        raise UserError(f"temperature: 0, or from 0.01 to 100, not {temperature}")
     numbered = {f"question {n}": text for n, text in enumerate(questions, start=1)}
     problems = [Problem(n, as_text(n, "question", text), "") for n, text in numbered.items()]
     sandbox = make_sandbox(config.reward, config.compute.sandbox_workers, text=True)

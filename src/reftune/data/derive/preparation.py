@@ -97,7 +97,7 @@ def prepare(
     local = Path(source).expanduser()
     origin = local.stem if local.is_file() else split
     out = out or Path(f"{name}_{cot}_{origin}.jsonl")
-    if out.resolve() == local.resolve():
+    if local.exists() and out.resolve() == local.resolve():
         raise UserError(f"{out}: is the source; give another --out")
     check_writable(out)
     rows = list(load_rows(source, split, None if local.exists() else data_set.subset))
