@@ -228,7 +228,7 @@ def _show_report(run_dir: Path) -> None:
 
 def _print_summary(summary: dict[str, Any], n: int) -> None:
     if unjudged := summary["unjudged"]:
-        _say(f"{unjudged} of {n + unjudged} questions are left out: the sandbox failed on their answers")
+        say(f"{unjudged} of {n + unjudged} questions are left out: the sandbox failed on their answers")
     for aggregation in ("greedy", "vote"):  # one model alone has no reranker
         if aggregation in summary:
             found = summary[aggregation]

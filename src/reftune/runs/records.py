@@ -39,6 +39,7 @@ class Metrics(BaseModel):
 class Sampled(TypedDict):
     """A sample of a test question."""
 
+    status: str
     value: Number | str | None
     correct: Flag
     rerank: NotRequired[Number | None]
