@@ -45,7 +45,7 @@ def base(family: str) -> PolicyWithValue:
     return PolicyWithValue(model, "shared")
 
 
-@pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+@pytest.fixture(params=[0o002, 0o022, 0o027, 0o077], ids=oct)
 def rights(request: pytest.FixtureRequest) -> Iterator[int]:
     """Set the umask; return what new files may then be."""
     before = os.umask(request.param)

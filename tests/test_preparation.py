@@ -146,6 +146,38 @@ def test_published_formats(
     assert (done.read, done.written, done.dropped) == (1, 1, {})
 
 
+def test_a_large_number_of_an_equation_keeps_its_digits(tmp_path: Path) -> None:
+    row = SVAMP | {"Equation": "( 9007199254740993.0 + 2.0 )", "Answer": "9007199254740995.0"}
+    _, [program] = prepared("svamp", "program", tmp_path, row)
+    assert "9007199254740993 + 2\n" in str(program.chain)
+    _, [natural] = prepared("svamp", "natural", tmp_path, row)
+    assert natural.chain == "9007199254740993 + 2 = 9007199254740995"
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("gsm8k", GSM8K | {"question": f"{'9' * 5000} pens?"}),
+        ("gsm8k", GSM8K | {"answer": f"{'9' * 5000} + 1 = {'9' * 400}\n#### 6000"}),
+        ("mathqa_mcq", MATHQA | {"Problem": f"{'9' * 5000} men and {'1,' * 300}1 women ?"}),
+        ("mathqa_mcq", MATHQA | {"linear_formula": f"add({'9' * 5000},n1)|"}),
+        ("svamp", SVAMP | {"Equation": f"( {'9' * 5000} + 2.0 )"}),
+    ],
+)
+def test_numbers_of_thousands_of_digits_give_no_program(
+    tmp_path: Path, name: str, row: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match="because it has a number of hundreds of digits"):
+        prepared(name, "program", tmp_path, row)
+
+
+def test_a_large_option_keeps_its_digits(tmp_path: Path) -> None:
+    large = {"Rationale": "9007199254740992 + 1 = 9007199254740993 answer b", "correct": "b"}
+    row = MATHQA | large | {"options": "a ) 7 , b ) 9007199254740993"}
+    _, [problem] = prepared("mathqa_numeric", "natural", tmp_path, row)
+    assert problem.answer == "9007199254740993"
+
+
 @pytest.mark.usefixtures("_own_cache")
 def test_a_directory_as_the_hub_has_it(tmp_path: Path) -> None:
     from datasets import Dataset

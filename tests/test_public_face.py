@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -297,7 +298,7 @@ def test_wrong_rows_of_a_run_are_named_before_it_begins(tmp_path: Path, role: st
 def test_values_beyond_json_do_not_stop_a_run(tmp_path: Path) -> None:
     from reftune.runs.given_rows import with_problems
 
-    rows = [{"question": "?", "answer": 1, "seen": {3}, "when": Path("x")}]
+    rows = [{"question": "?", "answer": np.int64(1), "seen": {3}, "when": Path("x")}]
     config = with_problems(settings(tmp_path, "odd"), train=rows, test="other.jsonl")
     assert config.data.test == "other.jsonl"
     [kept] = [json.loads(line) for line in Path(config.data.train).read_text().splitlines()]

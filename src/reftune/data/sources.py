@@ -77,14 +77,14 @@ _OWN_READERS = {"csv": csv_rows, "json": _json_rows}
 
 def _dataset_rows(source: str, path: str, subset: str | None, split: str) -> Iterator[PlacedRow]:
     # Imported here: it takes a second, which JSON files need not wait for.
-    from datasets import load_dataset, load_dataset_builder
+    from datasets import load_dataset_builder
 
     try:
         builder = load_dataset_builder(path, name=subset)
         nested = getattr(builder.config, "field", None)  # rows below a key of a JSON file
         read = None if nested else _OWN_READERS.get(type(builder).__module__.rpartition(".")[2])
         files = _downloaded(builder.config.data_files, split) if read else []
-        dataset = () if read else load_dataset(path, name=subset, split=split)
+        dataset = () if read else _prepared(builder, split)
     except Exception as error:  # of many libraries: network, hub, parsers
         reason = f"{error}".partition("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(
@@ -94,6 +94,13 @@ def _dataset_rows(source: str, path: str, subset: str | None, split: str) -> Ite
         yield from read(file, name) if read else ()
     for number, row in enumerate(dataset, start=1):
         yield f"{source}: row {number}", row
+
+
+def _prepared(builder: Any, split: str) -> Iterable[dict[str, Any]]:
+    """Return the rows of a split as the library of data sets reads them."""
+    builder.download_and_prepare()
+    rows: Iterable[dict[str, Any]] = builder.as_dataset(split=split)
+    return rows
 
 
 def _downloaded(files: Mapping[Any, Sequence[str]], split: str) -> Iterator[tuple[str, Path]]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 from reftune.config import Config
@@ -37,8 +38,7 @@ def _keep(config: Config, role: str, rows: Sequence[PlacedRow]) -> Path:
         new_ids=role,
     )
     path = config.run_dir / "given" / f"{role}.jsonl"
-    # Of values beyond JSON, such as dates, none is read: whatever is shown of them will do.
-    text = "".join(json.dumps(row, default=str) + "\n" for _, row in rows)
+    text = "".join(json.dumps(row, default=_in_json) + "\n" for _, row in rows)
     begun = has_begun(config.run_dir)
     if begun and not (path.exists() and path.read_text(encoding="utf-8") == text):
         raise UserError(
@@ -49,3 +49,8 @@ def _keep(config: Config, role: str, rows: Sequence[PlacedRow]) -> Path:
         with atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _in_json(value: object) -> object:
+    """Return an integer of numpy as one, for it may be an index; other values are read as their text."""
+    return int(value) if isinstance(value, Integral) else str(value)

@@ -5,10 +5,12 @@ numbers, one unknown, `+ - * / //`, signs and parentheses are looked at.
 """
 
 import ast
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_CHARS = 200  # a longer expression is no step of a worked solution
+_WHOLE = re.compile(r"(?<=\d)\.0+(?![\d.eE])")  # 9007199254740993.0 is no float
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ def parse(text: str) -> ast.expr | None:
     if len(text) > MAX_CHARS:
         return None
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(_WHOLE.sub("", text.strip()), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
     return tree if value_of(tree) is not None else None

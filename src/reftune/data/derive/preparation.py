@@ -61,6 +61,7 @@ _LETTER = re.compile(
     r"(?:\W+(?:is|be|will|must|option|choice)\b)*\W+[a-e]\W*\Z"
     r"|(?<=[\d%.)]) [a-e]\W*\Z"
 )
+_ENDLESS = re.compile(r"[\d,.]{201}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,8 @@ def _complete(
 
 def _derive(problem: Problem, fields: Fields, row: dict[str, object], cot: Cot) -> str:
     formula, equation = row.get(FORMULA), row.get(EQUATION)
+    if _ENDLESS.search(f"{fields.question} {fields.chain} {formula} {equation}"):
+        raise UnderivableError("it has a number of hundreds of digits")
     if equation and cot == "natural":
         return chain_from_equation(str(equation), _number(problem))
     if cot == "natural":
