@@ -337,9 +337,8 @@ def test_a_chat_with_a_saved_model_asks_as_training_did(
         text = saved.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         wording = prompter.wording
         assert text == begin + wording.question(problem) + wording.opening(problem)
-        if cot == "natural":
-            ids = saved.apply_chat_template(chat, return_dict=False)
-            assert ids == prompter.encode_prompt(problem)
+        ids = saved.apply_chat_template(chat, return_dict=False)
+        assert ids == prompter.encode_prompt(problem)
 
 
 @pytest.mark.parametrize(
