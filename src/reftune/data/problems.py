@@ -11,7 +11,7 @@ from reftune.config import Columns, Data
 from reftune.data.formats import read_fields, require_columns, require_new_id, to_problem
 from reftune.data.sources import Source, load_rows
 from reftune.data.synthetic.generator import generate
-from reftune.files import write_json
+from reftune.files import make_directory, reading_from, write_json, writing_to
 from reftune.grading.answers import check_answer
 from reftune.problem import Cot, Problem, UserError
 
@@ -115,7 +115,8 @@ def load_problems(
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
     """Write problems as JSONL that `load_problems` reads back."""
-    path.write_text("".join(_lines(problems)), encoding="utf-8")
+    with writing_to(path):
+        path.write_text("".join(_lines(problems)), encoding="utf-8")
 
 
 def _lines(problems: Iterable[Problem]) -> list[str]:
@@ -129,7 +130,11 @@ def require_same(directory: Path, splits: Splits, names: Sequence[str]) -> None:
         path = directory / f"{name}.jsonl"
         if not path.exists():
             continue
-        before, now = path.read_text(encoding="utf-8").split("\n")[:-1], _lines(getattr(splits, name))
+        with reading_from(path, "restore it, or choose another --name"):
+            before, now = (
+                path.read_text(encoding="utf-8").split("\n")[:-1],
+                _lines(getattr(splits, name)),
+            )
         pairs = zip_longest(before, (line.rstrip("\n") for line in now))
         changed = [number for number, (old, new) in enumerate(pairs, start=1) if old != new]
         if changed:
@@ -141,7 +146,7 @@ def require_same(directory: Path, splits: Splits, names: Sequence[str]) -> None:
 
 def write_splits(directory: Path, splits: Splits) -> None:
     """Write the problems of a run and what was dropped on the way to them."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     sets = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     for name, problems in sets.items():
         write_problems(directory / f"{name}.jsonl", problems)

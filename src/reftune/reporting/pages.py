@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reftune.files import make_directory, writing_to
 from reftune.methods import METHODS
 
 if TYPE_CHECKING:
@@ -55,12 +56,14 @@ def write_pages(
     """
     shown = {title: found for title, found in plots.items() if found}
     pictures = directory / f"{name}_files"
-    pictures.mkdir(exist_ok=True)
+    make_directory(pictures)
     for plot in itertools.chain(*shown.values()):
-        plot.save_png(pictures)
+        with writing_to(pictures):
+            plot.save_png(pictures)
     for page in (directory / f"{name}.md", directory / f"{name}.html"):
         text = _template(page.name).render(context, plots=shown)
-        page.write_text(text, encoding="utf-8", errors="replace")  # a lone surrogate cannot be written
+        with writing_to(page):  # where a lone surrogate cannot be written
+            page.write_text(text, encoding="utf-8", errors="replace")
     return page
 
 

@@ -10,11 +10,12 @@ from typing import Annotated, Any, NotRequired
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag
 from typing_extensions import TypedDict
 
-from reftune.files import RUN_AGAIN, read_object
+from reftune.files import RUN_AGAIN, read_object, require_shape
 from reftune.methods import methods_by_stage
 from reftune.problem import Row, UserError
 
 Number = Annotated[float, Strict()]
+Drawable = Annotated[float, Strict(), Field(ge=-1e30, le=1e30)]
 Whole = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 Interval = Annotated[list[Number], Field(min_length=2, max_length=2)]
@@ -187,10 +188,9 @@ def read_result(run_dir: Path, stage: str) -> Row:
         needed = (f"best_{method.unit}", "best_validation_accuracy")
     elif stage.startswith("reranker/"):
         needed = ("best_validation_auc",)
-    row = read_object(path, RUN_AGAIN, dict[str, Any])
-    for key in needed:
-        if not isinstance(row.get(key), int | float):
-            raise UserError(f"{path}: {key} is no number; {RUN_AGAIN}")
+    row = read_object(path, RUN_AGAIN)
+    for key in (*needed, *(key for key in row if key.startswith(("best_", "warmup_")))):
+        require_shape(row.get(key), Drawable, f"{path}: {key}", RUN_AGAIN)
     return row
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reftune.files import read_jsonl
+from reftune.files import read_jsonl, read_object
 from reftune.model.policy import PolicyWithValue
-from reftune.problem import CountedRow
+from reftune.problem import CountedRow, UserError
 from reftune.runs.records import Counted
 from reftune.runs.run_log import steps_done
 from reftune.stages.run import Run
@@ -53,10 +53,18 @@ def run_warmup_samples(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
 
 
 def read_warmup_samples(run_dir: Path) -> dict[str, list[CountedRow]]:
-    """Return the rows of `samples.jsonl` by the question's id."""
+    """Return the rows of `samples.jsonl` by the question's id.
+
+    Raises UserError where they are damaged, or fewer than when the stage was finished.
+    """
+    path, fix = run_dir / "warmup_samples" / FILE, "delete that directory and start `reftune run` again"
+    found: list[CountedRow] = read_jsonl(path, Counted, fix)
+    result = path.with_name("result.json")
+    written = read_object(result).get("different", len(found)) if result.exists() else len(found)
+    if written != len(found):
+        raise UserError(f"{path}: has {len(found)} rows of {written}; {fix}")
     rows: dict[str, list[CountedRow]] = {}
-    fix = "delete that directory and start `reftune run` again"
-    for row in read_jsonl(run_dir / "warmup_samples" / FILE, Counted, fix):
+    for row in found:
         rows.setdefault(row["id"], []).append(row)
     return rows
 

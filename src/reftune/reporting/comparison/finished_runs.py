@@ -13,7 +13,7 @@ from reftune.config_files import changed_settings, flat_settings, load_config
 from reftune.evaluation.aggregation import curves, judged_by_all, right_answers, saved_curves
 from reftune.files import read_object, read_rows, require_shape
 from reftune.methods import METHODS
-from reftune.problem import AnsweredQuestion, Row, UserError
+from reftune.problem import AnsweredQuestion, Row, UserError, shortened
 from reftune.runs.records import Answered, Outline
 
 Questions = dict[str, tuple[str, str]]  # id -> question, right answer
@@ -105,7 +105,10 @@ def _models(directory: Path) -> dict[str, Row]:
     """Return the evaluated models, each with the summary of its accuracies."""
     path, fix = directory / "evaluation/result.json", "delete it and run the stage again"
     found = read_object(path, fix, Outline)["models"]
-    return {model: found[model] for model in METHODS if model in found}
+    known = {model: found[model] for model in METHODS if model in found}
+    if not known:
+        raise UserError(f"{path}: models: none is known among {shortened(', '.join(found))}; {fix}")
+    return known
 
 
 def _read_rows(path: Path, samples: int) -> Iterator[AnsweredQuestion]:

@@ -15,6 +15,7 @@ from reftune.reporting.plots import Plot, legend_above, new_plot, styled
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 MAX_POINTS = 400  # longer curves are averaged in blocks: nothing more fits on the page
+LARGEST = 1e30  # beyond, an axis has no room for its numbers
 JUDGED = ("ok", "ok_text")
 
 # Metrics with a figure of their own: key, title, caption.
@@ -86,11 +87,11 @@ def status_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
 
 
 def series(rows: Sequence[Row], key: str, x: str = "step") -> tuple[Array, Array]:
-    """Return the finite values of `key` and where they lie."""
+    """Return the values of `key` that can be drawn, and where they lie."""
     pairs = [(row.get(x), row.get(key)) for row in rows]
     numbers = [pair for pair in pairs if all(isinstance(value, int | float) for value in pair)]
     points = np.array(numbers, float).reshape(-1, 2)
-    xs, ys = points[np.isfinite(points).all(axis=1)].T
+    xs, ys = points[(np.abs(points) < LARGEST).all(axis=1)].T  # finite ones: NaN is never less
     return xs, ys
 
 
