@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from reftune.files import atomic_directory, atomic_file, read_json, write_json
 from reftune.model.loading import save_policy
 from reftune.model.policy import PolicyWithValue
+from reftune.model.scratch import train_tokenizer
 from reftune.problem import UserError
 from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from tiny_models import tiny_model
@@ -216,3 +217,81 @@ def fill(disk: Path, free: int) -> None:
     """Leave `free` kB on the disk."""
     state = os.statvfs(disk)
     (disk / "filler").write_bytes(bytes(state.f_bavail * state.f_frsize - free * 1024 // 4096 * 4096))
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("state.json", truncated, "state.json:2: not JSON"),
+        ("state.json", directory, "state.json: cannot be read"),
+        ("state.json", lambda path: void(path.write_text("[1]")), "state.json: not an object"),
+        ("state.json", lambda path: void(path.write_text("{}")), "state.json: step is no number"),
+        ("state.json", lambda path: void(path.write_text('{"step": "2"}')), "step is no number"),
+        ("state.json", lambda path: void(path.write_text('{"step": 2}')), "best is no number"),
+        ("state.json", Path.unlink, "state.json: cannot be read"),
+        ("model.safetensors", truncated, "step-00000002: cannot be loaded (SafetensorError"),
+        ("model.safetensors", Path.unlink, "step-00000002: cannot be loaded ("),
+        ("optimizer.bin", truncated, "step-00000002: cannot be loaded ("),
+        ("optimizer.bin", lambda path: void(path.write_bytes(b"")), "step-00000002: cannot be loaded ("),
+        ("optimizer.bin", lambda path: void(path.write_text("x")), "step-00000002: cannot be loaded ("),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_what_to_delete(
+    tmp_path: Path, name: str, damage: Callable[[Path], None], words: str
+) -> None:
+    training = Training()
+    training.steps(1)
+    save_checkpoint(training.accelerator, tmp_path, 2, {"best": 0.5})
+    damage(tmp_path / "checkpoints/step-00000002" / name)
+    with pytest.raises(UserError) as told:
+        load_checkpoint(training.accelerator, tmp_path, ["best"])
+    assert words in str(told.value)
+    end = f"; delete {tmp_path / 'checkpoints/step-00000002'}, and the stage begins anew"
+    assert str(told.value).endswith(end)
+
+
+def void(_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [  # as tokenizers, safetensors and Python itself tell them
+        (Exception("No space left on device (os error 28)"), "the disk is full; free some space"),
+        (RuntimeError("I/O error: Disk quota exceeded (os error 122)"), "the disk is full"),
+        (
+            Exception("Read-only file system (os error 30)"),
+            "(Read-only file system (os error 30)); choose",
+        ),
+        (PermissionError(13, "Permission denied", "x"), "Permission denied: 'x'); choose another place"),
+        (ValueError("embedded null byte"), "(embedded null byte); choose another place"),
+    ],
+)
+def test_whatever_keeps_a_model_from_being_written_is_told(
+    tmp_path: Path, error: Exception, words: str
+) -> None:
+    with pytest.raises(UserError) as told, atomic_directory(tmp_path / "model"):
+        raise error
+    assert str(told.value).startswith(f"{tmp_path / 'model'}: cannot be written")
+    assert words in str(told.value)
+
+
+def test_a_tokenizer_that_no_longer_fits_on_the_disk_is_named(small_disk: Path) -> None:
+    tokenizer = train_tokenizer(["7 + 8 = 15"] * 9, 300)
+
+    def save() -> None:
+        with atomic_directory(small_disk / "model") as directory:
+            fill(small_disk, 1)
+            tokenizer.save_pretrained(directory)
+
+    with pytest.raises(UserError, match=f"^{small_disk}/model: cannot be written, the disk is full"):
+        save()

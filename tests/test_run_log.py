@@ -8,6 +8,7 @@ import pytest
 from accelerate import Accelerator
 
 import reftune.runs.run_log
+from reftune.problem import UserError
 from reftune.runs.run_log import RunLog
 
 
@@ -121,3 +122,31 @@ def test_time_left_counts_only_the_steps_of_this_start(
     log.started -= 20  # 10 s a step
     log.metrics(52, {})
     assert capsys.readouterr().err.endswith(" 480 s left\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{}", r"metrics\.jsonl:2: step: field required; delete that line$"),
+        ("[1]", r"metrics\.jsonl:2: not an object; delete that line$"),
+        ('{"step": "9"}', r"metrics\.jsonl:2: step: input should be a valid number; delete that line$"),
+        ('{"step"', r"metrics\.jsonl:2: not JSON .*; delete that line$"),
+        ("\udcff", r"metrics\.jsonl:2: not JSON .*; delete that line$"),
+    ],
+)
+def test_a_damaged_line_of_an_interrupted_run_is_named(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n', errors="surrogateescape")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=words):
+        open_log(tmp_path, total=9, done=5)
+    assert path.read_bytes() == before
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: cannot be written"):
+        open_log(tmp_path / "file", total=9)
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written .*; delete it and run"):
+        open_log(tmp_path, total=9)

@@ -148,7 +148,7 @@ def _rewind(path: Path, done: int) -> None:
 
 
 def _step(line: bytes, path: Path, number: int) -> float:
-    text, fix = line.decode(errors="replace"), "delete that line"
+    text, fix = line.decode(errors="replace").rstrip("\n"), "delete that line"
     row = require_object(parse_json(text, path, fix, number), f"{path}:{number}", fix)
     step: float = require_shape(row, Logged, f"{path}:{number}", fix)["step"]
     return step
