@@ -132,7 +132,7 @@ def test_what_cannot_be_checked_is_refused(tmp_path: Path) -> None:
         (str(tmp_path / "none.jsonl"), {}, "no such file"),
         (lines(tmp_path / "empty.jsonl"), {}, "no problems in it"),
         (lines(tmp_path / "other.jsonl", {"q": "?", "a": 1}), {}, "other.jsonl:1: has 'q', 'a', not"),
-        (sound, {"tokenizer": str(tmp_path)}, "cannot load a tokenizer"),
+        (sound, {"tokenizer": str(tmp_path)}, "cannot be loaded: its tokenizer"),
         (sound, {"columns": Columns(question="q")}, "no 'q' among"),
     ):
         with pytest.raises(UserError, match=match):

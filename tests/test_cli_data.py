@@ -99,7 +99,7 @@ def test_columns_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "train.jsonl/x: cannot be written",
         ),
         (["check", "no.jsonl"], "no.jsonl: no such file"),
-        (["check", "train.jsonl", "--tokenizer", "./none"], "./none: cannot load a tokenizer"),
+        (["check", "train.jsonl", "--tokenizer", "./none"], "./none: cannot be loaded: its tokenizer"),
         (
             ["check", "train.jsonl", "--column", "question"],
             "--column question=: write KEY=NAME with one of",

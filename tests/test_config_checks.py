@@ -117,6 +117,10 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         ["model.scratch=small"],
     ),
     (
+        ["model.scratch=small"], "model.eos_token='</s>'",
+        "a new model's texts end with <eos>; leave it out, or set model.name", ["model.name=gpt2"],
+    ),
+    (
         FILE, "data.synthetic.people=4",
         'no problems are generated; set data.train or data.test to "synthetic"',
         ["data.test=synthetic"],

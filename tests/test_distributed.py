@@ -6,14 +6,18 @@ In float64: a whole run amplifies what rounding leaves, by a thousand and more.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 import tiny_run
 from child import Child
 from precision import CLOSE
+from reftune.model.scratch import train_tokenizer
+from tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +74,33 @@ def test_every_sample_is_there_once_and_in_order(runs: Path) -> None:
 def test_the_warmups_samples_are_the_same(runs: Path) -> None:
     files = [runs / name / "warmup_samples/samples.jsonl" for name in ("one", "two")]
     assert files[0].read_text(encoding="utf-8") == files[1].read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_a_model_with_eyes_learns_to_read(critic: str, tmp_path: Path) -> None:
+    """No text reaches its vision tower, and whoever waits for gradients from there stops at step 2."""
+    texts = [f"On page {page} Ann finds a pen. def solution():\n    return 7\n" for page in range(9)]
+    tokenizer = train_tokenizer(texts, 400)
+    for part in (tokenizer, _reader(len(tokenizer))):
+        part.save_pretrained(tmp_path / "gemma3")
+    text = tiny_run.write_config(tmp_path).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("scratch")]
+    (tmp_path / "tiny.toml").write_text("\n".join(lines), encoding="utf-8")
+    changes = [
+        f"model.name={tmp_path / 'gemma3'}", f"model.value_model={critic}", "sft.epochs=1",
+        "sft.warmup_epochs=1", "sft.batch_size=80", "sft.validate_every_epochs=1", "ppo.steps=3",
+        "prompt.max_prompt_tokens=200",
+    ]  # fmt: skip
+    arguments = ["run", str(tmp_path / "tiny.toml"), *(x for c in changes for x in ("--set", c))]
+    tiny_run.finish(tiny_run.start(arguments, processes=2))
+    for stage in ("sft", "ppo"):
+        rows = _metrics(tmp_path / "runs", "tiny", stage)
+        assert len(rows) >= 3
+        assert all(math.isfinite(row["grad_norm"]) for row in rows)
+
+
+def _reader(tokens: int) -> PreTrainedModel:
+    model = tiny_model("gemma3")
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    return model

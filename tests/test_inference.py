@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from reftune.config import Config, Data, Model, Prompt
 from reftune.evaluation.inference import ask, model_config
+from reftune.model.scratch import new_model
 from reftune.problem import UserError
 from reftune.runs.setup import make_accelerator
+from reftune.sampling.engine import BuiltinSampler
+from reftune.training.rollouts import Generator
 
 
 @pytest.fixture
@@ -61,3 +66,30 @@ def test_a_model_without_weights_cannot_be_asked() -> None:
     config = Config(model=Model(scratch="tiny"), data=Data(cot="natural"))
     with pytest.raises(UserError, match=r"model\.scratch = tiny has no weights"):
         ask(config, "How many?", 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+)
+def test_a_model_is_asked_in_the_precision_and_to_the_end_that_the_caller_says(
+    dtype: str, expected: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.dtype, list[int]]] = []
+
+    def generate(self: Generator, problems: Any, *_: Any, **__: Any) -> list[Any]:
+        assert isinstance(self.sampler, BuiltinSampler)
+        seen.append((self.sampler.model.dtype, self.sampler.eos.tolist()))
+        return []
+
+    monkeypatch.setattr(Generator, "generate", generate)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    model, tokenizer = new_model(
+        Model(scratch="tiny", scratch_overrides=sizes, vocab_size=300), ["a"], 0
+    )
+    model.generation_config.eos_token_id = [7, 5]  # chat models have several
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    changes = [f"model.dtype={dtype}", "model.eos_token=a"]
+    ask(model_config(str(tmp_path), changes, cot="natural"), ["How many?"], 0.0, 0)
+    assert seen == [(expected, sorted([5, 7, tokenizer.convert_tokens_to_ids("a")]))]

@@ -194,6 +194,41 @@ def test_a_step_of_non_finite_norm_is_not_taken(slope: float) -> None:
     assert model.policy.grad is not None
 
 
+class Scaling(Accelerator):
+    """It scales losses up, as in float16 on a GPU."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__(cpu=True)
+        self.scaler = torch.amp.GradScaler("cpu", scale)
+
+    def unscale_gradients(self, optimizer: Any = None) -> None:
+        for prepared in self._optimizers:
+            self.scaler.unscale_(prepared.optimizer)
+
+
+@pytest.mark.parametrize(
+    ("scale", "left"),
+    [(2.0**10, 2.0**10), (2.0**127, 2.0**125)],  # 4 * 2^126 is no float32, 4 * 2^125 the last that is
+)
+def test_a_scale_at_which_gradients_overflow_is_lowered_until_they_do_not(
+    scale: float, left: float
+) -> None:
+    accelerator = Scaling(scale)
+    numbers, told, _ = step_of(accelerator, budget=1)
+    assert numbers == [-3.0, -4.0]
+    assert told == {"loss": 2.0, "rows": 4.0, "tens": 40.0, "grad_norm": 5.0}
+    assert accelerator.scaler.get_scale() == left
+
+
+def test_a_gradient_that_no_scale_makes_finite_is_told() -> None:
+    def broken(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return model.policy * math.inf + model.value_head, {}
+
+    numbers, told, _ = step_of(Scaling(2.0**10), loss_fn=broken)
+    assert numbers == [0.0, 0.0]
+    assert not math.isfinite(told["grad_norm"])
+
+
 def test_rows_of_a_group_go_to_the_loss_together() -> None:
     pieces: list[list[int]] = []
 

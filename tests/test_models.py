@@ -325,7 +325,7 @@ def test_a_directory_without_weights_is_refused(content: bytes | None, saved: Pa
     (saved / WEIGHTS).unlink()
     if content is not None:
         (saved / WEIGHTS).write_bytes(content)
-    with pytest.raises(UserError, match=f"^{saved}: cannot load a causal language model: .*") as error:
+    with pytest.raises(UserError, match=f"^{saved}: cannot be loaded: .*") as error:
         load_model(saved)
     assert "\n" not in str(error.value)
 
@@ -333,7 +333,7 @@ def test_a_directory_without_weights_is_refused(content: bytes | None, saved: Pa
 def test_a_cut_off_file_of_weights_is_refused(saved: Path) -> None:
     content = (saved / WEIGHTS).read_bytes()
     (saved / WEIGHTS).write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=f"^{saved}: cannot load a causal language model: "):
+    with pytest.raises(UserError, match=f"^{saved}: cannot be loaded: "):
         load_model(saved)
 
 
@@ -348,7 +348,7 @@ def test_weights_that_are_missing_are_not_made_up(saved: Path) -> None:
 def test_weights_of_another_shape_are_refused(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     (saved / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}), encoding="utf-8")
-    with pytest.raises(UserError, match=f"^{saved}: cannot load a causal language model: "):
+    with pytest.raises(UserError, match=f"^{saved}: cannot be loaded: "):
         load_model(saved)
 
 
@@ -362,5 +362,7 @@ def test_a_directory_that_is_not_there_is_called_so(load: object, tmp_path: Path
 def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
     words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"^{tmp_path}: the tokenizer has no EOS token; set eos_token"):
+    with pytest.raises(
+        UserError, match=f"^{tmp_path}: the tokenizer has no EOS token; set model.eos_token"
+    ):
         load_tokenizer(tmp_path)

@@ -3,16 +3,20 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    BloomConfig,
     Gemma3Config,
     Gemma3TextConfig,
     LlamaConfig,
     MptConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    WhisperConfig,
 )
 
 from precision import CLOSE, float64
@@ -28,6 +32,7 @@ LONG = {
     "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
     "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
 }  # fmt: skip
+FACTORS = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
 PADDED = {"codegen", "gemma2", "qwen3_next"}  # attend in their own way, or keep recurrent states
 
 
@@ -41,7 +46,11 @@ def test_models_that_let_us_say_how_they_attend_read_packs(family: str) -> None:
     [
         (LlamaConfig(max_position_embeddings=128), 128),
         (Gemma3Config(text_config={"max_position_embeddings": 64}), 64),  # nested settings
-        (MptConfig(), math.inf),  # none: it weighs distances
+        (BloomConfig(), math.inf),  # none: it weighs distances
+        (MptConfig(max_seq_len=40), 40),  # so does this one, in a table of such a size
+        (WhisperConfig(max_target_positions=50), 50),
+        # The very configuration counts, where it is said twice.
+        (Phi3Config(original_max_position_embeddings=16, rope_parameters=FACTORS), 16),
         (Qwen2Config(max_position_embeddings=128, rope_parameters={**LONG}), 16),
         (  # one setting for each kind of layer
             Gemma3TextConfig(
@@ -60,8 +69,34 @@ def test_a_text_is_no_longer_than_what_its_neighbours_do_not_change(
     assert position_limit(config) == limit
 
 
-def test_beyond_the_limit_a_text_depends_on_its_neighbours() -> None:
-    model = random_model("llama", rope_parameters={**LONG})
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gpt2", {"max_position_embeddings": 16}),
+        ("opt", {"max_position_embeddings": 16}),  # two more rows in its table, which it skips
+        ("mpt", {"max_seq_len": 16}),
+    ],
+)
+def test_the_limit_is_the_last_length_that_a_model_can_read(
+    family: str, changes: dict[str, Any]
+) -> None:
+    model = tiny_model(family, **changes)
+    assert position_limit(model.config) == 16
+    model(torch.full((1, 16), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, 17), 5))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": {**LONG}},
+        {"rope_parameters": {**PLAIN, **DYNAMIC}, "max_position_embeddings": 16},
+    ],
+    ids=["longrope", "dynamic"],
+)
+def test_beyond_the_limit_a_text_depends_on_its_neighbours(changes: dict[str, Any]) -> None:
+    model = random_model("llama", **changes)
     assert position_limit(model.config) == 16
     rows = torch.randint(2, 60, (2, 17), generator=torch.Generator().manual_seed(0))
     for length, same in ((16, True), (17, False)):

@@ -27,6 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from reftune.config import Prompt
 from reftune.data.problems import load_problems
+from reftune.model.loading import load_tokenizer
 from reftune.model.prompts import PROGRAM_HEAD, Prompter, Wording, saved_settings, trained_at
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import Cot, Problem, UserError
@@ -362,6 +363,31 @@ def test_an_eos_that_the_tokenizer_appends_does_not_end_the_prompt() -> None:
     assert prompt == tokenizer_of("llama")(NATURAL_PROMPT).input_ids
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pad", [None, "<s>", "</s>", "<unk>"])
+def test_a_tokenizer_that_would_pad_or_cut_does_neither(
+    side: str, pad: str | None, tmp_path: Path
+) -> None:
+    tokenizer = llama()
+    tokenizer.padding_side = tokenizer.truncation_side = side
+    tokenizer.model_max_length = 5
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    padding = {
+        "strategy": {"Fixed": 500}, "direction": side.capitalize(), "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>",
+    }  # fmt: skip
+    truncation = {
+        "max_length": 5, "strategy": "LongestFirst", "stride": 0, "direction": side.capitalize()
+    }  # fmt: skip
+    settings = json.loads(path.read_text()) | {"padding": padding, "truncation": truncation}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    prompter = Prompter(load_tokenizer(tmp_path), SETTINGS, "program")
+    expected = Prompter(tokenizer_of("llama"), SETTINGS, "program")
+    assert prompter.encode_example(PROGRAM) == expected.encode_example(PROGRAM)
+
+
 @pytest.mark.parametrize("question", [PROGRAM.question, *NASTY])
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_sampled_program_is_read_back(kind: str, question: str, finished: bool) -> None:
@@ -427,7 +453,7 @@ def test_an_empty_response_is_read_back(kind: str, cot: str) -> None:
 def test_a_tokenizer_without_eos_is_refused() -> None:
     tokenizer = scratch()
     tokenizer.eos_token = None
-    with pytest.raises(UserError, match="no EOS token; set eos_token"):
+    with pytest.raises(UserError, match=r"no EOS token; set model\.eos_token"):
         Prompter(tokenizer, SETTINGS, "program").encode_example(PROGRAM)
 
 

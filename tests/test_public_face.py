@@ -220,7 +220,7 @@ def test_wrong_data_are_named(model: Path, data: Source, message: str) -> None:
         ({"split": "dev"}, "data.test_split has no effect"),
         ({"samples": -1}, "evaluation.samples: input should be greater than or equal to 0"),
         ({"model": "./none"}, "./none: say with --cot, in Python with cot=, whether it writes"),
-        ({"model": "./none", "cot": "natural"}, "./none: cannot load a tokenizer"),
+        ({"model": "./none", "cot": "natural"}, "./none: cannot be loaded: its tokenizer"),
     ],
 )
 def test_a_model_is_not_asked_with_what_does_not_fit(

@@ -366,7 +366,7 @@ def test_a_model_that_fails_with_a_cache_is_refused(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(PreallocatedLayer, "update", fail)
     with pytest.raises(UserError, match=r"fails: .keys of another size.$"):
-        BuiltinSampler(tiny_model(), ENDS)
+        BuiltinSampler(tiny_model("codegen"), ENDS)
 
 
 @pytest.mark.parametrize(

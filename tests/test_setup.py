@@ -8,7 +8,7 @@ import pytest
 
 from reftune.config_files import parse_config
 from reftune.problem import Problem
-from reftune.runs.setup import judge_of
+from reftune.runs.setup import judge_of, mixed_precision
 
 # What the allocator itself says it holds, not page faults: their number depends on the system's huge
 # pages. A tensor of 30 MiB: glibc gives the first one back by itself, and may be told to keep up to 32.
@@ -59,3 +59,15 @@ def test_programs_have_what_the_settings_give_them(setting: str, status: str) ->
     program = "def solution():\n    return len([0] * 5000000)\n"
     [verdict] = judge_of(config, [problem])([problem], [program], [True])
     assert verdict.status == status
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "name"),
+    [
+        ("float32", "cuda", "no"), ("bfloat16", "cuda", "bf16"), ("float16", "cuda", "fp16"),
+        ("float32", "cpu", "no"), ("bfloat16", "cpu", "bf16"),
+        ("float16", "cpu", "no"),  # accelerate scales no loss on a CPU: it would compute in float32, too
+    ],
+)  # fmt: skip
+def test_weights_are_trained_in_the_runs_precision(dtype: str, device: str, name: str) -> None:
+    assert mixed_precision(dtype, device) == name

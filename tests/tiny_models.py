@@ -20,6 +20,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MoshiConfig,
+    MptConfig,
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -122,6 +123,7 @@ def _odd() -> dict[str, PreTrainedConfig]:
         "moshi": MoshiConfig(  # has a window in its settings, and sees everything
             **_ROTARY, head_dim=8, ffn_dim=48, sliding_window=WINDOW, audio_vocab_size=None
         ),
+        "mpt": MptConfig(vocab_size=VOCAB, d_model=32, n_heads=4, n_layers=2),  # weighs distances
         "roberta": RobertaConfig(  # counts positions from 2
             vocab_size=VOCAB, num_attention_heads=4, max_position_embeddings=128,
             initializer_range=0.3, is_decoder=True, **encoder,

@@ -95,7 +95,10 @@ class Model(Section):
     scratch: str | None = Field(None, description="size of a new small Llama: tiny or small")
     scratch_overrides: dict[str, Few] = Field({}, description="LlamaConfig fields, e.g. hidden_size")
     vocab_size: int = Field(512, ge=260, le=10**6, description="of a scratch model's tokenizer")
-    dtype: Literal["float32", "bfloat16"] = Field(
+    eos_token: str | None = Field(
+        None, description='what ends a text, e.g. "</s>"; default: what the tokenizer of `name` says'
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="precision of computing and of exported models; weights train in float32"
     )
     value_model: Literal["shared", "separate"] = Field(

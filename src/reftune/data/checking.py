@@ -146,7 +146,10 @@ def _measure(check: Check, tokenizer: str | None) -> None:
     if tokenizer is not None:
         from reftune.model.loading import load_tokenizer  # here: lengths in characters need no torch
 
-        prompter = Prompter(load_tokenizer(tokenizer), Prompt(), check.cot)
+        loaded = load_tokenizer(tokenizer, ends=False)
+        if loaded.eos_token_id is None:
+            loaded.eos_token = next(iter(loaded.get_vocab()))  # whatever ends a text, it is one token
+        prompter = Prompter(loaded, Prompt(), check.cot)
     for _, problem in check.problems:
         if prompter:
             prompt = len(prompter.encode_prompt(problem))

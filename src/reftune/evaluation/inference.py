@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reftune.config import Config
 from reftune.config_files import parse_config
 from reftune.data.problems import load_test
@@ -13,7 +15,7 @@ from reftune.evaluation.aggregation import judged_by_all
 from reftune.evaluation.evaluate import answer_questions, summarise
 from reftune.grading.cells import as_text
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
-from reftune.model.loading import load_policy, load_tokenizer
+from reftune.model.loading import load_both, make_policy
 from reftune.model.prompts import Prompter, saved_settings
 from reftune.problem import AnsweredQuestion, Cot, Problem, UserError
 from reftune.runs.setup import check_prompts, judge_of, make_accelerator
@@ -21,7 +23,9 @@ from reftune.training.rollouts import Generator, make_generator
 from reftune.training.types import GradedSample
 
 # Beginnings of the settings that matter to a model outside of a run.
-ASKED = ("compute.", "data.", "evaluation.", "model.dtype", "prompt.", "reward.", "seed")
+ASKED = (
+    "compute.", "data.", "evaluation.", "model.dtype", "model.eos_token", "prompt.", "reward.", "seed"
+)  # fmt: skip
 
 
 def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Config:
@@ -101,7 +105,9 @@ def _load_generator(config: Config, problems: Sequence[Problem], judge: Judge) -
     if name is None:
         raise UserError(f"model.scratch = {config.model.scratch} has no weights yet; set model.name")
     accelerator = make_accelerator(config)
-    prompter = Prompter(load_tokenizer(name), config.prompt, config.data.cot)
-    policy = load_policy(name, config.model, device=accelerator.device)
-    check_prompts(prompter, problems, policy.policy)
+    dtype = getattr(torch, config.model.dtype)
+    model, tokenizer = load_both(name, config.model.eos_token, dtype)
+    prompter = Prompter(tokenizer, config.prompt, config.data.cot)
+    check_prompts(prompter, problems, model)
+    policy = make_policy(model, config.model, device=accelerator.device)
     return make_generator(policy, prompter, judge, accelerator, config.compute.sampler_rows)

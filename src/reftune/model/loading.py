@@ -1,11 +1,15 @@
 """Load language models and tokenizers, or make new ones."""
 
-from collections.abc import Iterable
+import json
+import os
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -17,6 +21,7 @@ from transformers import (
 from transformers.utils import logging
 
 from reftune.config import Model
+from reftune.model.forward import first_line, kind_of
 from reftune.model.packing import text_config
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
@@ -24,42 +29,80 @@ from reftune.model.scratch import new_model
 from reftune.problem import UserError
 
 logging.disable_progress_bar()  # our own progress is on the screen
+SPEAKING = (OSError, ValueError, RuntimeError, ImportError, StrictDataclassError)  # meant for people
 
 
-def load_model(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a causal language model by Hugging Face name or from a directory.
+def load_model(name: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a causal language model by Hugging Face name or from a directory; default: in float32.
 
     Raises UserError where there is none, or weights are missing, damaged or of another shape.
     """
-    try:
+    with _told(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(name), dtype=dtype, output_loading_info=True
+            str(name), dtype=dtype or torch.float32, output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = _reason(name, error)
-        raise UserError(f"{name}: cannot load a causal language model: {reason}") from None
     model, loading = loaded
     if loading["missing_keys"]:  # transformers starts them at random
         first, *others = sorted(loading["missing_keys"])
-        raise UserError(f"{name}: the weights of {first} and {len(others)} others are missing")
+        raise _refusal(name, f"the weights of {first} and {len(others)} others are missing")
     assert isinstance(model, PreTrainedModel)
+    for token in end_tokens(model):
+        if not isinstance(token, int):
+            raise _refusal(name, f"generation_config.json: eos_token_id = {token!r} is not a number")
     return model
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model; it must have an EOS token.
+def end_tokens(model: PreTrainedModel) -> list[Any]:
+    """Return the ids that end a text by the settings that a model is shipped with, perhaps several."""
+    settings = model.generation_config
+    ends = None if settings is None else settings.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
-    Raises UserError where it is missing or cannot end a response.
+
+def load_tokenizer(
+    name: str | Path, eos_token: str | None = None, *, ends: bool = True
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Args:
+        name: Hugging Face name or directory.
+        eos_token: what ends a text; default: what the tokenizer says.
+        ends: whether it must say so.
+
+    Raises UserError where it is missing, damaged, or cannot end a response.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{name}: cannot load a tokenizer: {_reason(name, error)}") from None
-    if tokenizer.eos_token_id is None:
+    with _told(name, "its tokenizer: "):
+        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise UserError(f'model.eos_token: "{eos_token}" is no token of {name}')
+        tokenizer.eos_token = eos_token
+    if ends and tokenizer.eos_token_id is None:
         raise UserError(
-            f"{name}: the tokenizer has no EOS token; set eos_token in tokenizer_config.json"
+            f"{name}: the tokenizer has no EOS token; set model.eos_token to the token that ends a text,"
+            ' for example "</s>"'
         )
     return tokenizer
+
+
+def load_both(
+    name: str | Path, eos_token: str | None = None, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer; for the arguments see `load_model` and `load_tokenizer`.
+
+    Raises UserError as these two do, and where the tokenizer has tokens that the model does not know.
+    """
+    tokenizer, model = load_tokenizer(name, eos_token), load_model(name, dtype)  # the small one first
+    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    known = min(part.weight.shape[0] for part in parts)
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= known:
+        raise UserError(
+            f"{name}: its tokenizer does not fit its weights: it has {len(tokenizer)} tokens with ids up"
+            f" to {highest}, the model knows {known} (ids up to {known - 1}); remove what was added to"
+            " the tokenizer, or enlarge the model (resize_token_embeddings)"
+        )
+    return model, tokenizer
 
 
 def build_model(
@@ -70,7 +113,7 @@ def build_model(
     Raises UserError for an unknown scratch size or a model that cannot be loaded.
     """
     if settings.name is not None:
-        return load_model(settings.name), load_tokenizer(settings.name)
+        return load_both(settings.name, settings.eos_token)
     return new_model(settings, texts, seed)
 
 
@@ -90,8 +133,7 @@ def load_policy(
 
     Raises UserError as `load_model` does.
     """
-    half = settings.dtype == "bfloat16" and not trainable
-    model = load_model(name, torch.bfloat16 if half else torch.float32)
+    model = load_model(name, None if trainable else getattr(torch, settings.dtype))
     return make_policy(model, settings, critic=critic, trainable=trainable, device=device)
 
 
@@ -121,8 +163,11 @@ def make_policy(
 def set_trainable(model: PreTrainedModel, trainable: bool) -> None:
     """Say whether weights get gradients: those that read and write text, not a composite model's towers.
 
-    Else processes that share the work would wait for gradients that never come.
+    Else processes that share the work would wait for gradients that never come. Raises UserError where
+    weights are quantised: they have no gradients.
     """
+    if trainable and getattr(model, "is_quantized", False):
+        raise UserError(f"{kind_of(model)} cannot be trained: its weights are quantised")
     model.requires_grad_(False)
     composite = text_config(model) is not model.config
     parts = (model.get_decoder(), model.get_output_embeddings()) if composite else (model,)
@@ -154,7 +199,7 @@ def save_generation(model: PreTrainedModel, prompter: Prompter, directory: Path)
 
     The base model's settings may hold a temperature, penalties or an end that it was not trained on.
     """
-    ends = end_tokens(model, prompter.eos)
+    ends = sorted({prompter.eos, *end_tokens(model)})
     pad = model.generation_config.pad_token_id if model.generation_config else None
     GenerationConfig(
         eos_token_id=ends if len(ends) > 1 else ends[0],
@@ -164,15 +209,34 @@ def save_generation(model: PreTrainedModel, prompter: Prompter, directory: Path)
     ).save_pretrained(directory)
 
 
-def end_tokens(model: PreTrainedModel, eos: int) -> list[int]:
-    """Return the ids that end a response: the tokenizer's, and those that the model is shipped with."""
-    settings = model.generation_config
-    ends = settings.eos_token_id if settings is not None else None
-    return sorted({eos, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
+@contextmanager
+def _told(name: str | Path, part: str = "") -> Iterator[None]:
+    """Turn whatever the libraries raise of files that they cannot use into one sentence.
+
+    Nothing of ours belongs inside: the errors come in all types, and our own must not hide among them.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise _refusal(name, part + _reason(name, error)) from error
+
+
+def _refusal(name: str | Path, reason: str) -> UserError:
+    return UserError(f"{name}: cannot be loaded: {reason}")
 
 
 def _reason(name: str | Path, error: Exception) -> str:
-    """Return the first line of a loading error, in words that fit a path, too."""
-    if len(Path(name).parts) > 2 and not Path(name).exists():  # the hub's names have one slash at most
+    """Return the gist of a loading error, in words that fit a path, too."""
+    if os.path.isfile(name):
+        return "it is a file, not a model's directory"
+    if len(Path(name).parts) > 2 and not os.path.exists(name):  # the hub's names have one slash at most
         return "no such directory"
-    return str(error).strip().split("\n")[0]
+    if "ignore_mismatched_sizes" in str(error):  # an option of theirs
+        return "weights have other shapes than config.json says"
+    if isinstance(error, json.JSONDecodeError):
+        return f"one of its JSON files is damaged ({error})"
+    if isinstance(error, pickle.UnpicklingError):
+        return "its pickled weights hold more than tensors, or are damaged; use safetensors"
+    if isinstance(error, SPEAKING):
+        return first_line(error)
+    return f"its files are damaged, or unknown to this version of transformers ({first_line(error)})"

@@ -20,6 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 from reftune.model.batch import Sequences, gather_rows
 
 NAME = "reftune"
+POSITIONS = ("max_position_embeddings", "max_target_positions", "max_seq_len")  # as configs call them
 LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -192,7 +193,7 @@ def position_limit(config: PreTrainedConfig) -> float:
     by_layer = [x for x in rotary.values() if isinstance(x, dict)]
     angles = [x for x in (rotary, *by_layer) if x.get("rope_type") == "longrope"]
     limits = [x.get("original_max_position_embeddings") for x in angles]
-    limits.append(getattr(config, "max_position_embeddings", None))
+    limits += [getattr(config, name, None) for name in POSITIONS]
     return min((limit for limit in limits if limit), default=math.inf)
 
 

@@ -84,7 +84,7 @@ class Prompter:
         """Return the id that ends a response."""
         eos = self.tokenizer.eos_token_id
         if not isinstance(eos, int):
-            raise UserError("the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
+            raise UserError("the tokenizer has no EOS token; set model.eos_token")
         return eos
 
     def encode_prompt(self, problem: Problem) -> list[int]:
@@ -186,9 +186,8 @@ def trained_at(directory: Path) -> dict[str, Any]:
 
     Raises UserError where that cannot be read.
     """
-    path, fix = directory / SETTINGS_FILE, "delete that directory, and its model is trained again"
-    found = read_object(path, fix) if path.exists() else {}
-    return require_object(found.get("trained", {}), f"{path}: trained", fix)
+    saved = _saved(directory, "delete that directory, and its model is trained again")
+    return dict(saved.get("trained", {}))
 
 
 def saved_settings(model: str) -> dict[str, Any]:
@@ -196,15 +195,26 @@ def saved_settings(model: str) -> dict[str, Any]:
 
     Raises UserError where they cannot be read.
     """
-    path = Path(model) / SETTINGS_FILE
+    saved = _saved(Path(model), "give a directory that reftune has written")
+    if not saved:
+        return {}
+    return {
+        "data": {"cot": saved["cot"]}, "prompt": saved["prompt"], "model": {"dtype": saved["dtype"]}
+    }  # fmt: skip
+
+
+def _saved(directory: Path, fix: str) -> dict[str, Any]:
+    """Read what `Prompter.save` wrote; nothing where it has written nothing."""
+    path = directory / SETTINGS_FILE
     if not path.exists():
         return {}
-    saved = read_object(path, "give a directory that reftune has written")
+    saved = read_object(path, fix)
+    trained = require_object(saved.get("trained", {}), f"{path}: trained", fix)
     try:
         cot = TypeAdapter(Cot).validate_python(saved["cot"])
-        prompt = Prompt.model_validate(saved["prompt"])
-        dtype = Model(name=model, dtype=saved.get("dtype", "float32")).dtype  # older ones have none
+        prompt = Prompt.model_validate(saved["prompt"]).model_dump()
+        dtype = Model(name="m", dtype=saved.get("dtype", "float32")).dtype  # older ones have none
     except (ValueError, KeyError) as error:
         reason = f"{error}".partition("\n")[0]
-        raise UserError(f"{path}: not the settings that reftune wrote: {reason}") from None
-    return {"data": {"cot": cot}, "prompt": prompt.model_dump(), "model": {"dtype": dtype}}
+        raise UserError(f"{path}: not the settings that reftune wrote: {reason}; {fix}") from None
+    return {"cot": cot, "prompt": prompt, "dtype": dtype, "trained": trained}

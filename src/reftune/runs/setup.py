@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import LoggerType, parse_flag_from_env
 from transformers import PreTrainedModel
 
 from reftune.config import Config
@@ -27,11 +27,11 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     _check_trackers(config.compute.trackers)
     keep_freed_memory()
-    precision = "bf16" if config.model.dtype == "bfloat16" else "no"
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()  # that of a model that this process worked with before
+    AcceleratorState._reset_state()  # it would hold this process to the precision of its first run
+    # What accelerate itself begins with.
+    device = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU")).device.type
     accelerator = Accelerator(
-        mixed_precision=precision,
+        mixed_precision=mixed_precision(config.model.dtype, device),
         log_with=config.compute.trackers or None,
         project_dir=str(config.run_dir),
         step_scheduler_with_optimizer=False,
@@ -41,6 +41,17 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.compute.trackers:
         accelerator.init_trackers("reftune", config={"run": config.name})
     return accelerator
+
+
+def mixed_precision(dtype: str, device: str) -> str:
+    """Return accelerate's name of the precision in which weights of float32 are trained.
+
+    In float16 small gradients vanish unless the loss is scaled up, and a CPU gains nothing by it: there
+    such a model is trained in float32.
+    """
+    if dtype == "float16" and device == "cpu":
+        return "no"
+    return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[dtype]
 
 
 def keep_freed_memory() -> None:

@@ -7,6 +7,7 @@ depends on which batch, order or process it was decoded in.
 """
 
 import inspect
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -46,8 +47,8 @@ class BuiltinSampler:
         packed_forward: that of the model, if there is one already.
         context: entered around the model's forward passes, for mixed precision; default: none.
 
-    Both decoders are tried once. Raises UserError for a model that says something else with its cache
-    than without, or keeps none.
+    The decoders that the model's samples come from are tried once. Raises UserError for a model that
+    says something else with its cache than without, or keeps none.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class BuiltinSampler:
         self.packed_forward = packed_forward or PackedForward(model)
         self.value_head = value_head if self.packed_forward.lm_head_is_linear else None
         self.context = context
-        self.shares_prompts = False
-        if fault := find_fault(self):
+        self.choose = sample_tokens
+        packs = self.packed_forward.supports_packing
+        self.shares_prompts = packs and not find_fault(self, shares_prompts=True)
+        if self.shares_prompts and window(model) == math.inf:
+            return  # no batch will be padded
+        if fault := find_fault(self, shares_prompts=False):
             raise UserError(f"{kind_of(model)} cannot be sampled from: {fault}")
-        self.shares_prompts = self.packed_forward.supports_packing
-        self.shares_prompts = self.shares_prompts and not find_fault(self)
 
     def sample(
         self,
@@ -212,7 +215,7 @@ class _Batch:
         """Choose every sample's next token; return them, and how many samples go on."""
         sampler, numbers, running = self.sampler, self.numbers, ~self.ended
         seeds, rows = self.seeds[numbers], None if self.apart else self.rows
-        chosen, logprobs = sample_tokens(
+        chosen, logprobs = sampler.choose(
             sampler.logits(states), seeds, self.lengths, self.temperature, rows
         )
         column = torch.where(running, self.lengths, self.max_new_tokens)

@@ -19,19 +19,33 @@ from reftune.sampling.sampler import Sample
 if TYPE_CHECKING:
     from reftune.sampling.engine import BuiltinSampler
 
-# Different lengths; several samples of each, which begin as one row where the decoder shares prompts.
-PROMPTS = [[3, 4, 5]] * 4 + [[6]] * 3 + [[7, 8]] * 3
-MAX_NEW_TOKENS = 3
-ROWS = 7  # fewer than prompts, so that some enter when others have left
+END = 1
+# Prompts of different lengths, and what is sampled after each, whatever the model. Samples begin as one
+# row where prompts are shared, fork at once or later, end while others go on, enter beside them, and
+# take the places of others. All are short: any window is wider.
+SAMPLES = [
+    ([6], [[9, END], [9, END], [4, END]]),
+    ([7, 8], [[END], [3, END], [END]]),
+    ([2, 9, 4], [[8, 5, END], [8, 6, 2], [7, 9, 5]]),
+    ([3, 4, 5], [[3, 5, END], [3, 8, 4], [6, 4, 3], [6, END]]),
+]
+PROMPTS = [prompt for prompt, responses in SAMPLES for _ in responses]
+RESPONSES = [response for _, responses in SAMPLES for response in responses]
+MAX_NEW_TOKENS = max(map(len, RESPONSES))
+ROWS = 7  # fewer than samples, so that some enter when others have left
 
 
-def find_fault(sampler: BuiltinSampler) -> str:
-    """Return what is wrong with the samples of a model, as the end of a sentence; "" if nothing is."""
+def find_fault(sampler: BuiltinSampler, *, shares_prompts: bool) -> str:
+    """Return what is wrong with the samples of a model, as the end of a sentence; "" if nothing is.
+
+    Args:
+        sampler: that of the model.
+        shares_prompts: which of its decoders is tried.
+    """
     trial = copy.copy(sampler)
-    model, trial.max_rows, trial.value_head = sampler.model, ROWS, None
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    # A third of all tokens end a response: samples leave at different times.
-    trial.eos = torch.arange(0, vocabulary, 3, device=model.device)
+    model, trial.max_rows, trial.value_head, trial.choose = sampler.model, ROWS, None, _follow
+    trial.shares_prompts = shares_prompts
+    trial.eos = torch.tensor([END], device=model.device)
     try:
         with evaluating(model):
             samples = trial.sample(
@@ -43,6 +57,16 @@ def find_fault(sampler: BuiltinSampler) -> str:
     if agrees(told, read, EXACT if sampler.exact else HALF):
         return ""
     return "with a key-value cache it says something else than without"
+
+
+def _follow(
+    logits: Tensor, seeds: Tensor, t: Tensor | int, temperature: float, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Choose the tokens of RESPONSES; seeds are their numbers (see `rng.sample_tokens`)."""
+    script = torch.tensor([[*row, *[END] * (MAX_NEW_TOKENS + 1 - len(row))] for row in RESPONSES])
+    chosen = script.to(seeds.device)[seeds, t]
+    logprobs = logits.log_softmax(-1)
+    return chosen, logprobs[torch.arange(len(seeds)) if rows is None else rows, chosen]
 
 
 def _logprobs(sampler: BuiltinSampler, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:

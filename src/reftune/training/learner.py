@@ -102,8 +102,27 @@ class Learner:
 
         Returns:
             Sums of the loss and the statistics over all rows and processes, and `grad_norm` before
-            clipping. Where the norm is not finite the step is not taken.
+            clipping. Where the norm is not finite the step is not taken. In float16 accelerate scales
+            the loss up, for small gradients vanish there; where large ones become infinite by that, it
+            lowers the scale, and they are computed once more.
         """
+        scaler = self.accelerator.scaler  # of the loss; in float16 alone there is one
+        while True:
+            totals, norm = self._gradients(rows, lengths, loss_fn, groups)
+            finite = bool(torch.isfinite(norm))
+            if finite or scaler is not None:
+                self.optimizer.step()  # a scaler leaves a gradient that is not finite out
+            if finite or scaler is None or scaler.get_scale() < 1:
+                return {**self._sum(totals), "grad_norm": float(norm)}
+
+    def _gradients(
+        self,
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        loss_fn: LossFn,
+        groups: Sequence[int] | None,
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Compute the gradient of `step`, clipped; return the workers' sums and the norm before."""
         alone = self._dropout and self.model.training
         models = self._models[:1] if alone else self._models
         for model in models:
@@ -118,10 +137,8 @@ class Learner:
         _add_gradients(models)
         self._let_rest()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        assert norm is not None
-        if torch.isfinite(norm):
-            self.optimizer.step()
-        return {**self._sum(totals), "grad_norm": float(norm)}
+        assert isinstance(norm, Tensor)
+        return totals, norm
 
     def _let_rest(self) -> None:
         """Drop the gradients of groups whose rate is 0: they must move no moment and scale no norm."""

@@ -97,7 +97,7 @@ def make_generator(
     """
     sampler = BuiltinSampler(
         policy.policy,
-        end_tokens(policy.policy, prompter.eos),
+        sorted({prompter.eos, *end_tokens(policy.policy)}),
         max_rows,
         packed_forward=policy.packed_forward,
         context=nullcontext if accelerator.mixed_precision == "no" else accelerator.autocast,
