@@ -74,7 +74,7 @@ SETTINGS: list[tuple[str, str]] = [
     ("sft.epochs=1000000000000000000", "sft.epochs: input should be less than or equal to 10000000"),
     ("ppo.steps=7000000000000000000000", "ppo.steps: input should be less than or equal to 10000000"),
     ("compute.threads=4294967296", "compute.threads: input should be less than or equal to 1024"),
-    ("compute.sandbox_seconds=1e9", "sandbox_seconds: input should be less than or equal to 3600"),
+    ("reward.sandbox_seconds=1e9", "sandbox_seconds: input should be less than or equal to 3600"),
     ("ppo.clip_range=1e300", "ppo.clip_range: input should be less than or equal to"),
     ("ppo.value_clip_range=1e39", "ppo.value_clip_range: input should be less than or equal to"),
     ("ppo.kl_coef=1e39", "ppo.kl_coef: input should be less than or equal to"),
@@ -125,7 +125,7 @@ def test_a_hostile_setting_is_named(folder: Path, ends: Ends, setting: str, word
 FILES: list[tuple[bytes, str]] = [
     (f"a = {DEEP}".encode(), "hostile.toml: not valid TOML: nested too deeply"),
     (b"seed = " + b"9" * 5000, "hostile.toml: not valid TOML: Exceeds the limit"),
-    (b"\xff\xfe", "hostile.toml: cannot be read as UTF-8 text"),
+    (b"\xff\xfe", "hostile.toml:1: cannot be read as UTF-8 text"),
     (b"", "hostile.toml: the section [model] is missing"),
     (b"seed = 1\0", "hostile.toml: not valid TOML"),
     (b'extends = "looped.toml"', "looped.toml: cannot be read ([Errno 40] Too many levels of symbolic"),

@@ -82,7 +82,7 @@ def test_a_run_in_16_bits_learns_something_finite(
     weights = [config.run_dir / stage / "model/model.safetensors" for stage in ("warmup", "ppo")]
     before, after = (safe_open(path, "pt") for path in weights)
     names = list(before.keys())
-    assert {before.get_tensor(name).dtype for name in names} == {torch.float32}
+    assert {before.get_tensor(name).dtype for name in names} == {getattr(torch, dtype)}
     assert all(torch.isfinite(after.get_tensor(name)).all() for name in names)
     assert any(not torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in names)
 
