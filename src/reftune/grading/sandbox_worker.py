@@ -6,7 +6,8 @@ line in, one `[status, value, message]` a line out, in the same order. The first
 any other says why this worker cannot work.
 """
 
-import builtins
+import datetime
+import importlib.util
 import json
 import math
 import os
@@ -16,7 +17,8 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
 
 from pydantic_monty import (
     Monty,
@@ -43,8 +45,29 @@ CALL = "_answer = solution()"
 ENCODE = f"(_dumps(_answer)[:{MAX_ANSWER_CHARS}],)"
 EPILOGUE = f"\n\n{CALL}\nfrom json import dumps as _dumps\n{ENCODE}"
 
+
+def load_rewriting() -> ModuleType:
+    """Load the folder beside this file by its path: its neighbours must not shadow Python's modules."""
+    folder = Path(__file__).with_name("rewriting")
+    spec = importlib.util.spec_from_file_location(
+        folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[folder.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+REWRITING = load_rewriting()
+EPILOGUE_OF_REWRITTEN = EPILOGUE.replace("_dumps(_answer)", f"_dumps({REWRITING.PLAIN_ANSWER})")
+
 # The same program must give the same answer again, or an interrupted run ends elsewhere.
-POLICY: OSPolicy = {"random_start": {"seed": 0}, "datetime": datetime(2024, 1, 1, tzinfo=UTC)}
+POLICY: OSPolicy = {
+    "random_start": {"seed": 0},
+    "datetime": datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
+}
 
 OUTCOME_OF_EXCEPTION = {
     "TimeoutError": "timeout",
@@ -58,11 +81,14 @@ OUTCOME_OF_EXCEPTION = {
 # Monty's words where it differs from CPython; they are looked at before the name of the exception.
 OUTCOME_OF_MESSAGE = (
     (re.compile(r"(name|module '(sys|os)' has no attribute) '_?(exit|quit)'"), "exited"),
-    (re.compile(r"module '\w+' has no attribute"), "unsupported"),
+    (re.compile(r"module '\w+' has no attribute|'reftune_\w+' object has no attribute"), "unsupported"),
     (re.compile(r"is not supported in this environment|suspension limit \d+ exceeded"), "blocked"),
     (re.compile(r"Max limit for backtracking"), "timeout"),
     (
-        re.compile(r"Source is too deeply nested|function too large|Internal error in monty"),
+        re.compile(
+            r"Source is too deeply nested|function too large|Internal error in monty"
+            r"|is not yet supported|cannot convert 'list' object to bytes"
+        ),
         "unsupported",
     ),
 )
@@ -71,8 +97,24 @@ OUTCOME_OF_MESSAGE = (
 def run(program: str, pool: Monty, seconds: float, memory_mb: int, text: bool) -> Answer:
     """Return status, value and message of one program; nothing that it does raises.
 
-    It may use `seconds` of CPU time. On a busy machine that takes longer, so what was stopped by the
-    clock before runs once more with ten times as long; what then had no time is not charged.
+    What monty cannot run, or runs otherwise than Python, is run in other words where there are any.
+    """
+    limits = seconds, memory_mb, text
+    subtle = REWRITING.is_subtle(program)
+    if subtle and (rewritten := REWRITING.rewrite(program)):
+        return in_time(rewritten + EPILOGUE_OF_REWRITTEN, pool, *limits)
+    answer = in_time(program + EPILOGUE, pool, *limits)
+    failed = answer[0] in ("unsupported", "exception", "not_a_number")
+    if failed and not subtle and (rewritten := REWRITING.rewrite(program)):
+        return in_time(rewritten + EPILOGUE_OF_REWRITTEN, pool, *limits)
+    return answer
+
+
+def in_time(program: str, pool: Monty, seconds: float, memory_mb: int, text: bool) -> Answer:
+    """Run a program that may use `seconds` of CPU time.
+
+    On a busy machine that takes longer, so what was stopped by the clock before runs once more with
+    ten times as long; what then had no time is not charged.
     """
     for wall in (seconds, WALL_FACTOR * seconds):
         begun = time.monotonic()
@@ -102,7 +144,7 @@ def attempt(
             process = session.worker_pid
             before = cpu_seconds(process)
             limit_cpu(process, seconds + GRACE_SECONDS)
-            encoded = session.feed_run(program + EPILOGUE, print_callback=_discard)
+            encoded = session.feed_run(program, print_callback=_discard)
             spent = cpu_seconds(process) - before
     except (MontySyntaxError, MontyRuntimeError) as error:
         return failure(error), cpu_seconds(process) - before
@@ -183,12 +225,11 @@ def failure(error: MontySyntaxError | MontyRuntimeError) -> Answer:
             return status, None, message
     if name in OUTCOME_OF_EXCEPTION:
         return OUTCOME_OF_EXCEPTION[name], None, message
-    if place == ENCODE:
+    if place is not None and place.startswith("(_dumps("):
         huge = "integer string conversion" in detail  # over 4300 digits; floats end at 309
         return ("non_finite" if huge else "not_a_number"), None, message
-    missing = re.fullmatch(r"name '(\w+)' is not defined", detail)
-    if missing and hasattr(builtins, missing[1]):
-        return "unsupported", None, message  # Python has it, monty does not: input, for one
+    if REWRITING.is_gap(detail):
+        return "unsupported", None, message
     # A syntax error below a frame comes from an exec() or raise of the program.
     parsing = isinstance(error, MontySyntaxError) and len(frames) <= 1
     return ("syntax_error" if parsing else "exception"), None, message
