@@ -1,5 +1,6 @@
 """Are two answers equal? The truth decides of which kind the comparison is (docs/grading.md)."""
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -58,7 +59,10 @@ def truth_number(truth: str) -> float | None:
     return None if quantity is None else quantity.value
 
 
+@functools.lru_cache(maxsize=8192)  # each question is answered many times
 def _truth_quantity(truth: str) -> Quantity | None:
+    if plain_number(truth) is not None:
+        return read_quantity(truth)
     if as_ratio(truth) or decides(truth) or _FACTORIAL.fullmatch(truth):
         return None
     return read_quantity(truth)

@@ -50,7 +50,7 @@ def extract_natural(text: str, trigger: str) -> str | None:
     wraps the answer is taken off.
     """
     written, text = text, _spoken(text)
-    after_trigger = _last(_trigger_pattern(trigger), text)
+    after_trigger = _last_trigger(trigger, text)
     if after_trigger:
         tail = text[after_trigger.end() :]
     else:
@@ -63,7 +63,7 @@ def extract_natural(text: str, trigger: str) -> str | None:
 
 def reasoning(text: str, trigger: str) -> str:
     """Return what a chain in natural language says before the last `trigger`; all of it without one."""
-    found = _last(_trigger_pattern(trigger), text)
+    found = _last_trigger(trigger, text)
     return text[: found.start()] if found else text
 
 
@@ -81,12 +81,22 @@ def _spoken(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _trigger_pattern(trigger: str) -> re.Pattern[str]:
-    return re.compile(r"\s+".join(re.escape(word) for word in trigger.split()) or r"\Z.")
+def _trigger_pattern(trigger: str) -> tuple[str, re.Pattern[str]]:
+    """Return the last word of a trigger, which is fast to look for, and the pattern of all."""
+    words = trigger.split()
+    return (words or [""])[-1], re.compile(r"\s+".join(map(re.escape, words)) or r"\Z.")
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    return max(pattern.finditer(text), key=lambda found: found.start(), default=None)
+def _last_trigger(trigger: str, text: str) -> re.Match[str] | None:
+    word, pattern = _trigger_pattern(trigger)
+    return _last(pattern, text) if word in text else None
+
+
+def _last(pattern: re.Pattern[str], text: str, begin: int = 0) -> re.Match[str] | None:
+    last = None
+    for last in pattern.finditer(text, begin):  # noqa: B007
+        pass
+    return last
 
 
 def _tagged(text: str) -> str:
@@ -123,9 +133,11 @@ def _boxed(text: str) -> str:
 
 def _after_answer_is(text: str) -> str:
     """Return what follows the last `answer is` or the like, or the title of an answer."""
-    if "answer" not in text.lower():
+    first = text.lower().find("answer")
+    if first < 0:
         return ""
-    marks = [found for found in (_last(_ANSWER_IS, text), _last(_HEADING, text)) if found]
+    line = text.rfind("\n", 0, first) + 1 if text.isascii() else 0  # else lower() may move it
+    marks = [found for mark in (_ANSWER_IS, _HEADING) if (found := _last(mark, text, line))]
     if not marks:
         return ""
     end = max(found.end() for found in marks)

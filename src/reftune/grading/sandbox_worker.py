@@ -7,6 +7,7 @@ any other says why this worker cannot work.
 """
 
 import datetime
+import gc
 import importlib.util
 import json
 import math
@@ -15,7 +16,6 @@ import re
 import resource
 import socket
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -46,21 +46,23 @@ ENCODE = f"(_dumps(_answer)[:{MAX_ANSWER_CHARS}],)"
 EPILOGUE = f"\n\n{CALL}\nfrom json import dumps as _dumps\n{ENCODE}"
 
 
-def load_rewriting() -> ModuleType:
-    """Load the folder beside this file by its path: its neighbours must not shadow Python's modules."""
-    folder = Path(__file__).with_name("rewriting")
+def load(name: str) -> ModuleType:
+    """Load a file or folder beside this file: as one of sys.path they would shadow Python's modules."""
+    folder = Path(__file__).with_name(name)
+    path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
     spec = importlib.util.spec_from_file_location(
-        folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        name, path, submodule_search_locations=[str(folder)] if folder.is_dir() else None
     )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[folder.name] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-REWRITING = load_rewriting()
+REWRITING = load("rewriting")
+is_subtle, rewrite = REWRITING.is_subtle, REWRITING.rewrite
 EPILOGUE_OF_REWRITTEN = EPILOGUE.replace("_dumps(_answer)", f"_dumps({REWRITING.PLAIN_ANSWER})")
 
 # The same program must give the same answer again, or an interrupted run ends elsewhere.
@@ -94,95 +96,75 @@ OUTCOME_OF_MESSAGE = (
 )
 
 
-def run(program: str, pool: Monty, seconds: float, memory_mb: int, text: bool) -> Answer:
-    """Return status, value and message of one program; nothing that it does raises.
+class Runner:
+    """Run each program in a fresh session of a warm monty process.
 
-    What monty cannot run, or runs otherwise than Python, is run in other words where there are any.
+    A program may use `seconds` of CPU time and `memory_mb` megabytes; `text` accepts strings as answers.
     """
-    limits = seconds, memory_mb, text
-    subtle = REWRITING.is_subtle(program)
-    if subtle and (rewritten := REWRITING.rewrite(program)):
-        return in_time(rewritten + EPILOGUE_OF_REWRITTEN, pool, *limits)
-    answer = in_time(program + EPILOGUE, pool, *limits)
-    failed = answer[0] in ("unsupported", "exception", "not_a_number")
-    if failed and not subtle and (rewritten := REWRITING.rewrite(program)):
-        return in_time(rewritten + EPILOGUE_OF_REWRITTEN, pool, *limits)
-    return answer
 
+    def __init__(self, pool: Monty, seconds: float, memory_mb: int, text: bool) -> None:
+        self._pool, self._seconds, self._text = pool, seconds, text
+        self._meter = load("sandbox_meter").Meter(seconds)
+        self._limits = [
+            ResourceLimits(
+                max_feed_duration_secs=wall, max_total_sleep_secs=0.0, max_memory=memory_mb << 20
+            )
+            for wall in (seconds, WALL_FACTOR * seconds)
+        ]
 
-def in_time(program: str, pool: Monty, seconds: float, memory_mb: int, text: bool) -> Answer:
-    """Run a program that may use `seconds` of CPU time.
+    def run(self, program: str) -> Answer:
+        """Return status, value and message of one program; nothing that it does raises.
 
-    On a busy machine that takes longer, so what was stopped by the clock before runs once more with
-    ten times as long; what then had no time is not charged.
-    """
-    for wall in (seconds, WALL_FACTOR * seconds):
-        begun = time.monotonic()
-        answer, spent = attempt(program, pool, wall, seconds, memory_mb, text)
-        stopped = answer[0] == "timeout" and time.monotonic() - begun >= wall
-        if not stopped and spent > seconds:
-            return "timeout", None, f"needed {spent:.2f} s of CPU time"
-        if not stopped or spent >= 0.9 * seconds:
-            return answer
-    return (
-        "sandbox_error",
-        None,
-        f"only {spent:.2f} s of CPU time in {wall:.1f} s: the machine is too busy",
-    )
+        What monty cannot run, or runs otherwise than Python, is run in other words where there are any.
+        """
+        subtle = is_subtle(program)
+        if subtle and (rewritten := rewrite(program)):
+            return self._in_time(rewritten + EPILOGUE_OF_REWRITTEN)
+        answer = self._in_time(program + EPILOGUE)
+        failed = answer[0] in ("unsupported", "exception", "not_a_number")
+        if failed and not subtle and (rewritten := rewrite(program)):
+            return self._in_time(rewritten + EPILOGUE_OF_REWRITTEN)
+        return answer
 
+    def _in_time(self, program: str) -> Answer:
+        """Run a program that may use so many seconds of CPU time.
 
-def attempt(
-    program: str, pool: Monty, wall: float, seconds: float, memory_mb: int, text: bool
-) -> tuple[Answer, float]:
-    """Run a program in a fresh session of a warm monty process; return its answer and CPU seconds."""
-    limits: ResourceLimits = {
-        "max_feed_duration_secs": wall, "max_total_sleep_secs": 0.0, "max_memory": memory_mb << 20,
-    }  # fmt: skip
-    process, before = None, 0.0
-    try:
-        with pool.checkout(limits=limits, os_policy=POLICY) as session:
-            process = session.worker_pid
-            before = cpu_seconds(process)
-            limit_cpu(process, seconds + GRACE_SECONDS)
-            encoded = session.feed_run(program, print_callback=_discard)
-            spent = cpu_seconds(process) - before
-    except (MontySyntaxError, MontyRuntimeError) as error:
-        return failure(error), cpu_seconds(process) - before
-    except MontyCrashedError as error:
-        if "SIGXCPU" in str(error):
-            return ("timeout", None, "killed by the limit of CPU time"), seconds
-        return (("timeout" if error.timed_out else "crash"), None, _clean(str(error))), 0.0
-    except Exception as error:  # what came back could not be made a Python object
-        return ("bad_result", None, _clean(f"{type(error).__name__}: {error}")), 0.0
-    match encoded:
-        case tuple((str(head),)):
-            return decode(head, text), spent
-        case _:  # the epilogue was not reached, and monty lets a module return
-            return ("syntax_error", None, "'return' outside function"), spent
+        On a busy machine that takes longer, so what was stopped by the clock before runs once more with
+        ten times as long; what then had no time is not charged.
+        """
+        for limits in self._limits:
+            answer, spent = self._attempt(program, limits)
+            stopped = answer[0] == "timeout" and self._meter.wall >= (
+                limits["max_feed_duration_secs"] or 0
+            )
+            if not stopped and spent > self._seconds:
+                return "timeout", None, f"needed {spent:.2f} s of CPU time"
+            if not stopped or spent >= 0.8 * self._seconds:
+                return answer
+        message = f"only {spent:.2f} s of CPU time in ten times as much: the machine is too busy"
+        return "sandbox_error", None, message
 
-
-def cpu_seconds(process: int | None) -> float:
-    """Return the CPU time that a monty process and we have used: we take what its programs print.
-
-    Where another's is not told, the wall clock's time.
-    """
-    with suppress(OSError, ValueError, OverflowError):
-        return time.clock_gettime(cpu_clock(process)) + time.process_time()
-    return time.monotonic()
-
-
-def limit_cpu(process: int | None, seconds: float) -> None:
-    """Let the kernel kill a process after so much more CPU time, where monty itself cannot stop it."""
-    with suppress(AttributeError, OSError, ValueError, OverflowError):
-        end = math.ceil(time.clock_gettime(cpu_clock(process)) + seconds)
-        resource.prlimit(process or 0, resource.RLIMIT_CPU, (end, resource.RLIM_INFINITY))
-
-
-def cpu_clock(process: int | None) -> int:
-    """Return the clock of another process's CPU time, all threads together, as Linux numbers it."""
-    if process is None or sys.platform != "linux":
-        raise ValueError("no such clock")
-    return (~process << 3) | 2
+    def _attempt(self, program: str, limits: ResourceLimits) -> tuple[Answer, float]:
+        """Return the answer of a program and its CPU seconds."""
+        try:
+            with self._pool.checkout(limits=limits, os_policy=POLICY) as session:
+                self._meter.begin(session.worker_pid)
+                encoded = session.feed_run(program, print_callback=_discard)
+                spent = self._meter.spent()
+        except (MontySyntaxError, MontyRuntimeError) as error:
+            return failure(error), self._meter.spent()
+        except MontyCrashedError as error:
+            self._meter.spent()
+            if "SIGXCPU" in str(error):
+                return ("timeout", None, "killed by the limit of CPU time"), self._seconds
+            return (("timeout" if error.timed_out else "crash"), None, _clean(str(error))), 0.0
+        except Exception as error:  # what came back could not be made a Python object
+            return ("bad_result", None, _clean(f"{type(error).__name__}: {error}")), 0.0
+        match encoded:
+            case tuple((str(head),)):
+                return decode(head, self._text), spent
+            case _:  # the epilogue was not reached, and monty lets a module return
+                return ("syntax_error", None, "'return' outside function"), spent
 
 
 def decode(encoded: str, text: bool) -> Answer:
@@ -270,9 +252,10 @@ def serve(channel: socket.socket, seconds: float, memory_mb: int, text: bool) ->
         if trial[0] in ("crash", "bad_result"):  # another program stands in monty's place
             raise RuntimeError(f"{os.environ.get('MONTY_BIN', 'monty')} runs no program: {trial[2]}")
         channel.sendall(b"ready\n")
+        runner = Runner(pool, seconds, memory_mb, text)
+        gc.freeze()  # what lives until the end need not be looked at again and again
         for line in channel.makefile("rb"):
-            answer = run(json.loads(line), pool, seconds, memory_mb, text)
-            channel.sendall(json.dumps(answer).encode() + b"\n")
+            channel.sendall(json.dumps(runner.run(json.loads(line))).encode() + b"\n")
 
 
 def main(arguments: list[str]) -> None:
