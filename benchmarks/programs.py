@@ -1,4 +1,4 @@
-"""(d) Programs per second: reftune's sandbox against a pebble process pool.
+"""(d) Judgements per second: programs in reftune's sandbox against a pebble process pool, and answers.
 
     python -m benchmarks.programs
 
@@ -7,10 +7,14 @@ workers), which are warm before the clock, and a limit of two seconds per progra
 in its workers, as the paper's code does (which also starts a new pool for each batch; this one is kept).
 It protects nothing: a program there can read files, use the network and kill its worker. Memory is that
 of the process that waits, without its workers.
+
+Answers in natural language are judged in one process, from the text to the verdict: solutions that end
+as models end them, `#### 72`, `\\boxed{72}`, a sentence, the trigger, and one in six wrong.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 
@@ -26,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(options.programs)} programs, {workers(options)} workers:\n", flush=True)
     contestants = [Contestant("reftune", reftune), Contestant("pebble", pebble)]
     print(table(compete(contestants, options), "programs") + "\n", flush=True)
+    print(f"{len(options.programs)} answers, one process:\n", flush=True)
+    print(table(compete([Contestant("reftune", answers)], options), "answers") + "\n", flush=True)
 
 
 def gold_programs(options: Options) -> list[str]:
@@ -52,6 +58,36 @@ def reftune(turns: Turns, options: Options) -> None:
     with Sandbox(workers=workers(options), seconds=SECONDS) as sandbox:
         run = sandbox.run
         turns.serve(lambda _: _right(run(options.programs), lambda result: result.value is not None))
+
+
+ENDS = (  # {0} is the answer, {1} another
+    "\n#### {0}",
+    "\nTherefore, the answer is: {0}",
+    "\nSo we get $\\boxed{{{0}}}$.",
+    "\nThe answer is ${0} in all.",
+    "\n**Final Answer**: {0}",
+    "\nThe final answer is {1}.",
+)
+
+
+def answers(turns: Turns, options: Options) -> None:
+    """Judge solutions in natural language."""
+    from reftune.config import Prompt
+    from reftune.grading.judge import make_judge
+    from reftune.problem import Problem
+
+    ends, problems, texts = itertools.cycle(ENDS), [], []
+    for number, program in enumerate(options.programs):
+        steps = program.replace("    ", "She has ").replace("\n", " dollars.\n")
+        problems.append(Problem(str(number), "", str(number), None, None))
+        texts.append(steps + next(ends).format(number, number + 1))
+    judge = make_judge("natural", trigger=Prompt().trigger, partial_reward=0.1)
+
+    def run(_: int) -> float:
+        verdicts = judge(problems, texts, [True] * len(texts))
+        return _right(verdicts, lambda verdict: verdict.answer is not None)
+
+    turns.serve(run)
 
 
 def pebble(turns: Turns, options: Options) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reftune.grading.answers import answers_equal, check_answer
+from reftune.grading.answers import answers_equal, check_answer, judge_answer
 from reftune.grading.choices import extract_choice
 from reftune.grading.extraction import extract_natural, reasoning
 from reftune.grading.quantities import parse_number
@@ -359,3 +359,52 @@ def test_a_letter_without_choices_is_no_answer(answer: str) -> None:
         assert "is a letter, but the question has no choices" in complaint
     assert check_answer(Problem("7", "Which one?", answer, choices=tuple("12345"))) is None
     assert check_answer(Problem("7", "Which unknown?", "x")) is None
+
+
+LONG = 100_000
+NASTY = [
+    "{" * LONG,
+    "\\boxed{" * 14_000,
+    "\\boxed{1}" * 11_000,
+    "9" * LONG,
+    "9 " * 50_000,
+    "2" + "^2" * 50_000,
+    "\\sqrt{" * 14_000,
+    "√" * LONG + "2",
+    "\\frac{1}{" * 11_000,
+    "#### a\n" * 14_000,
+    "answer is " * 10_000,
+    "<answer></answer>" * 6_000,
+    "</s>" * 25_000,
+    "<|" * 50_000,
+    "<|" + "end" * 30_000,
+    "\n" * LONG,
+    "answer" + " " * LONG + "is",
+    "Therefore," + " " * LONG + "the",
+    "A. " * 30_000,
+    "5 " + "km " * 30_000,
+    "1e" * 50_000,
+    "1:" * 50_000,
+    "½" * LONG,
+    "|" * LONG,
+    "x = 1 or " * 11_000,
+    "9**9**9",
+    "2^{99999999}",
+    "10^10^10^10",
+    "999999!",
+    "\\sum_{k=1}^{1000000000} k^2",
+    "\\binom{999999}{499999}",
+    "(x+y+z+w)^{40}",
+]
+
+
+@pytest.mark.parametrize("text", NASTY, ids=lambda text: text[:12])
+def test_no_text_takes_long_or_raises(text: str) -> None:
+    begun = time.process_time()
+    for answer in (text, f"The answer is {text[:180]}", f"#### {text[:180]}"):
+        found = extract_natural(answer, TRIGGER)
+        for truth in ("72", "x^2+1", "(1, 2)"):
+            judge_answer(found or "", truth)
+    assert (
+        time.process_time() - begun < 1.0
+    )  # nine judgements; the quadratic ones took five seconds each

@@ -94,6 +94,11 @@ def test_program_file(tmp_path: Path) -> None:
     assert rows["wrong"] == ("ok", 42.0, 0.1)
     assert rows["letter"] == ("ok_text", "b", 1.0)
     assert rows["text"] == ("ok_text", "a", 1.0)
+    reasons = {row["id"]: row["reason"] for row in read(out)}
+    assert reasons["wrong"] == "returned 42.0, expected 43"
+    assert reasons["bare"] == "equal as numbers"
+    assert reasons["letter"] == "the right option"
+    assert "SyntaxError" in reasons["prose"]
     assert rows["prose"] == ("syntax_error", None, 0.0)
     assert rows["hang"] == ("timeout", None, 0.0)
     assert (summary.judged, summary.correct) == (7, 4)

@@ -43,7 +43,8 @@ def compare(answer: Answer, truth: str) -> Judgement:
         answer = before_reason(answer)
     if max(len(answer), len(truth)) > MAX_ANSWER_CHARS:
         return Judgement(False, "too long for an answer")
-    for kind in _KINDS:
+    kinds = _KINDS if true_number is None else (_numbers,)  # a plain number is of no other kind
+    for kind in kinds:
         judgement = kind(answer, truth)
         if judgement is not None:
             return judgement

@@ -12,7 +12,7 @@ from collections.abc import Callable
 MAX_ANSWER_CHARS = 200  # a longer "final answer" is prose
 
 _END_TOKEN = re.compile(
-    r"</s>|<\|[A-Za-z_]*(?:end|eot|eos|eom)[A-Za-z_]*\|>|<end_of_turn>|<eos>|<｜end▁of▁sentence｜>"
+    r"</s>|<\|[A-Za-z_]{0,30}(?:end|eot|eos|eom)[A-Za-z_]{0,30}\|>|<end_of_turn>|<eos>|<｜end▁of▁sentence｜>"
 )
 _TAGS = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")

@@ -128,6 +128,8 @@ def _verdict(problem: Problem, result: Execution, cot: Cot, partial_reward: floa
     if answer is None:
         return Verdict(status, None, False, 0.0, _WITHOUT_ANSWER[status])
     equal, reason = _judgement(problem, result.value, answer)
+    if cot == "program" and not equal and problem.choices is None:
+        reason = f"returned {result.value!r:.50}, expected {problem.answer:.50}"
     return Verdict(status, answer, equal, 1.0 if equal else partial_reward * (status == "ok"), reason)
 
 
