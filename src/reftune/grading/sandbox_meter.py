@@ -22,30 +22,33 @@ class Meter:
         self._seconds = seconds
         self._process: int | None = None
         self._before: float | None = None
-        self._quick, self._begun = math.inf, 0.0
+        self._ours = 0.0
+        self._quick, self._begun = math.inf, math.inf
 
     def begin(self, process: int | None) -> None:
         """Start the clock of a program in a process of monty."""
         if process != self._process or self._quick > 0.05 * self._seconds:
             self._process, self._quick = process, 0.0
-            self._before = self._now()
+            self._before, self._ours = self._now(), time.process_time()
             self._limit()
         self._begun = time.monotonic()
 
     def spent(self) -> float:
         """Return the CPU seconds that the program took, at least; 0 where they are few."""
-        self.wall = time.monotonic() - self._begun
+        self.wall = max(0.0, time.monotonic() - self._begun)  # 0 where no program began
+        self._begun = math.inf
         if self.wall < 0.05 * self._seconds:
             self._quick += self.wall
             return 0.0
         quick, self._quick = self._quick, math.inf
         if self._before is None:
             return self.wall
-        return (self._now() or self._before) - self._before - quick  # it may have ended with the program
+        before, ours = self._before, time.process_time() - self._ours
+        return (self._now() or before) - before + ours - quick  # it may have ended with the program
 
     def _now(self) -> float | None:
         with suppress(OSError, ValueError, OverflowError):
-            return time.clock_gettime(cpu_clock(self._process)) + time.process_time()
+            return time.clock_gettime(cpu_clock(self._process))
         return None
 
     def _limit(self) -> None:

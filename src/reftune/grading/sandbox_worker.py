@@ -154,10 +154,10 @@ class Runner:
         except (MontySyntaxError, MontyRuntimeError) as error:
             return failure(error), self._meter.spent()
         except MontyCrashedError as error:
-            self._meter.spent()
+            spent = self._meter.spent()
             if "SIGXCPU" in str(error):
                 return ("timeout", None, "killed by the limit of CPU time"), self._seconds
-            return (("timeout" if error.timed_out else "crash"), None, _clean(str(error))), 0.0
+            return (("timeout" if error.timed_out else "crash"), None, _clean(str(error))), spent
         except Exception as error:  # what came back could not be made a Python object
             return ("bad_result", None, _clean(f"{type(error).__name__}: {error}")), 0.0
         match encoded:
@@ -248,11 +248,11 @@ def serve(channel: socket.socket, seconds: float, memory_mb: int, text: bool) ->
     """Answer programs until the other side closes the channel."""
     patience = WALL_FACTOR * seconds + GRACE_SECONDS  # then monty's process is killed and replaced
     with Monty(min_processes=1, max_processes=1, request_timeout=patience) as pool:
-        trial, _ = attempt("def solution():\n    return 3", pool, patience, seconds, memory_mb, text)
-        if trial[0] in ("crash", "bad_result"):  # another program stands in monty's place
-            raise RuntimeError(f"{os.environ.get('MONTY_BIN', 'monty')} runs no program: {trial[2]}")
-        channel.sendall(b"ready\n")
         runner = Runner(pool, seconds, memory_mb, text)
+        status, _, message = runner.run("def solution():\n    return 3")
+        if status in ("crash", "bad_result"):  # another program stands in monty's place
+            raise RuntimeError(f"{os.environ.get('MONTY_BIN', 'monty')} runs no program: {message}")
+        channel.sendall(b"ready\n")
         gc.freeze()  # what lives until the end need not be looked at again and again
         for line in channel.makefile("rb"):
             channel.sendall(json.dumps(runner.run(json.loads(line))).encode() + b"\n")
