@@ -101,7 +101,7 @@ def test_a_signal_ends_with_its_code_and_what_comes_next(number: signal.Signals,
     "body",
     [
         "try: forever()\nfinally: forever()",  # while what the first one has begun is not done
-        "try: forever()\nexcept BaseException: forever()",  # a reward that catches everything
+        "while True:\n  try: forever()\n  except BaseException: pass",  # code that catches everything
         f"{LEFT}try: forever()\nfinally: print('begun', flush=True)",  # at Python's own end
     ],
 )
