@@ -14,6 +14,7 @@ import pytest
 
 import tiny_run
 from reftune import cli
+from reftune.config_files import flat_settings, load_config
 from reftune.evaluation.evaluate import write_result
 from reftune.files import read_jsonl, write_jsonl
 from reftune.problem import UserError
@@ -141,6 +142,37 @@ def test_a_hostile_configuration_is_named(
     (tmp_path / "looped.toml").symlink_to("looped.toml")
     (tmp_path / "hostile.toml").write_bytes(content)
     assert words in ends("run", str(tmp_path / "hostile.toml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data", "check", "~/g.jsonl"], "~/g.jsonl: no such file"),
+        (["data", "prepare", "gsm8k", "--cot", "program", "--source", "~/g.jsonl"], "no such file"),
+        (["evaluate", "--model", "~/m", "--data", "~/g.jsonl", "--cot", "natural"], "no such file"),
+    ],
+)
+def test_a_machine_that_knows_no_home_is_told_of_the_file(
+    ends: Ends, arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert words in ends(*arguments)
+
+
+def test_a_tilde_is_the_home_wherever_a_path_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    keys = ("output_dir", "start_from", "model.name", "data.train", "data.test", "reward.function")
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfseed = 3")  # begins with a mark of UTF-8
+    config = load_config(tmp_path / "a.toml", [f"{key}=~/x.py:f" for key in keys])
+    settings = flat_settings(config)
+    assert {settings[key] for key in keys} == {"/home/ann/x.py:f"}
+    assert config.seed == 3
 
 
 # Directories of runs.

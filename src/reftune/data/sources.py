@@ -1,5 +1,6 @@
 """Rows of a data file, a directory, a Hugging Face data set or a Python program, each with its place."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -30,7 +31,7 @@ def load_rows(source: Source, split: str, subset: str | None, name: str = "data"
     """
     if not isinstance(source, str | Path):
         return _given_rows(source, name)
-    path, source = Path(source).expanduser(), str(source)
+    path, source = Path(os.path.expanduser(source)), str(source)
     suffix = path.suffix.lower()
     if not path.exists() and (suffix in (*JSON, *CSV, *PARQUET) or not _HUB_NAME.fullmatch(source)):
         raise UserError(f"{source}: no such file")

@@ -1,6 +1,7 @@
 """Ask a model outside of a run: problems, or questions whose answer nobody knows."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
                 f"--set {override}: has no effect when a model is asked; what begins with"
                 f" {', '.join(ASKED)} has"
             )
+    model = os.path.expanduser(model)
     saved = saved_settings(model)
     given = {key: value for key, value in data.items() if value is not None}
     own = saved.get("model", {}) | {"name": model}

@@ -3,6 +3,7 @@
 docs/data.md says where each chain comes from.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def prepare(
         raise UserError(f"{name}: unknown data set; choose {', '.join(DATA_SETS)}")
     data_set = DATA_SETS[name]
     source = source or data_set.source
-    local = Path(source).expanduser()
+    local = Path(os.path.expanduser(source))
     origin = local.stem if local.is_file() else split
     out = out or Path(f"{name}_{cot}_{origin}.jsonl")
     if local.exists() and out.resolve() == local.resolve():
