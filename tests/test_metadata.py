@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def states(run: Run) -> dict[str, tuple[str, str]]:
 
 def test_facts_come_from_settings_and_from_results(run_dir: Path) -> None:
     assert facts(read_run(run_dir)) == {PPO: [("steps", "9"), ("learning rate", "5e-05")]}
-    write(run_dir / "ppo/result.json", '{"seconds": 12.5}')
+    write(run_dir / "ppo/result.json", f'{{"best_step": 2, {SOLVED}, "seconds": 12.5}}')
     write(run_dir / "data/report.json", '{"train": 100}')
     write(run_dir / "run.json", '{"seed": 3, "versions": {"torch": "2"}}')
     found = facts(read_run(run_dir))
@@ -68,7 +69,7 @@ def test_how_far_each_stage_is(run_dir: Path) -> None:
     write(run_dir / "warmup_samples/result.json", '{"accuracy": 0.25, "samples": 400}')
     write(run_dir / "online_st/metrics.jsonl", '{"step": 2}\n')
     write(run_dir / "reranker/sft/metrics.jsonl", '{"step": 2}\n')
-    write(run_dir / "reranker/sft/result.json", '{"best_epoch": 3}')
+    write(run_dir / "reranker/sft/result.json", '{"best_validation_auc": 0.75}')
     assert states(read_run(run_dir)) == {
         "Data": ("not started", ""),
         "SFT": ("done", "best epoch 3: 75.0% on validation"),
@@ -83,9 +84,9 @@ def test_how_far_each_stage_is(run_dir: Path) -> None:
 
 def test_an_evaluation_from_before_a_method_was_added_is_unfinished(run_dir: Path) -> None:
     write(run_dir / "config.toml", 'methods = ["online_st", "reft"]\n')
-    write(
-        run_dir / "evaluation/result.json", '{"n": 9, "models": {"warmup": {}, "sft": {}, "reft": {}}}'
-    )
+    greedy = {"greedy": {"accuracy": 1.0, "interval": [0.7, 1.0]}}
+    result = {"n": 9, "models": dict.fromkeys(("warmup", "sft", "reft"), greedy), "comparisons": []}
+    write(run_dir / "evaluation/result.json", json.dumps(result))
     assert states(read_run(run_dir))["Evaluation"] == ("unfinished", "without Online-ST")
     write(run_dir / "config.toml", 'methods = ["reft"]\n')
     assert states(read_run(run_dir))["Evaluation"] == ("done", "9 unseen questions")

@@ -67,8 +67,8 @@ def _sizes(settings: Model) -> dict[str, int]:
             f"{place}: hidden_size = {hidden} is no multiple of num_attention_heads = {heads}"
         )
     if heads % (groups := sizes["num_key_value_heads"]):
-        raise UserError(f"{place}: num_attention_heads = {heads} is no multiple of num_key_value_heads ="
-                        f" {groups}")  # fmt: skip
+        told = f"num_attention_heads = {heads} is no multiple of num_key_value_heads = {groups}"
+        raise UserError(f"{place}: {told}")
     if (width := sizes.get("head_dim", hidden // heads)) % 2:
         raise UserError(f"{place}: heads are {width} wide; rotary embeddings need an even width")
     layer = hidden * (2 * width * (heads + groups) + 3 * sizes["intermediate_size"])
