@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,20 @@ def test_extract_program() -> None:
     other = "def solutions():\n    return 3\n"
     assert extract_program(f"```python\n{first}```\n```python\n{other}```") == first
     assert extract_program(f"```python\n{first}```\n```\nno def solution()\n```") == first
+    quoted = 'def solution():\n    """\n    ```\n    x\n    ```\n    """\n    return 1\n'
+    assert extract_program(f"```python\n{quoted}```\nDone") == quoted
+    assert extract_program(f"{quoted}```\nDone") == quoted
+    assert extract_program(f"~~~python\n{quoted}~~~") == quoted
     inner = f"class A:\n\tdef  {second[4:]}"
     assert extract_program(f"```python\n{inner}```") == inner
+
+
+def test_no_completion_takes_long_to_search_for_its_program() -> None:
+    begun = time.process_time()
+    for text in ("```\n" * 25_000, '"' * 100_000, '"""' * 33_000 + "x", "~~~ " * 25_000, "\n" * 100_000):
+        extract_program(text)
+        extract_program(f"```python\n{text}")
+    assert time.process_time() - begun < 2.0
 
 
 def test_a_natural_chain_is_read_beyond_its_code(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from reftune.grading.cells import as_choices, as_text, indexed
 from reftune.grading.judge import make_judge, make_sandbox
 from reftune.problem import Cot, Problem, RewardFunction, Row, Status, UserError, Verdict
 
-# A fence of ``` or ~~~, up to one of its own kind that begins or ends a line.
+# A fence of ``` or ~~~, up to one of its own kind that begins or ends a line and is in no docstring.
+_CODE = r"((?:\"{3}.*?\"{3}|'{3}.*?'{3}|.)*?)"
 _FENCE = re.compile(
-    r"(?P<mark>```|~~~)[^\n`]*\n(.*?)(?:^[ \t]*(?P=mark)|(?P=mark)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+    rf"(?P<mark>```|~~~)[^\n`]{{0,100}}\n{_CODE}(?:^[ \t]*(?P=mark)|(?P=mark)[ \t]*$|\Z)",
+    re.DOTALL | re.MULTILINE,
 )
-_FENCE_LINE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+_BEFORE_FENCE = re.compile(rf"{_CODE}(?:^[ \t]*(?:```|~~~)|\Z)", re.DOTALL | re.MULTILINE)
 _SOLUTION = re.compile(r"^[ \t]*def\s+solution\b", re.MULTILINE)
 _EXAMPLE = '{"id": ..., "completion": ..., "answer": ...}'
 
@@ -123,8 +125,8 @@ def extract_program(completion: str) -> str:
     blocks = [block for _, block in _FENCE.findall(completion) if _SOLUTION.search(block)]
     if blocks:
         return textwrap.dedent(blocks[-1])
-    before = _FENCE_LINE.split(completion, maxsplit=1)[0]
-    return before if _SOLUTION.search(before) else completion
+    before = _BEFORE_FENCE.match(completion)
+    return before[1] if before and _SOLUTION.search(before[1]) else completion
 
 
 def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
