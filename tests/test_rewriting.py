@@ -175,6 +175,7 @@ EVERYDAY = {
         return len(statistics) + len(string) + operator""",
     "builtins that the program redefines": """
         import statistics
+        global sum, len, sorted
         sum, len, sorted = 10, 20, 30
         return statistics.median([2, 4, 9]) + statistics.mean([2, 4]) + sum + len + sorted""",
     "a function named like a builtin": """
