@@ -132,7 +132,7 @@ SOUND = {"id": "1", "question": "Which?", "answer": "3", "completion": "The answ
         ('{"id": 1, "question": "q", "answer": 1, "answer": 2, "completion": "2"}', "'answer' comes 2"),
         ('{"id": 1, "question": "q", "answer": ' + "9" * 5000 + ', "completion": "2"}', "digits"),
         ('{"id": 1, "question": "q", "answer": 1e' + "9" * 30 + ', "completion": "2"}', "not JSON"),
-        ('{"id": 1, "question": "q", "answer": ' + "[" * 10**5, "recursion"),
+        ('{"id": 1, "question": "q", "answer": ' + "[" * 10**5, "nested too deeply"),
     ],
 )
 def test_every_command_judges_a_line_alike(

@@ -129,7 +129,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.toml") == f"{tmp_path / 'none.toml'}: no such config file"
     assert f"{tmp_path}: cannot be read" in refusal(tmp_path)
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
-    assert "latin.toml: cannot be read" in refusal(tmp_path / "latin.toml")
+    assert "latin.toml:1: cannot be read as UTF-8" in refusal(tmp_path / "latin.toml")
     bad = write(tmp_path, "seed = 1\nseed 2")
     assert re.match(re.escape(f"{bad}: not valid TOML: ") + ".*line 2", refusal(bad))
     empty = tmp_path / "empty.toml"

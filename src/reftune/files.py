@@ -109,7 +109,7 @@ def reading_from(path: Path, fix: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        if fix.startswith("write"):  # the user wrote it
+        if not fix.startswith("delete"):  # the user wrote it
             fix = "save it as UTF-8"
         place = f"{path}:{_line_that_is_not_utf_8(path)}"
         raise UserError(f"{place}: cannot be read as UTF-8 text ({error.reason}); {fix}") from error
