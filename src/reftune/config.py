@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path, PurePath
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reftune.config_ranges import (
+    Amount,
+    Count,
+    Few,
+    Limit,
+    Place,
+    Rate,
+    Seed,
+    Temperature,
+    Threads,
+    Weight,
+)
 from reftune.methods import OPTIONAL
 from reftune.problem import Cot
-
-# Ranges: beyond them numbers overflow in one library or another, or a run would never end.
-Count = Annotated[int, Field(ge=1, le=10**7)]
-Amount = Annotated[int, Field(ge=0, le=10**7)]
-Few = Annotated[int, Field(ge=1, le=10**4)]
-Threads = Annotated[int, Field(ge=1, le=1024)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what all random generators take
-Rate = Annotated[float, Field(gt=0, le=1)]
-Temperature = Annotated[float, Field(ge=0.01, le=100)]
-Limit = Annotated[float, Field(gt=0, le=1e9)]
-Weight = Annotated[float, Field(ge=0, le=1e9)]
-# A path, or a name on the hub; a ~ stays as it is where no home is known.
-Place = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
