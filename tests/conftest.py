@@ -21,7 +21,11 @@ install_import_hook("reftune", "conftest.check_types")
 # They take minutes together: begun last, they would keep one of several workers busy alone.
 LONGEST = ["test_resume.py", "test_cli.py", "test_distributed.py", "test_synthetic.py"]
 
-torch.set_num_threads(1)  # the models here are so small that a second thread only waits
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Let no test work with the threads of a run that one before it has made in this process."""
+    torch.set_num_threads(1)  # the models here are so small that a second thread only waits
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
