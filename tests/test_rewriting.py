@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,58 @@ EVERYDAY = {
     "names of modules as variables": """
         statistics, string, operator = [1, 2], "abc", 4
         return len(statistics) + len(string) + operator""",
+    "digits of a rounding on lines of their own": """
+        total = 2.675
+        return round(
+            total,
+            2
+        ) + round (0.35, 1)""",
+    "rounding as a value": """
+        from functools import partial
+        r = round
+        return r(2.675, 2) + partial(round, ndigits=1)(0.35) + sum(map(round, [1.25, 0.5], [1, 0]))""",
+    "a generator that a function gets or returns": """
+        def twice(g): return sum(g) * 10 + sum(g)
+        def make(): return (x for x in range(5))
+        g=map(int, "123")
+        parts = {"a": (
+            x
+            for x in range(4)
+        ), "b": [zip([1], [2])][0]}
+        return twice(x for x in range(4)) + twice(make()) + twice(g) + twice(parts["a"]) + (
+            len(list(parts["b"])) * 10 + len(list(parts["b"])))""",
+    "a search that stops early": """
+        calls = []
+        def found(x):
+            calls.append(x)
+            return x > 2
+        return any(found(x) for x in range(9)) * 10 + len(calls) + all(found(x) for x in range(9))""",
+    "groups with their numbers": """
+        from itertools import groupby
+        return sum(len(list(g)) * 10**i for i, (k, g) in enumerate(groupby("aabccc"), 1))""",
+    "truth in values": """
+        class A:
+            def __init__(self, v): self.v = v
+            def __bool__(self): return self.v > 0
+        a, b = A(0), not A(0)
+        found = [a or 5, (A(2) and 3) or 4, b + 0, any([a, A(-1)]) + 0, all([A(1), a]) + 0]
+        found += [len(list(filter(None, [a, A(1)]))), sum(map(bool, [a, A(2)])), 1 if not a or 0 else 2]
+        match a:
+            case x if x: found.append(8)
+            case _: found.append(9)
+        return int("".join(map(str, found)))""",
+    "an order inside of tuples and heaps": """
+        import heapq
+        from fractions import Fraction
+        class Job:
+            def __init__(self, cost): self.cost = cost
+            def __lt__(self, other): return self.cost < other.cost
+        plain, paired = [], []
+        for cost in (3, 1, 2):
+            heapq.heappush(plain, Job(cost))
+            heapq.heappush(paired, (0, Job(cost)))
+        best = max([(Fraction(1, 2), 5), (Fraction(2, 3), 6), (Fraction(2, 3), 4)])
+        return heapq.heappop(plain).cost + heapq.heappop(paired)[1].cost * 10 + best[1] * 100""",
     "builtins that the program redefines": """
         import statistics
         global sum, len, sorted
@@ -302,8 +355,19 @@ def test_moments_are_read_as_by_python() -> None:
     ],
 )
 def test_other_programs_are_not_rewritten(program: str) -> None:
-    assert not is_subtle(program)
+    assert not is_subtle(program) or " for " in program
     assert rewrite(program) is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["= (", "= (fo ", "round(", "round((", "x for ", "x\t for", "\nfor x", "map(", " ", "\n", "for in"],
+)
+def test_no_text_takes_long_to_look_at(part: str) -> None:
+    program = "next" * (part == " ") + part * (20_000 // len(part))
+    begun = time.process_time()
+    is_subtle(program)
+    assert time.process_time() - begun < 0.2
 
 
 def test_a_rewritten_program_is_confined_like_any_other(box: Sandbox) -> None:

@@ -19,23 +19,42 @@ from .library import LANGUAGE, namespace
 # A Decimal or a Fraction as an answer; its text stands for `_answer` in the worker's last line.
 PLAIN_ANSWER = f"{LANGUAGE}.plain(_answer)"
 
-# What monty runs without an error but otherwise than Python; the rest is rewritten when it has failed.
+# What monty may run without an error but otherwise than Python; the rest is rewritten when it failed.
 # Of the words one is there in every such program; they are sought first as that is ten times as fast.
+# No pattern may look far from where it begins, as a text of 20,000 characters must not take seconds.
 _SUBTLE_WORDS: tuple[str, ...] = (
-    "next(",
-    "round(",
+    "next",
+    "round",
     "__",
     "strptime(",
     "fractions",
-    "= (",
-    "= map(",
-    "= filter(",
-    "= zip(",
+    "for",
+    "map(",
+    "filter(",
+    "zip(",
 )
-_SUBTLE_WORDS += ("= enumerate(", "= reversed(")
+_SUBTLE_WORDS += ("enumerate(", "reversed(", "groupby")
+_USED_UP_AT_ONCE = (
+    "in ",
+    "list(",
+    "tuple(",
+    "set(",
+    "dict(",
+    "sorted(",
+    "sum(",
+    "min(",
+    "max(",
+    "join(",
+)
+_IGNORED = {"format", "getattr", "setattr", "getattribute", "ne", "new", "reversed", "class_getitem"}
+_IGNORED |= {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"}
 _SUBTLE = re.compile(
-    r"\bnext\(|\bround\([^\n]*,|__(?:bool|len)__|\bstrptime\(|\bfractions\b|= \([^\n]*\bfor\b"
-    r"|= (?:map|filter|zip|enumerate|reversed)\("
+    r"\bnext\b|\bround\b(?!\([^\n,()]{0,99}\))|\bstrptime\(|\bfractions\b"
+    rf"|__(?:bool|len|{'|'.join(sorted(_IGNORED))})__"
+    r"|\bgroupby\b|\S[ \t]{0,9}\bfor\b[^\n:]{1,99}\bin\b|\n[ \t]*for\b[^\n]*[^\n:]\n"  # generators
+    r"|\b(?=[mfzer])"
+    + "".join(f"(?<!{re.escape(word)})" for word in _USED_UP_AT_ONCE)
+    + r"(?:map|filter|zip|enumerate|reversed)\("
 )
 
 
@@ -52,16 +71,28 @@ def rewrite(program: str) -> str | None:
     try:
         tree = ast.parse(program)
         rewriter = Rewriter(tree)
-        text = ast.unparse(ast.fix_missing_locations(rewriter.visit(tree)))
+        if ignored := {f"__{name}__" for name in _IGNORED} & rewriter.own:
+            return f"raise NotImplementedError('monty does not call {min(ignored)}')\n"
+        tree = rewriter.visit(tree)
+        if not rewriter.changed:
+            return None
+        text = ast.unparse(ast.fix_missing_locations(tree))
     except Exception:  # the text is a model's: it may be no Python, or too deep for the parser
-        return None
-    if not rewriter.changed:
         return None
     return "".join(namespace(name) for name in sorted(rewriter.needed)) + text
 
 
+# What Python never says, of what it can compare and compute.
+_NEVER_PYTHONS = re.compile(
+    r"not supported between instances of '(tuple|list|Fraction)' and '\1'"
+    r"|'datetime.timedelta' and 'float'|must be real number, not Fraction|'Fraction' and 'complex'"
+)
+
+
 def is_gap(detail: str) -> bool:
-    """Tell whether a message misses a name or a method that Python has: input or int.to_bytes."""
+    """Tell whether a message misses what Python has: input, int.to_bytes, the order of tuples."""
+    if _NEVER_PYTHONS.search(detail):
+        return True
     if missing := re.fullmatch(r"name '(\w+)' is not defined", detail):
         return hasattr(builtins, missing[1])
     missing = re.match(

@@ -13,10 +13,12 @@ _ADDED_METHODS = {"bit_length", "bit_count", "is_integer", "as_integer_ratio", "
 _ITERATORS = {"map": "mapped", "filter": "filtered"}
 _LISTS = {"zip", "enumerate", "reversed"}  # in monty; iterators in Python
 _CONSUMERS = {"list", "tuple", "set", "frozenset", "dict", "sorted", "sum", "min", "max", "any", "all"}
+_SHORT = {"any", "all"}  # which stop early: whoever counts calls would count too many
 _CONSUMERS |= {"Counter", "deque", "join", "extend", "update", "fromkeys", "fsum", "prod"}
 _ORDERS = {"__lt__", "__le__", "__gt__", "__ge__", "Fraction", "cmp_to_key"}
 _TRUTHS = {"__bool__", "__len__", "Fraction"}
 _OF_INTEGERS = {"floor", "ceil", "trunc", "gcd", "lcm", "comb", "perm", "factorial", "isqrt"}
+_NOTHING = ast.arguments([], [], None, [], [], None, [])
 _ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 
@@ -26,8 +28,17 @@ class Rewriter(Imports):
     def __init__(self, tree: ast.Module) -> None:
         super().__init__(tree)
         self._ordered, self._weighed = bool(self.own & _ORDERS), bool(self.own & _TRUTHS)
+        self._renamed = {"round": "rounded"}
+        if self._ordered:
+            self._renamed |= {"sorted": "ordered", "min": "smallest", "max": "largest"}
+        if self._weighed:
+            self._renamed |= {"len": "length", "bool": "truth", "any": "some", "all": "every"}
+            self._renamed |= {"filter": "filtered"}
+        if "groupby" in self.own:  # its groups are gone once the next is taken
+            self._renamed["enumerate"] = "numbered"
         self._dated = bool(self.own & {"datetime", "timedelta"})
         self._consumed: set[int] = set()
+        self._conditions: set[int] = set()
         # Their values may be answers, which prelude/language.py makes plain numbers.
         self.changed = bool(self.own & {"decimal", "Decimal", "fractions", "Fraction"})
 
@@ -58,6 +69,8 @@ class Rewriter(Imports):
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
         self._consumed.add(id(node.iter))
+        for test in node.ifs:
+            self._mark(test)
         self.generic_visit(node)
         node.ifs = [self._test(test) for test in node.ifs]
         return node
@@ -77,13 +90,14 @@ class Rewriter(Imports):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         function = node.func
         name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
-        if name in _CONSUMERS:
+        if name in _CONSUMERS and not (name in _SHORT and self._acts(node)):
             self._consumed |= {id(argument) for argument in node.args}
         whole = id(node) in self._consumed
         self._consumed |= {id(arg.value) for arg in node.args if isinstance(arg, ast.Starred)}
-        if isinstance(function, ast.Attribute) and not self.is_builtin(function.value, _TYPES):
-            function.value = self.visit(function.value)
-        else:
+        if isinstance(function, ast.Attribute):
+            if not self.is_builtin(function.value, _TYPES):
+                function.value = self.visit(function.value)
+        elif not isinstance(function, ast.Name):
             node.func = self.visit(function)
         node.args = [self.visit(argument) for argument in node.args]
         node.keywords = [self.visit(keyword) for keyword in node.keywords]
@@ -93,14 +107,23 @@ class Rewriter(Imports):
             return self.call("delta", node.func, *node.args, keywords=node.keywords)
         return self._of_builtin(node, name, whole) if self.is_builtin(node.func, {name}) else node
 
+    def _acts(self, node: ast.Call) -> bool:
+        """Tell whether a call has others inside that may do more than return a value."""
+        calls = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+        return any(not isinstance(f, ast.Name) or f.id in self.own for f in calls)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """Replace a builtin as a value, as in `map(round, xs, digits)`; calls do not come here."""
+        if node.id not in self._renamed or not self.is_builtin(node, self._renamed):
+            return node
+        return self.known(self._renamed[node.id])
+
     def _of_builtin(self, node: ast.Call, name: str, whole: bool) -> ast.Call:
-        renamed = {"round": "rounded"} if len(node.args) + len(node.keywords) > 1 else {}
+        renamed = dict(self._renamed)
+        if len(node.args) + len(node.keywords) == 1:
+            del renamed["round"]
         renamed |= {"pow": "power"} if len(node.args) == 3 else {}
         renamed |= {} if whole else _ITERATORS
-        if self._ordered:
-            renamed |= {"sorted": "ordered", "min": "smallest", "max": "largest"}
-        if self._weighed:
-            renamed |= {"len": "length", "bool": "truth"}
         if name in renamed:
             return self.call(renamed[name], *node.args, keywords=node.keywords)
         if name in _LISTS and not whole:
@@ -160,21 +183,52 @@ class Rewriter(Imports):
             return self.call("less" if isinstance(operator, ast.Lt | ast.Gt) else "at_most", a, b)
         return ast.Compare(a, [operator], [b])
 
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
+        """Ask `a` in `a or b`, whose value is not only a condition, whether it is true."""
+        condition = id(node) in self._conditions
+        self.generic_visit(node)
+        plain = all(isinstance(value, ast.Compare | ast.Constant) for value in node.values[:-1])
+        if not self._weighed or condition or plain:
+            return node
+        name = "either" if isinstance(node.op, ast.Or) else "both"
+        made = node.values[-1]
+        for value in reversed(node.values[:-1]):
+            made = self.call(name, value, ast.Lambda(_NOTHING, made))
+        return made
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.op, ast.Not):
+            node.operand = self._test(node.operand)
+        return node
+
     def _test(self, node: ast.expr) -> ast.expr:
         """Return a condition that asks the program's own classes whether they are true."""
-        if not self._weighed or isinstance(node, ast.Compare | ast.Constant):
+        negated = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)  # which has been asked
+        if not self._weighed or negated or isinstance(node, ast.Compare | ast.Constant):
             return node
         if isinstance(node, ast.BoolOp):
             node.values = [self._test(value) for value in node.values]
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            node.operand = self._test(node.operand)
         else:
             return self.call("truth", node)
         return node
 
+    def _mark(self, node: ast.expr) -> None:
+        """Note which `and` and `or` are conditions and nothing more."""
+        if isinstance(node, ast.BoolOp):
+            self._conditions.add(id(node))
+            for value in node.values:
+                self._mark(value)
+
     def _visit_tested(self, node: ast.If | ast.While | ast.IfExp | ast.Assert) -> ast.AST:
+        self._mark(node.test)
         self.generic_visit(node)
         node.test = self._test(node.test)
+        return node
+
+    def visit_match_case(self, node: ast.match_case) -> ast.AST:
+        self.generic_visit(node)
+        node.guard = self._test(node.guard) if node.guard else None
         return node
 
     visit_If = visit_While = visit_IfExp = visit_Assert = _visit_tested

@@ -54,9 +54,13 @@ class Imports(ast.NodeTransformer):
 
     def call(self, name: str, *arguments: ast.expr, keywords: Iterable[ast.keyword] = ()) -> ast.Call:
         """Return a call of a function of prelude/language.py or prelude/dates.py."""
+        return ast.Call(self.known(name), list(arguments), list(keywords))
+
+    def known(self, name: str) -> ast.Attribute:
+        """Return the name of a function of prelude/language.py or prelude/dates.py."""
         module = "dates" if name in exports("dates") else "language"
         self.need(module)
-        return ast.Call(attribute(f"_reftune_{module}", name), list(arguments), list(keywords))
+        return attribute(f"_reftune_{module}", name)
 
     def is_builtin(self, node: ast.expr, names: Iterable[str]) -> bool:
         """Tell whether an expression is one of these builtins, which the program has not redefined."""

@@ -1,9 +1,16 @@
 """Python's `heapq`, with the same order of the list after each call."""
 
 
+def _less(a, b):
+    try:
+        return a < b
+    except TypeError:  # a class of the program's own
+        return _reftune_language.less(a, b)
+
+
 def _rise(heap, start, place):
     item = heap[place]
-    while place > start and item < heap[(place - 1) >> 1]:
+    while place > start and _less(item, heap[(place - 1) >> 1]):
         heap[place] = heap[(place - 1) >> 1]
         place = (place - 1) >> 1
     heap[place] = item
@@ -13,7 +20,7 @@ def _sink(heap, place):
     item, start = heap[place], place
     child = 2 * place + 1
     while child < len(heap):
-        if child + 1 < len(heap) and not heap[child] < heap[child + 1]:
+        if child + 1 < len(heap) and not _less(heap[child], heap[child + 1]):
             child += 1
         heap[place] = heap[child]
         place = child
@@ -40,7 +47,7 @@ def heapreplace(heap, item):
 
 
 def heappushpop(heap, item):
-    return heapreplace(heap, item) if heap and heap[0] < item else item
+    return heapreplace(heap, item) if heap and _less(heap[0], item) else item
 
 
 def heapify(heap):

@@ -73,8 +73,18 @@ def mapped(function, source, *more):
 
 
 def filtered(function, source):
-    keep = function or bool
+    keep = truth if function in (None, bool) else function
     return _Iterator(source, lambda item: [item] if keep(item) else [])
+
+
+def numbered(source, start=0):
+    count = [start - 1]
+
+    def step(item):
+        count[0] += 1
+        return [(count[0], item)]
+
+    return _Iterator(source, step)
 
 
 # Classes of the program: the interpreter does not ask them about order, length and truth.
@@ -95,6 +105,11 @@ def _compared(a, b, name, mirrored, native):
         return getattr(a, name)(b)
     if hasattr(b, mirrored) and type(b) not in _TYPES:
         return getattr(b, mirrored)(a)
+    if type(a) in (tuple, list) and type(a) is type(b):
+        for x, y in zip(a, b):  # noqa: B905
+            if x != y:
+                return _compared(x, y, name, mirrored, native)
+        return native(len(a), len(b))
     return native(a, b)
 
 
@@ -107,6 +122,29 @@ def truth(value):
         if hasattr(value, name):
             return bool(getattr(value, name)())
     return bool(value)
+
+
+def either(value, other):
+    """Return `value or other()`."""
+    return value if truth(value) else other()
+
+
+def both(value, other):
+    return other() if truth(value) else value
+
+
+def some(items):
+    for item in items:  # noqa: SIM110
+        if truth(item):
+            return True
+    return False
+
+
+def every(items):
+    for item in items:  # noqa: SIM110
+        if not truth(item):
+            return False
+    return True
 
 
 def ordered(items, key=None, reverse=False):
