@@ -20,6 +20,7 @@ import pytest
 
 from reftune.grading import sandbox as sandbox_module
 from reftune.grading.sandbox import Sandbox
+from reftune.grading.sandbox_meter import Meter
 from reftune.problem import Execution, UserError
 from tiny_run import heed_ctrl_c
 
@@ -197,6 +198,20 @@ def test_endless_programs_end_in_time(hasty_box: Sandbox) -> None:
     results = hasty_box.run([*programs, GOOD])
     assert [result.status for result in results] == ["timeout"] * 6 + ["ok"]
     assert time.monotonic() - begin < 6 * 11 * 0.2  # even one after the other on a busy machine
+
+
+def test_no_program_pays_for_what_we_do_between_two() -> None:
+    meter = Meter(0.2)
+    with subprocess.Popen(["sleep", "60"]) as monty:
+        meter.begin(monty.pid)
+        assert meter.spent() == 0.0  # a quick one: the clocks are not read anew
+        begun = time.process_time()
+        while time.process_time() < begun + 0.3:  # the next is rewritten, say
+            pass
+        meter.begin(monty.pid)
+        time.sleep(0.05)
+        assert meter.spent() < 0.05
+        monty.kill()
 
 
 def test_memory_is_what_was_asked_for(box: Sandbox) -> None:

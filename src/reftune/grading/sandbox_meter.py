@@ -29,8 +29,9 @@ class Meter:
         """Start the clock of a program in a process of monty."""
         if process != self._process or self._quick > 0.05 * self._seconds:
             self._process, self._quick = process, 0.0
-            self._before, self._ours = self._now(), time.process_time()
+            self._before = self._now()
             self._limit()
+        self._ours = time.process_time()  # what we did between two programs is nobody's
         self._begun = time.monotonic()
 
     def spent(self) -> float:
@@ -44,7 +45,8 @@ class Meter:
         if self._before is None:
             return self.wall
         before, ours = self._before, time.process_time() - self._ours
-        return (self._now() or before) - before + ours - quick  # it may have ended with the program
+        spent = (self._now() or before) - before + ours - quick  # it may have ended with the program
+        return min(spent, self.wall)  # also what monty did between the quick ones is not this one's
 
     def _now(self) -> float | None:
         with suppress(OSError, ValueError, OverflowError):
