@@ -183,7 +183,8 @@ EVERYDAY = {
     "rounding as a value": """
         from functools import partial
         r = round
-        return r(2.675, 2) + partial(round, ndigits=1)(0.35) + sum(map(round, [1.25, 0.5], [1, 0]))""",
+        return r(2.675, 2) + partial(round, ndigits=1)(0.35) + sum(map(round, [1.25, 0.5], [1, 0])) + (
+            round(*[2.675, 2]))""",
     "a generator that a function gets or returns": """
         def twice(g): return sum(g) * 10 + sum(g)
         def make(): return (x for x in range(5))
@@ -194,6 +195,19 @@ EVERYDAY = {
         ), "b": [zip([1], [2])][0]}
         return twice(x for x in range(4)) + twice(make()) + twice(g) + twice(parts["a"]) + (
             len(list(parts["b"])) * 10 + len(list(parts["b"])))""",
+    "loops over what has no end": """
+        from itertools import count
+        for first in (n for n in count(2) if n % 7 == 0):
+            if first > 30: break
+        for i, x in enumerate(map(abs, count(5))):
+            if i == 3: break
+        square = next(y for y in map(lambda n: n * n, count()) if y > 50)
+        return first + x + square + any(n * n > 50 for n in count())""",
+    "a list takes a generator": """
+        xs = [1]
+        xs += (x for x in [2, 3])
+        xs += map(abs, [-4])
+        return sum(xs)""",
     "a search that stops early": """
         calls = []
         def found(x):

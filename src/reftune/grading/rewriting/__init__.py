@@ -33,7 +33,7 @@ _SUBTLE_WORDS: tuple[str, ...] = (
     "filter(",
     "zip(",
 )
-_SUBTLE_WORDS += ("enumerate(", "reversed(", "groupby")
+_SUBTLE_WORDS += ("enumerate(", "reversed(", "itertools")
 _USED_UP_AT_ONCE = (
     "in ",
     "list(",
@@ -51,7 +51,7 @@ _IGNORED |= {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "i
 _SUBTLE = re.compile(
     r"\bnext\b|\bround\b(?!\([^\n,()]{0,99}\))|\bstrptime\(|\bfractions\b"
     rf"|__(?:bool|len|{'|'.join(sorted(_IGNORED))})__"
-    r"|\bgroupby\b|\S[ \t]{0,9}\bfor\b[^\n:]{1,99}\bin\b|\n[ \t]*for\b[^\n]*[^\n:]\n"  # generators
+    r"|\bitertools\b|\S[ \t]{0,9}\bfor\b[^\n:]{1,99}\bin\b|\n[ \t]*for\b[^\n]*[^\n:]\n"  # generators
     r"|\b(?=[mfzer])"
     + "".join(f"(?<!{re.escape(word)})" for word in _USED_UP_AT_ONCE)
     + r"(?:map|filter|zip|enumerate|reversed)\("

@@ -15,6 +15,7 @@ _LISTS = {"zip", "enumerate", "reversed"}  # in monty; iterators in Python
 _CONSUMERS = {"list", "tuple", "set", "frozenset", "dict", "sorted", "sum", "min", "max", "any", "all"}
 _SHORT = {"any", "all"}  # which stop early: whoever counts calls would count too many
 _CONSUMERS |= {"Counter", "deque", "join", "extend", "update", "fromkeys", "fsum", "prod"}
+_ENDLESS = {"itertools", "count", "cycle", "repeat"}
 _ORDERS = {"__lt__", "__le__", "__gt__", "__ge__", "Fraction", "cmp_to_key"}
 _TRUTHS = {"__bool__", "__len__", "Fraction"}
 _OF_INTEGERS = {"floor", "ceil", "trunc", "gcd", "lcm", "comb", "perm", "factorial", "isqrt"}
@@ -34,7 +35,8 @@ class Rewriter(Imports):
         if self._weighed:
             self._renamed |= {"len": "length", "bool": "truth", "any": "some", "all": "every"}
             self._renamed |= {"filter": "filtered"}
-        if "groupby" in self.own:  # its groups are gone once the next is taken
+        self._endless = bool(self.own & _ENDLESS)
+        if self._endless or "groupby" in self.own:  # whose groups are gone once the next is taken
             self._renamed["enumerate"] = "numbered"
         self._dated = bool(self.own & {"datetime", "timedelta"})
         self._consumed: set[int] = set()
@@ -62,13 +64,19 @@ class Rewriter(Imports):
         return self.generic_visit(node)
 
     def visit_For(self, node: ast.For) -> ast.AST:
-        self._consumed.add(id(node.iter))
+        if not self._endless:
+            self._consumed.add(id(node.iter))
+        return self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
+        self._consumed.add(id(node.value))  # xs += (x for x in ys)
         return self.generic_visit(node)
 
     # Expressions
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
-        self._consumed.add(id(node.iter))
+        if not self._endless:
+            self._consumed.add(id(node.iter))
         for test in node.ifs:
             self._mark(test)
         self.generic_visit(node)
@@ -90,7 +98,7 @@ class Rewriter(Imports):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         function = node.func
         name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
-        if name in _CONSUMERS and not (name in _SHORT and self._acts(node)):
+        if name in _CONSUMERS and not (name in _SHORT and (self._endless or self._acts(node))):
             self._consumed |= {id(argument) for argument in node.args}
         whole = id(node) in self._consumed
         self._consumed |= {id(arg.value) for arg in node.args if isinstance(arg, ast.Starred)}
@@ -120,7 +128,7 @@ class Rewriter(Imports):
 
     def _of_builtin(self, node: ast.Call, name: str, whole: bool) -> ast.Call:
         renamed = dict(self._renamed)
-        if len(node.args) + len(node.keywords) == 1:
+        if len(node.args) == 1 and not node.keywords and not isinstance(node.args[0], ast.Starred):
             del renamed["round"]
         renamed |= {"pow": "power"} if len(node.args) == 3 else {}
         renamed |= {} if whole else _ITERATORS
