@@ -152,6 +152,19 @@ EVERYDAY = {
         del d["a"], xs[0], xs[-1], y
         del xs[::2]
         return len(d) * 10 + sum(xs)""",
+    "parts of collections are removed": """
+        from collections import Counter, deque
+        queue, counts = deque([1, 2, 3, 4]), Counter("aab")
+        del queue[1], queue[-1], counts["a"], counts["none"]
+        return queue[0] * 100 + queue[1] * 10 + len(counts)""",
+    "a class that sorts itself": """
+        class Hand:
+            def __init__(self, cards): self.cards = cards
+            def __lt__(self, other): return self.cards < other.cards
+            def sort(self): self.cards = sorted(self.cards)
+        hand = Hand([3, 1])
+        hand.sort()
+        return hand.cards[0] + round(2.675, 2)""",
     "a comparison as a key": """
         from functools import cmp_to_key
         nums = ["3", "30", "34", "5", "9"]

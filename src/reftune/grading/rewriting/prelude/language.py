@@ -1,5 +1,6 @@
 """What the interpreter leaves out of the language; `rewriting/expressions.py` writes the calls."""
 
+import collections
 import decimal
 import re
 
@@ -22,7 +23,12 @@ def remove(owner, key):
         owner[:] = [item for place, item in enumerate(owner) if place not in gone]
     elif hasattr(owner, "__delitem__"):
         owner.__delitem__(key)
-    else:
+    elif type(owner) is collections.deque:
+        items = list(owner)
+        items.pop(key)
+        owner.clear()
+        owner.extend(items)
+    elif type(owner) is not collections.Counter or key in owner:  # which misses none
         owner.pop(key)
 
 
@@ -260,8 +266,8 @@ def cmp_to_key(compare):
     return lambda value: Key(value)
 
 
-def sort(owner, key=None, reverse=False):
+def sort(owner, **options):
     if type(owner) is not list:
-        return owner.sort(key=key, reverse=reverse)
-    owner[:] = ordered(owner, key, reverse)
+        return owner.sort(**options)
+    owner[:] = ordered(owner, **options)
     return None
