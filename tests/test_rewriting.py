@@ -152,6 +152,13 @@ EVERYDAY = {
         del d["a"], xs[0], xs[-1], y
         del xs[::2]
         return len(d) * 10 + sum(xs)""",
+    "means without an error of rounding": """
+        import statistics
+        try:
+            statistics.mean([])
+        except statistics.StatisticsError:
+            n = int(statistics.harmonic_mean([40, 60])) + int(statistics.mean([0.1, 0.2, 0.3]) * 10)
+        return n * 100 + int(10 * statistics.mean([2.2, 2.4, 2.6, 2.8, 1.5]))""",
     "parts of collections are removed": """
         from collections import Counter, deque
         queue, counts = deque([1, 2, 3, 4]), Counter("aab")

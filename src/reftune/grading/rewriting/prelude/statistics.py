@@ -1,10 +1,9 @@
 """The part of Python's `statistics` that answers need, for exact and for inexact numbers."""
 
+import decimal
 import math
 
-
-class StatisticsError:
-    """Stand in for the name; an empty sample raises ValueError, of which Python's is a kind."""
+StatisticsError = ValueError  # of which Python's is a kind
 
 
 def _values(data, least=1):
@@ -26,8 +25,25 @@ def _sum(values):
     return sum(values)
 
 
+def _exact(values):
+    """Return top and bottom of a sum that no rounding of floats has touched."""
+    top, bottom = 0, 1
+    for value in values:
+        n, d = (value, 1) if type(value) is int else decimal.Decimal(value).as_integer_ratio()
+        common = math.gcd(bottom, d)
+        top, bottom = top * (d // common) + n * (bottom // common), bottom * (d // common)
+    return top, bottom
+
+
+def _is_float(values):
+    return any(type(value) is float for value in values) and math.isfinite(math.fsum(values))
+
+
 def mean(data):
     values = _values(data)
+    if _is_float(values):
+        top, bottom = _exact(values)
+        return top / (bottom * len(values))
     return _ratio(_sum(values), len(values))
 
 
@@ -49,7 +65,11 @@ def harmonic_mean(data, weights=None):
     weights = [1] * len(values) if weights is None else list(weights)
     if 0 in values:
         return 0
-    return sum(weights) / sum([w / v for v, w in zip(values, weights, strict=True)])
+    parts = [w / v for v, w in zip(values, weights, strict=True)]
+    if _is_float(parts) and type(sum(weights)) is int:
+        top, bottom = _exact(parts)
+        return sum(weights) * bottom / top
+    return sum(weights) / sum(parts)
 
 
 def median(data):
