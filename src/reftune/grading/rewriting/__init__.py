@@ -2,8 +2,8 @@
 
 Monty leaves parts of Python out. What can be said otherwise is said otherwise here: imports of modules
 that it lacks become the namespaces of `prelude/`, `del d[k]` becomes a call of `prelude/language.py`,
-and so on. All of it runs inside monty, with the rights of any program. docs/grading.md lists what
-programs can use. Only text goes in and comes out, and CPython parses but never runs it.
+and so on. All of it runs inside monty, with the rights of any program. docs/programs.md lists
+what programs can use. Only text goes in and comes out, and CPython parses but never runs it.
 """
 
 import ast

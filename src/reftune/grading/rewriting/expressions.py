@@ -15,7 +15,6 @@ _LISTS = {"zip", "enumerate", "reversed"}  # in monty; iterators in Python
 _CONSUMERS = {"list", "tuple", "set", "frozenset", "dict", "sorted", "sum", "min", "max", "any", "all"}
 _SHORT = {"any", "all"}  # which stop early: whoever counts calls would count too many
 _CONSUMERS |= {"Counter", "deque", "join", "extend", "update", "fromkeys", "fsum", "prod"}
-_ENDLESS = {"itertools", "count", "cycle", "repeat"}
 _ORDERS = {"__lt__", "__le__", "__gt__", "__ge__", "Fraction", "cmp_to_key"}
 _TRUTHS = {"__bool__", "__len__", "Fraction"}
 _OF_INTEGERS = {"floor", "ceil", "trunc", "gcd", "lcm", "comb", "perm", "factorial", "isqrt"}
@@ -35,7 +34,8 @@ class Rewriter(Imports):
         if self._weighed:
             self._renamed |= {"len": "length", "bool": "truth", "any": "some", "all": "every"}
             self._renamed |= {"filter": "filtered"}
-        self._endless = bool(self.own & _ENDLESS)
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        self._endless = "itertools" in self.own | modules  # whose count() no list can hold
         if self._endless or "groupby" in self.own:  # whose groups are gone once the next is taken
             self._renamed["enumerate"] = "numbered"
         self._dated = bool(self.own & {"datetime", "timedelta"})
