@@ -148,3 +148,21 @@ def test_a_background_job_ignores_ctrl_c(tmp_path: Path) -> None:
 def test_only_the_sentence_of_an_error_of_the_user_is_told() -> None:
     assert ending.explain(UserError("one\ntwo"), lambda: "") == "one two"
     assert ending.explain(ValueError("ours"), lambda: "") is None
+
+
+MET_ON_THE_WAY_OUT = """
+import builtins, os, signal, sys, types
+from reftune import __main__
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGINT):
+        kill(process, number)  # when Python has put its handlers away
+builtins.late = Late()
+sys.modules["reftune.cli"] = types.ModuleType("reftune.cli")
+sys.modules["reftune.cli"].main = lambda: sys.exit(130)
+__main__.main()
+"""
+
+
+def test_the_program_ends_with_its_code_and_not_by_a_signal_on_its_way_out() -> None:
+    program = [sys.executable, "-c", MET_ON_THE_WAY_OUT]
+    assert subprocess.run(program, preexec_fn=heed_ctrl_c, check=False).returncode == 130

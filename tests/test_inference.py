@@ -62,6 +62,16 @@ def test_a_question_that_is_no_text_is_refused(question: str) -> None:
         ask(config, ["How many?", question], 0.0, 0)
 
 
+def test_the_directory_of_a_run_is_no_model_but_names_its_models(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(UserError, match="is the directory of a run, not of a model; it has no model"):
+        model_config(str(tmp_path))
+    (tmp_path / "ppo/model").mkdir(parents=True)
+    (tmp_path / "ppo/model/config.json").touch()
+    with pytest.raises(UserError, match=r"; its models are .*/ppo/model$"):
+        model_config(str(tmp_path))
+
+
 def test_a_model_without_weights_cannot_be_asked() -> None:
     config = Config(model=Model(scratch="tiny"), data=Data(cot="natural"))
     with pytest.raises(UserError, match=r"model\.scratch = tiny has no weights"):

@@ -72,6 +72,8 @@ def finish(config: Config, *stages: str) -> None:
         if stage == "evaluation":
             models = {m: {} for m in ("offline_st", "online_st", "reft") if m in config.methods}
             result["models"] = {"warmup": {}, "sft": {}, **models}
+            for model in result["models"]:
+                write_json(config.run_dir / f"evaluation/{model}.jsonl", {})
         if stage == "sft":
             write_json(config.run_dir / "warmup/model/config.json", {"of": config.name})
         write_json(config.run_dir / stage / "result.json", result)
@@ -219,6 +221,26 @@ def test_when_methods_grow_only_what_is_new_is_done(tmp_path: Path, work: Work) 
     grown = make_config(tmp_path, *ALL)
     assert run_stages(grown) == ["warmup_samples", "offline_st", "evaluation"]
     assert run_stages(grown) == []
+
+
+def test_answers_that_are_gone_are_given_again(tmp_path: Path, work: Work) -> None:
+    config = make_config(tmp_path, "reft")
+    run_stages(config)
+    (config.run_dir / "evaluation/reft.jsonl").unlink()
+    assert run_stages(config) == ["evaluation"]
+    assert run_stages(config) == []
+
+
+def test_a_finished_run_looks_at_its_data_once_more(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(run: Run) -> None:
+        raise UserError("the test problems are not those with which the run began")
+
+    run_stages(make_config(tmp_path, "reft"))
+    monkeypatch.setattr(Run, "splits", property(changed))
+    with pytest.raises(UserError, match="the test problems are not those"):
+        run_stages(make_config(tmp_path, "reft"))
 
 
 def test_a_run_of_another_configuration_is_left_alone(tmp_path: Path, work: Work) -> None:

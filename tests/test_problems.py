@@ -342,6 +342,14 @@ def test_validation_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> 
     assert set(questions(forward, 4)[1]) != set(validation)
 
 
+def test_training_on_the_test_questions_is_refused(tmp_path: Path) -> None:
+    data = Data(train=numbered(tmp_path / "a.jsonl", range(60)), test=str(tmp_path / "a.jsonl"))
+    with pytest.raises(
+        UserError, match=r"every question is among those of data\.test = .*; train on others"
+    ):
+        load_splits(data, seed=5)
+
+
 def test_smaller_subsets_lie_in_larger_ones(tmp_path: Path) -> None:
     train, test = (
         numbered(tmp_path / "a.jsonl", range(60)),

@@ -93,8 +93,9 @@ def test_problems_that_have_changed_since_the_run_began_are_refused(tmp_path: Pa
     with pytest.raises(UserError) as error:
         assert run_of(config).splits
     assert str(error.value) == (
-        f"{config.run_dir}/data/test.jsonl: the test problems are others now than when the run began"
-        " (2 lines differ, first 2); restore the data, or choose another --name"
+        "the test problems are not those with which the run began, which are in"
+        f" {config.run_dir}/data/test.jsonl (lines that differ: 2, first 2); restore your data, or"
+        " choose another --name"
     )
     assert len(read_jsonl(config.run_dir / "data/test.jsonl")) == 3
 
@@ -109,7 +110,9 @@ def test_a_run_learns_from_what_the_run_it_starts_from_has_learnt_from(tmp_path:
     path.write_text(
         path.read_text(encoding="utf-8").replace("Apples: 4.", "Pears: 4."), encoding="utf-8"
     )
-    with pytest.raises(UserError, match=r"first/data/train.jsonl: the train problems are others now"):
+    with pytest.raises(
+        UserError, match=r"train problems are not those .* in .*first/data/train.jsonl \("
+    ):
         assert run_of(second).splits
 
 

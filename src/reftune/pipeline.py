@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 
 from accelerate.utils import set_seed
 
@@ -67,6 +68,8 @@ def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
         _start(run, stage)
         accelerator.free_memory()  # or the next stage's checkpoints would hold this one's model, too
         ran.append(stage)
+    if not ran:
+        run.splits  # noqa: B018  # refuses data that have changed, whose results nobody has seen
     return ran
 
 
@@ -90,7 +93,8 @@ def _is_finished(config: Config, stage: str) -> bool:
     found = read_object(path)
     if stage == "evaluation":  # `methods` may have grown since
         require_object(found.get("models"), f"{path}: models", RUN_AGAIN)
-        return list(found["models"]) == models_of(config)
+        answers = [path.with_name(f"{model}.jsonl") for model in models_of(config)]
+        return list(found["models"]) == models_of(config) and all(map(Path.exists, answers))
     return True
 
 

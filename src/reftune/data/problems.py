@@ -51,6 +51,11 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
     for problem in unseen:
         first.setdefault(question_key(problem), problem)
     unique = list(first.values())
+    if found and not unique:
+        raise UserError(
+            f"data.train = {data.train}: every question is among those of data.test = {data.test};"
+            " train on others than you test on"
+        )
     if len(unique) <= data.validation_size:
         raise UserError(
             f"data.validation_size = {data.validation_size} leaves nothing to train on: {data.train} has"
@@ -139,8 +144,9 @@ def require_same(directory: Path, splits: Splits, names: Sequence[str]) -> None:
         changed = [number for number, (old, new) in enumerate(pairs, start=1) if old != new]
         if changed:
             raise UserError(
-                f"{path}: the {name} problems are others now than when the run began ({len(changed)}"
-                f" lines differ, first {changed[0]}); restore the data, or choose another --name"
+                f"the {name} problems are not those with which the run began, which are in {path}"
+                f" (lines that differ: {len(changed)}, first {changed[0]}); restore your data, or choose"
+                " another --name"
             )
 
 

@@ -16,7 +16,7 @@ from reftune.evaluation.aggregation import judged_by_all
 from reftune.evaluation.evaluate import answer_questions, summarise
 from reftune.grading.cells import as_text
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
-from reftune.model.loading import load_both, make_policy
+from reftune.model.loading import load_both, make_policy, refuse_run
 from reftune.model.prompts import Prompter, saved_settings
 from reftune.problem import AnsweredQuestion, Cot, Problem, UserError
 from reftune.runs.setup import check_prompts, judge_of, make_accelerator
@@ -46,6 +46,7 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
                 f" {', '.join(ASKED)} has"
             )
     model = os.path.expanduser(model)
+    refuse_run(model)
     saved = saved_settings(model)
     given = {key: value for key, value in data.items() if value is not None}
     own = saved.get("model", {}) | {"name": model}

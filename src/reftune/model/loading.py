@@ -209,6 +209,14 @@ def save_generation(model: PreTrainedModel, prompter: Prompter, directory: Path)
     ).save_pretrained(directory)
 
 
+def refuse_run(name: str | Path) -> None:
+    """Raise UserError, with the models that it holds, for the directory of a run."""
+    if os.path.isfile(os.path.join(name, "config.toml")):
+        models = sorted(str(path.parent) for path in Path(name).glob("*/model/config.json"))
+        hint = f"its models are {', '.join(models)}" if models else "it has no model yet"
+        raise UserError(f"{name}: is the directory of a run, not of a model; {hint}")
+
+
 @contextmanager
 def _told(name: str | Path, part: str = "") -> Iterator[None]:
     """Turn whatever the libraries raise of files that they cannot use into one sentence.
