@@ -6,12 +6,12 @@ imported by the function that needs it: `load_config`, `grade`, `run_program` an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from reftune.launcher import rank
 from reftune.problem import (
     AnsweredQuestion,
     Cot,
@@ -116,7 +116,7 @@ def run(
     settings = with_problems(settings, train=train, test=test)
     ran = run_stages(settings)
     report = settings.run_dir / "report.html"
-    if int(os.environ.get("RANK", "0")) == 0:  # under a launcher one process reports
+    if rank() == 0:  # under a launcher one process reports
         report = write_report(settings.run_dir)
     found = read_result(settings.run_dir, "evaluation")
     return RunResult(settings.run_dir, report, ran, found["n"], found["models"], found["comparisons"])

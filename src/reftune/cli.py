@@ -16,6 +16,7 @@ import typer
 
 from reftune.data.commands import data_app
 from reftune.ending import run_to_end, say
+from reftune.launcher import rank
 from reftune.problem import Cot
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def _run_stages(
 
 
 def _show_report(run_dir: Path) -> None:
-    if int(os.environ.get("RANK", "0")) > 0:  # under accelerate launch one process reports
+    if rank() > 0:  # under accelerate launch one process reports
         return
     from rich.console import Console
 

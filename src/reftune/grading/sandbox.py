@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reftune.launcher import local_processes
 from reftune.problem import STATUSES, Execution, Status, UserError
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
@@ -65,8 +66,7 @@ class Sandbox:
         text: bool = False,
     ) -> None:
         self._cores = _available_cores()
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as launchers of several tell
-        self._max_workers = workers or max(1, len(self._cores) // processes)
+        self._max_workers = workers or max(1, len(self._cores) // local_processes())
         self._max_chars = max_chars
         self._program_seconds = WALL_FACTOR * seconds + GRACE_SECONDS
         self._arguments = [str(seconds), str(memory_mb), str(text)]

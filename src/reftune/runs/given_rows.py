@@ -1,7 +1,6 @@
 """Problems that a Python program hands over: kept beside a run, which then reads them like any file."""
 
 import json
-import os
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -10,6 +9,7 @@ from reftune.config import Config
 from reftune.data.problems import load_problems
 from reftune.data.sources import Source, load_rows
 from reftune.files import PlacedRow, atomic_file
+from reftune.launcher import rank
 from reftune.problem import UserError
 from reftune.runs.run_dir import has_begun
 
@@ -45,7 +45,7 @@ def _keep(config: Config, role: str, rows: Sequence[PlacedRow]) -> Path:
             f"{config.run_dir} holds a run on other data than these rows of {role};"
             " choose another name, or delete that directory"
         )
-    if not begun and int(os.environ.get("RANK", "0")) == 0:  # under a launcher one process writes
+    if not begun and rank() == 0:  # under a launcher one process writes
         with atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return path

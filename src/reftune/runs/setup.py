@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from reftune.config import Config
 from reftune.grading.judge import Judge, make_judge, make_sandbox
+from reftune.launcher import check_launcher
 from reftune.model.packing import position_limit
 from reftune.model.prompts import Prompter
 from reftune.problem import Problem, UserError
@@ -26,6 +27,7 @@ def make_accelerator(config: Config) -> Accelerator:
     Raises UserError for a tracker that accelerate does not know or that is not installed.
     """
     _check_trackers(config.compute.trackers)
+    check_launcher()
     keep_freed_memory()
     AcceleratorState._reset_state()  # it would hold this process to the precision of its first run
     # What accelerate itself begins with.

@@ -1,0 +1,28 @@
+"""What a launcher tells each of several processes, such as `accelerate launch`."""
+
+import os
+
+from reftune.problem import UserError
+
+
+def check_launcher() -> None:
+    """Raise UserError where the environment says something of processes that is no number."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        _number(name, 0)
+
+
+def rank() -> int:
+    """Return the number of this process among all; raise UserError where the environment has none."""
+    return _number("RANK", 0)
+
+
+def local_processes() -> int:
+    """Return how many processes share this machine; raise UserError where the environment has none."""
+    return max(1, _number("LOCAL_WORLD_SIZE", 1))
+
+
+def _number(name: str, default: int) -> int:
+    told = os.environ.get(name, str(default))
+    if not told.removeprefix("-").isdecimal():
+        raise UserError(f"the environment says {name} = {told!r}, which is no number; unset it")
+    return int(told)
