@@ -89,7 +89,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "dots3_note": {"num_key_value_heads": 4},
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3": {"outer": {"vision_config": TOWER, "mm_tokens_per_image": 4}},
-    "git": {"outer": {"vision_config": TOWER}, "vision_config": TOWER},
+    "git": {"vision_config": TOWER},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "jamba": {
