@@ -20,6 +20,11 @@ def judge_answer(answer: Answer, truth: str, choices: Sequence[str] | None = Non
     letter = extract_choice(answer, choices)
     if letter is None:
         return Judgement(False, "names no one option")
+    return judge_letter(letter, truth, choices)
+
+
+def judge_letter(letter: Answer, truth: str, choices: Sequence[str]) -> Judgement:
+    """Compare the letter of an option with the one that the ground truth names."""
     equal = letter == extract_choice(truth, choices)
     return Judgement(equal, "the right option" if equal else "another option")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from reftune.config import Prompt, Reward
-from reftune.files import check_writable, read_rows, write_jsonl, writing_to
+from reftune.files import check_writable, read_rows, write_jsonl
 from reftune.grading.answers import check_answer
 from reftune.grading.cells import as_choices, as_text, indexed
 from reftune.grading.judge import make_judge, make_sandbox
@@ -74,8 +74,7 @@ def grade_file(
         | {"reason": v.reason}
         for p, v in zip(problems, verdicts, strict=True)
     ]
-    with writing_to(out):
-        write_jsonl(out, graded)
+    write_jsonl(out, graded)
     return _summary(verdicts, out)
 
 
@@ -132,7 +131,7 @@ def extract_program(completion: str) -> str:
 def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
     statuses = Counter(verdict.status for verdict in verdicts)
     return GradeSummary(
-        judged=len(verdicts) - statuses["sandbox_error"],
+        judged=sum(verdict.judged for verdict in verdicts),
         correct=sum(verdict.correct for verdict in verdicts),
         statuses=dict(statuses.most_common()),
         out=out,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from reftune.config import Reward
-from reftune.grading.answers import check_answer
+from reftune.grading.answers import check_answer, judge_letter
 from reftune.grading.choices import extract_choice
 from reftune.grading.equality import Judgement, compare, judge_numbers, truth_number
 from reftune.grading.extraction import extract_natural
@@ -155,8 +155,7 @@ def _judgement(problem: Problem, value: Answer, answer: Answer) -> Judgement:
     """Compare what was answered, of whose letter or number the verdict has `answer`."""
     if problem.choices is None:
         return compare(value, problem.answer)
-    equal = answer == extract_choice(problem.answer, problem.choices)
-    return Judgement(equal, "the right option" if equal else "another option")
+    return judge_letter(answer, problem.answer, problem.choices)
 
 
 def _of_asked_type(problem: Problem, value: Answer, cot: Cot) -> tuple[Status, Answer | None]:

@@ -59,6 +59,11 @@ def end_tokens(model: PreTrainedModel) -> list[Any]:
     return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
+def response_ends(model: PreTrainedModel, eos: int) -> list[int]:
+    """Return the ids that end a response: the tokenizer's, and those that the model is shipped with."""
+    return sorted({eos, *end_tokens(model)})
+
+
 def load_tokenizer(
     name: str | Path, eos_token: str | None = None, *, ends: bool = True
 ) -> PreTrainedTokenizerBase:
@@ -199,7 +204,7 @@ def save_generation(model: PreTrainedModel, prompter: Prompter, directory: Path)
 
     The base model's settings may hold a temperature, penalties or an end that it was not trained on.
     """
-    ends = sorted({prompter.eos, *end_tokens(model)})
+    ends = response_ends(model, prompter.eos)
     pad = model.generation_config.pad_token_id if model.generation_config else None
     GenerationConfig(
         eos_token_id=ends if len(ends) > 1 else ends[0],

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 from reftune.grading.judge import Judge
 from reftune.model.batch import collate, length_mask, pad
-from reftune.model.loading import end_tokens
+from reftune.model.loading import response_ends
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
 from reftune.problem import GradedRow, Problem, UserError
@@ -97,7 +97,7 @@ def make_generator(
     """
     sampler = BuiltinSampler(
         policy.policy,
-        sorted({prompter.eos, *end_tokens(policy.policy)}),
+        response_ends(policy.policy, prompter.eos),
         max_rows,
         packed_forward=policy.packed_forward,
         context=nullcontext if accelerator.mixed_precision == "no" else accelerator.autocast,

@@ -22,30 +22,13 @@ PLAIN_ANSWER = f"{LANGUAGE}.plain(_answer)"
 # What monty may run without an error but otherwise than Python; the rest is rewritten when it failed.
 # Of the words one is there in every such program; they are sought first as that is ten times as fast.
 # No pattern may look far from where it begins, as a text of 20,000 characters must not take seconds.
-_SUBTLE_WORDS: tuple[str, ...] = (
-    "next",
-    "round",
-    "__",
-    "strptime(",
-    "fractions",
-    "for",
-    "map(",
-    "filter(",
-    "zip(",
-)
-_SUBTLE_WORDS += ("enumerate(", "reversed(", "itertools")
+_SUBTLE_WORDS = (
+    "next", "round", "__", "strptime(", "fractions", "for", "map(", "filter(", "zip(", "enumerate(",
+    "reversed(", "itertools",
+)  # fmt: skip
 _USED_UP_AT_ONCE = (
-    "in ",
-    "list(",
-    "tuple(",
-    "set(",
-    "dict(",
-    "sorted(",
-    "sum(",
-    "min(",
-    "max(",
-    "join(",
-)
+    "in ", "list(", "tuple(", "set(", "dict(", "sorted(", "sum(", "min(", "max(", "join(",
+)  # fmt: skip
 _IGNORED = {"format", "getattr", "setattr", "getattribute", "ne", "new", "reversed", "class_getitem"}
 _IGNORED |= {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"}
 _SUBTLE = re.compile(
