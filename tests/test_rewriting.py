@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +38,12 @@ def solution(row: str) -> str:
 
 def python(program: str) -> Any:
     names: dict[str, Any] = {}
-    exec(program, names)
-    return names["solution"]()
+    limit = sys.getrecursionlimit()
+    try:
+        exec(program, names)
+        return names["solution"]()
+    finally:
+        sys.setrecursionlimit(limit)  # some programs raise it: deep JSON would end the process then
 
 
 def test_every_row_of_the_page_is_read() -> None:
