@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reftune.config import Config
-from reftune.config_files import load_config
+from reftune.config.files import load_config
 from reftune.pipeline import run_stages
 
 

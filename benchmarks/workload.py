@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from benchmarks.contest import LeftOut, Options
 from reftune.config import Config
-from reftune.config_files import load_config
+from reftune.config.files import load_config
 from reftune.data.problems import load_splits
 from reftune.model.forward import PackedForward
 from reftune.model.loading import build_model, load_model, load_tokenizer

@@ -14,7 +14,7 @@ import pytest
 
 import tiny_run
 from reftune import cli
-from reftune.config_files import flat_settings, load_config
+from reftune.config.files import flat_settings, load_config
 from reftune.evaluation.evaluate import write_result
 from reftune.files import read_jsonl, write_jsonl
 from reftune.problem import UserError

@@ -10,7 +10,7 @@ import pytest
 
 import tiny_run
 from reftune.config import Config
-from reftune.config_files import load_config
+from reftune.config.files import load_config
 from reftune.files import read_json, read_jsonl
 from reftune.pipeline import models_of, run_stages, stages_of
 from reftune.problem import UserError

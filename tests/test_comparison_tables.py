@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reftune.config_files import parse_config
+from reftune.config.files import parse_config
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
 from reftune.reporting.comparison.finished_runs import FinishedRun, RunGroup
 from reftune.reporting.comparison.reported import Number

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reftune.config import Config
-from reftune.config_files import dump_config, load_config
+from reftune.config.files import dump_config, load_config
 from reftune.problem import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from reftune.config import Config
-from reftune.config_checks import FILES
-from reftune.config_files import dump_config, load_config, parse_config
+from reftune.config.checks import FILES
+from reftune.config.files import dump_config, load_config, parse_config
 from reftune.data.sources import CSV, JSON, PARQUET
 from reftune.problem import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny_run
-from reftune.config_files import load_config
+from reftune.config.files import load_config
 from reftune.pipeline import run_stages
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reftune.config import Config
-from reftune.config_files import load_config
+from reftune.config.files import load_config
 from reftune.files import read_json
 from reftune.pipeline import models_of, run_stages
 

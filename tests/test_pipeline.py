@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from reftune import pipeline as module
 from reftune.config import Config
-from reftune.config_files import load_config
+from reftune.config.files import load_config
 from reftune.files import read_json, write_json
 from reftune.pipeline import models_of, run_stages, stages_of
 from reftune.problem import UserError

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from reftune.config import Prompt
-from reftune.config_files import parse_config
+from reftune.config.files import parse_config
 from reftune.model.loading import load_model
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter

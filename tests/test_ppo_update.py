@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from made_rollouts import graded_sample, make_rollouts, padded
 from precision import CLOSE, float64
 from reftune.config import Config
-from reftune.config_files import parse_config
+from reftune.config.files import parse_config
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.sampling.sampler import Sample

@@ -14,7 +14,7 @@ import typer
 
 import reftune
 from reftune import cli
-from reftune.config_files import load_config
+from reftune.config.files import load_config
 from reftune.grading.rewards import load_reward
 from reftune.problem import Problem
 

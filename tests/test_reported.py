@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reftune.config import Config
-from reftune.config_files import load_config, parse_config
+from reftune.config.files import load_config, parse_config
 from reftune.problem import UserError
 from reftune.reporting.comparison.reported import Number, read_reported
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reftune.config_files import load_config
+from reftune.config.files import load_config
 from reftune.methods import OPTIONAL
 from reproduction import claims as module
 from reproduction import plan, results

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reftune.config_files import parse_config
+from reftune.config.files import parse_config
 from reftune.problem import UserError
 from reftune.reporting.comparison.finished_runs import FinishedRun, RunGroup, group_runs
 

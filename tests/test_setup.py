@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from reftune.config_files import parse_config
+from reftune.config.files import parse_config
 from reftune.problem import Problem
 from reftune.runs.setup import judge_of, mixed_precision
 

@@ -85,7 +85,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | Non
     Raises:
         UserError: the file cannot be read, or a setting is unknown, wrong or without any effect.
     """
-    from reftune.config_files import load_config
+    from reftune.config.files import load_config
 
     return load_config(path, overrides, name)
 
@@ -106,7 +106,7 @@ def run(
         UserError: a problem cannot be used, the run's directory holds another run, or the machine
             gives out (a full disk, a loss that is not finite).
     """
-    from reftune.config_files import load_config
+    from reftune.config.files import load_config
     from reftune.pipeline import run_stages
     from reftune.reporting.run.report import write_report
     from reftune.runs.given_rows import with_problems

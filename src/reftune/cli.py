@@ -202,7 +202,7 @@ def _run_stages(
     path: Path, overrides: list[str] | None, name: str | None, stages: tuple[str, ...] | None
 ) -> Path:
     """Run some stages, all of them by default, and return the directory of the run."""
-    from reftune.config_files import load_config
+    from reftune.config.files import load_config
     from reftune.pipeline import run_stages
 
     settings = load_config(path, overrides or [], name)

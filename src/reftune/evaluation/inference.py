@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from reftune.config import Config
-from reftune.config_files import parse_config
+from reftune.config.files import parse_config
 from reftune.data.problems import load_test
 from reftune.data.sources import Source
 from reftune.evaluation.aggregation import judged_by_all

@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from reftune.config import Config
-from reftune.config_files import changed_settings, dump_config, load_config
+from reftune.config.files import changed_settings, dump_config, load_config
 from reftune.files import atomic_directory, atomic_file, make_directory, write_json, writing_to
 from reftune.methods import planned_stages
 from reftune.problem import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from reftune.config import Config
-from reftune.config_files import changed_settings, flat_settings, load_config
+from reftune.config.files import changed_settings, flat_settings, load_config
 from reftune.evaluation.aggregation import curves, judged_by_all, right_answers, saved_curves
 from reftune.files import read_object, read_rows, require_shape
 from reftune.methods import METHODS

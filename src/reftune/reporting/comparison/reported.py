@@ -17,8 +17,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from reftune.config import Config, Model, Section
-from reftune.config_files import flat_settings
+from reftune.config import Config, Model
+from reftune.config.files import flat_settings
+from reftune.config.ranges import Section
 from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.files import read_toml
 from reftune.methods import METHODS

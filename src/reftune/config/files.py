@@ -12,8 +12,9 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from reftune.config import Config, Section
-from reftune.config_checks import Layer, flat, idle_setting, last_layer
+from reftune.config import Config
+from reftune.config.checks import Layer, flat, idle_setting, last_layer
+from reftune.config.ranges import Section
 from reftune.files import TOO_DEEP, parse_toml, reading_from
 from reftune.problem import UserError, shown
 

@@ -3,7 +3,7 @@
 import os
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # Ranges: beyond them numbers overflow in one library or another, or a run would never end.
 Count = Annotated[int, Field(ge=1, le=10**7)]
@@ -17,3 +17,9 @@ Limit = Annotated[float, Field(gt=0, le=1e9)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 # A path, or a name on the hub; a ~ stays as it is where no home is known.
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
+
+
+class Section(BaseModel):
+    """A table of the file; a key that it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

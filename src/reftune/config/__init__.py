@@ -1,0 +1,100 @@
+"""The run configuration: sections of settings checked by pydantic, every key with a default."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+from pydantic import Field, field_validator
+
+from reftune.config.data import Columns, Data, Prompt, Synthetic
+from reftune.config.evaluation import Evaluation, Reward
+from reftune.config.model import Model
+from reftune.config.ranges import Count, Place, Section, Seed, Threads
+from reftune.config.training import (
+    Epochs,
+    OfflineSt,
+    OnlineSt,
+    Ppo,
+    Reranker,
+    Sft,
+    Steps,
+    Supervised,
+    WarmupSamples,
+)
+from reftune.methods import OPTIONAL
+
+__all__ = [
+    "Columns",
+    "Compute",
+    "Config",
+    "Data",
+    "Epochs",
+    "Evaluation",
+    "Model",
+    "OfflineSt",
+    "OnlineSt",
+    "Ppo",
+    "Prompt",
+    "Reranker",
+    "Reward",
+    "Sft",
+    "Steps",
+    "Supervised",
+    "Synthetic",
+    "WarmupSamples",
+]
+
+
+class Compute(Section):
+    """Budgets of this machine; none of them changes a result beyond rounding."""
+
+    tokens_per_microbatch: Count = 4096
+    sampler_rows: Count = Field(512, description="responses decoded at once; max_num_seqs in vLLM")
+    threads: Threads | None = Field(None, description="CPU threads per process; default: all cores")
+    sandbox_workers: Threads | None = Field(None, description="default: one per core")
+    trackers: list[str] = Field([], description="accelerate's: tensorboard, wandb, trackio, mlflow")
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    name: str = "run"
+    output_dir: Place = "runs"
+    seed: Seed = 42
+    methods: list[str] = Field(["reft"], description=f"what is compared with SFT: {', '.join(OPTIONAL)}")
+    start_from: Place | None = Field(
+        None, description="run directory whose SFT stage and warm-up samples this run takes over"
+    )
+    data: Data = Data()
+    prompt: Prompt = Prompt()
+    model: Model
+    reward: Reward = Reward()
+    sft: Sft = Sft()
+    warmup_samples: WarmupSamples = WarmupSamples()
+    offline_st: OfflineSt = OfflineSt()
+    online_st: OnlineSt = OnlineSt()
+    ppo: Ppo = Ppo()
+    reranker: Reranker = Reranker()
+    evaluation: Evaluation = Evaluation()
+    compute: Compute = Compute()
+
+    @field_validator("name")
+    @classmethod
+    def _lies_inside(cls, name: str) -> str:
+        parts = PurePath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+            raise ValueError(f"name: {name!r} is no directory inside of output_dir; choose another name")
+        return name
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, methods: list[str]) -> list[str]:
+        for name in methods:
+            if name not in OPTIONAL:
+                raise ValueError(f'methods: unknown method "{name}"; choose among {", ".join(OPTIONAL)}')
+        return methods
+
+    @property
+    def run_dir(self) -> Path:
+        """Return the directory in which everything of this run lies."""
+        return Path(self.output_dir) / self.name

@@ -1,0 +1,117 @@
+"""Sections of the configuration that say how models are trained."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from reftune.config.ranges import Amount, Count, Few, Limit, Rate, Section, Temperature, Weight
+
+
+class Epochs(Section):
+    """Training on given examples, several times over."""
+
+    epochs: Count = Field(40, description="length of the run; its best epoch is the model")
+    batch_size: Count = 48
+    max_tokens: int = Field(1024, ge=2, le=10**7, description="longer examples are left out")
+    learning_rate: Rate = 1e-5
+    lr_warmup_share: float = Field(0.1, ge=0, le=1, description="share of the steps with a rising rate")
+    weight_decay: Weight = 0.0
+    max_grad_norm: Limit = 1.0
+    checkpoint_every_steps: Count = 200
+
+
+class Supervised(Epochs):
+    """Training on chains; the best epoch is the one that answers most validation questions."""
+
+    validate_every_epochs: Count = 1
+
+
+class Sft(Supervised):
+    """Supervised warm-up, and the SFT baseline: one run, two checkpoints."""
+
+    warmup_epochs: Count = Field(2, description="the other methods start from this epoch's model")
+
+    @model_validator(mode="after")
+    def _warmup_within(self) -> Sft:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError("sft.warmup_epochs must not exceed sft.epochs")
+        return self
+
+
+class WarmupSamples(Section):
+    """Samples of the warm-up model, from which offline self-training and rerankers learn."""
+
+    per_question: Few = 100
+    temperature: Temperature = 1.0
+
+
+class OfflineSt(Supervised):
+    """Offline self-training: SFT anew on the annotated chains and the warm-up's right samples."""
+
+    epochs: Count = Field(20, description="length of the run; its best epoch is the model")
+    keep: Few = Field(10, description="different right samples per question, at most")
+
+
+class Steps(Section):
+    """Training on samples of the current policy, batch by batch."""
+
+    steps: Count = Field(1000, description="batches of samples")
+    questions_per_step: Count = 32
+    samples_per_question: Few = Field(1, description="num_generations in TRL")
+    learning_rate: Rate = 3e-7
+    weight_decay: Weight = 0.0
+    max_grad_norm: Limit = 1.0
+    temperature: Temperature = 1.0
+    validate_every_steps: Count = 10
+    checkpoint_every_steps: Count = 10
+    samples_logged_per_step: Amount = 8
+
+
+class OnlineSt(Steps):
+    """Online self-training: SFT on the policy's own right samples and the annotated chains."""
+
+    update_epochs: Few = Field(2, description="passes over each batch of samples")
+
+
+class Reranker(Epochs):
+    """A classifier of right and wrong chains on top of each model, to choose among its samples."""
+
+    epochs: Count = Field(3, description="length of the run; the best epoch by validation is kept")
+    batch_size: Count = 24
+    learning_rate: Rate = 1e-6
+    head_learning_rate: Rate | None = Field(None, description="default: learning_rate")
+
+
+class Ppo(Steps):
+    """Online PPO whose reward is the checked answer."""
+
+    ppo_epochs: Few = Field(2, description="passes over each batch; num_ppo_epochs in TRL")
+    minibatch_size: Count | None = Field(None, description="samples per optimizer step; default all")
+    advantage: str = Field("gae", description="gae (with a critic) or group (baseline per question)")
+    scale_rewards: bool = Field(False, description="group: divide by the question's standard deviation")
+    value_head_learning_rate: Rate | None = Field(None, description="default: learning_rate")
+    critic_warmup_steps: Amount = Field(0, description="first steps in which only the critic learns")
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    kl_coef: Weight = Field(0.01, description="beta of the per-token KL penalty in the reward")
+    clip_range: Limit = Field(0.2, description="of the ratio; cliprange, or epsilon")
+    value_clip_range: Limit = 0.2
+    value_coef: Weight = Field(5.0, description="alpha, weight of the value loss; vf_coef in TRL")
+    whiten: bool = Field(True, description="gae: normalise advantages over all tokens of the batch")
+    importance_sampling_cap: Weight = Field(
+        2.0, description="cap of the trainer's over the sampler's probability; 0: no correction"
+    )
+
+    @model_validator(mode="after")
+    def _the_policy_can_learn(self) -> Ppo:
+        if self.advantage == "group" and self.samples_per_question == 1:
+            raise ValueError(
+                'ppo.advantage = "group" compares the samples of a question, and with one of each every'
+                " advantage is 0; set ppo.samples_per_question to 2 or more"
+            )
+        if self.critic_warmup_steps >= self.steps:
+            raise ValueError(
+                f"ppo.critic_warmup_steps = {self.critic_warmup_steps} leaves the policy no step to"
+                f" learn in; set it below ppo.steps = {self.steps}"
+            )
+        return self
