@@ -36,8 +36,9 @@ from reftune.problem import Verdict
 from reftune.runs.setup import keep_freed_memory
 from reftune.sampling.sampler import Sample
 from reftune.stages.ppo import update
-from reftune.training.learner import Learner, make_optimizer
+from reftune.training.learner import Learner
 from reftune.training.microbatches import make_microbatches
+from reftune.training.optimizer import make_optimizer
 from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
 WORKLOADS = ("demo", "svamp x 8", "svamp x 1")

@@ -76,6 +76,21 @@ def test_the_warmups_samples_are_the_same(runs: Path) -> None:
     assert files[0].read_text(encoding="utf-8") == files[1].read_text(encoding="utf-8")
 
 
+def test_masters_get_the_gradients_of_both_processes(tmp_path: Path) -> None:
+    """In bfloat16 DDP sees no gradient; with one process's alone, or both twice, the norm is off."""
+    config = str(tiny_run.write_config(tmp_path))
+    changes = ("model.dtype=bfloat16", "sft.epochs=1", "sft.warmup_epochs=1")
+    arguments = ["sft", config, *(x for change in changes for x in ("--set", change))]
+    two = tiny_run.start([*arguments, "--name", "two"], processes=2)
+    Child("reftune", *arguments, "--name", "one").finish()
+    tiny_run.finish(two)
+    one, both = (_metrics(tmp_path / "runs", name, "sft") for name in ("one", "two"))
+    assert one[3]["loss"] < 0.9 * one[0]["loss"], "the steps are large"
+    for key in ("loss", "grad_norm"):  # a number of 8 bits is right to 1/256, and some steps amplify it
+        for a, b in list(zip(one, both, strict=True))[:4]:
+            assert b[key] == pytest.approx(a[key], rel=0.01), (key, a["step"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_a_model_with_eyes_learns_to_read(critic: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from reftune.config import Config, Data, Model, Prompt
 from reftune.evaluation.inference import ask, model_config
 from reftune.model.scratch import new_model
 from reftune.problem import UserError
+from reftune.runs import setup
 from reftune.runs.setup import make_accelerator
 from reftune.sampling.engine import BuiltinSampler
 from reftune.training.rollouts import Generator
@@ -48,8 +49,10 @@ def test_a_model_from_elsewhere_gets_the_papers_prompts_and_must_be_told_its_cha
         model_config("some/hub-model", test="t.jsonl")
 
 
-def test_models_of_two_precisions_are_asked_in_one_process() -> None:
+def test_models_of_two_precisions_are_asked_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate keeps one precision for a process, whoever asks."""
+    names = {"float32": "no", "bfloat16": "bf16"}
+    monkeypatch.setattr(setup, "mixed_precision", lambda dtype, device: names[dtype])
     for dtype, expected in (("float32", "no"), ("bfloat16", "bf16"), ("float32", "no")):
         config = model_config("some/hub-model", [f"model.dtype={dtype}"], cot="natural")
         assert make_accelerator(config).mixed_precision == expected

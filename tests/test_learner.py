@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from precision import CLOSE, float64
 from reftune.model.batch import collate
 from reftune.model.policy import PolicyWithValue
-from reftune.training.learner import Learner, linear_schedule, make_optimizer
+from reftune.training.learner import Learner, linear_schedule
+from reftune.training.optimizer import make_optimizer
 from tiny_models import tiny_model
 
 PROMPTS = [[20 + i % 3] * (1 + i % 3) for i in range(11)]

@@ -30,7 +30,8 @@ from reftune.model.loading import (
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import UserError
-from reftune.training.learner import Learner, make_optimizer
+from reftune.training.learner import Learner
+from reftune.training.optimizer import make_optimizer
 from tiny_models import EOS, FAMILIES, VOCAB, tiny_model
 
 SHARED = [[20, 21, 22], [30, 31, 32, 33, 34, 35, 36, 37, 38], [20, 21, 22], [20, 21, 22], [50]]

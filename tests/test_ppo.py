@@ -96,13 +96,13 @@ class Watched(Stage):
     rates: list[list[float]] = field(default_factory=list)  # of each optimizer step
     weights: list[dict[str, Tensor]] = field(default_factory=list)  # before each optimizer step
 
-    def learner(self, model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Learner:
-        def note(*_: object) -> None:
+    def learner(self, model: Any, *settings: Any) -> Learner:
+        def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
             self.rates.append([group["lr"] for group in optimizer.param_groups])
             self.weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
 
-        optimizer.register_step_pre_hook(note)
-        self.learners.append(super().learner(model, optimizer, max_grad_norm))
+        self.learners.append(super().learner(model, *settings))
+        self.learners[-1].optimizer.optimizer.register_step_pre_hook(note)
         return self.learners[-1]
 
     def generator(self, policy: PolicyWithValue) -> Generator:

@@ -25,7 +25,8 @@ from reftune.model.prompts import Prompter
 from reftune.model.scratch import new_model
 from reftune.problem import Cot, Verdict
 from reftune.stages.ppo import compute_advantages, update
-from reftune.training.learner import Learner, make_optimizer
+from reftune.training.learner import Learner
+from reftune.training.optimizer import make_optimizer
 from reftune.training.rollouts import compute_logprobs, question_groups
 from reftune.training.types import GradedSample, Rollouts
 from tiny_models import EOS, tiny_model

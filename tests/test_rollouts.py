@@ -29,6 +29,7 @@ from reftune.training.rollouts import (
     make_generator,
     question_groups,
     sequence_seed,
+    visiting,
 )
 from reftune.training.types import GradedSample
 from tiny_models import tiny_model
@@ -472,3 +473,12 @@ def test_a_graded_sample_as_a_row() -> None:
             "value": 5.0, "correct": False, "reward": 0.125,
         }
     ]  # fmt: skip
+
+
+def test_a_reference_visits_the_device_while_it_reads() -> None:
+    reference = PolicyWithValue(tiny_model())
+    where = []
+    reference.to = lambda device: where.append(str(device))  # type: ignore[assignment,method-assign]
+    with visiting(reference, torch.device("meta")):
+        where.append("reads")
+    assert where == ["meta", "reads", "cpu"]

@@ -20,7 +20,6 @@ from reftune.problem import Problem, Verdict
 from reftune.sampling.sampler import Sample
 from reftune.stages import stage as module
 from reftune.stages.stage import Stage
-from reftune.training.learner import make_optimizer
 from reftune.training.rollouts import Generator
 from reftune.training.types import GradedSample
 from tiny_stage import (
@@ -111,7 +110,7 @@ def take_steps(
     """Take the steps of one stage whose validations have so many right answers of four."""
     stage = make_stage(folder, "online_st", SlowJudge(clock, *right), online_st=FIVE | settings)
     policy = make_policy()
-    stage.learner(policy, make_optimizer(policy, 1e-3, 0.0), 1.0)
+    stage.learner(policy, stage.config.online_st)
     steps = Steps(policy, clock, broken)
     result = stage.run_online(stage.config.online_st, policy, stage.generator(policy), steps)
     return steps, result
@@ -163,11 +162,18 @@ def test_actor_and_learner_get_the_stages_parts_and_the_machines_budgets(tmp_pat
     assert generator.accelerator is stage.accelerator
     assert generator.sampler.max_rows == 3  # type: ignore[attr-defined]
     assert generator.sampler.model is policy.policy  # type: ignore[attr-defined]
-    optimizer = make_optimizer(policy, 1e-3, 0.0)
-    learner = stage.learner(policy, optimizer, 0.25)
+    settings = OnlineSt(learning_rate=0.5, weight_decay=0.125, max_grad_norm=0.25)
+    learner = stage.learner(policy, settings)
     assert (learner.model, learner.token_budget, learner.max_grad_norm) == (policy, 77, 0.25)
-    assert learner.optimizer.optimizer is optimizer
+    [group] = learner.optimizer.param_groups
+    assert (group["lr"], group["peak"], group["weight_decay"]) == (0.5, 0.5, 0.125)
     assert learner.accelerator is stage.accelerator
+
+
+def test_a_head_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    policy = make_policy(critic="shared")
+    learner = make_stage(tmp_path).learner(policy, OnlineSt(learning_rate=0.5), 0.25)
+    assert [group["peak"] for group in learner.optimizer.param_groups] == [0.5, 0.25]
 
 
 def test_the_log_is_the_stages_and_stands_where_the_stage_does(tmp_path: Path) -> None:
@@ -280,7 +286,7 @@ def test_the_weights_of_the_checkpoint_are_those_that_go_on(tmp_path: Path, cloc
 
     stage = make_stage(tmp_path, "online_st", SlowJudge(clock, 4, 4), online_st=FIVE)
     policy = make_policy(seed=1)
-    stage.learner(policy, make_optimizer(policy, 1e-3, 0.0), 1.0)
+    stage.learner(policy, stage.config.online_st)
     stage.run_online(stage.config.online_st, policy, stage.generator(policy), Idle(policy, clock))
     assert mark_of(tmp_path / "run/online_st/model") == 2
 

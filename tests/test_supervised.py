@@ -30,7 +30,7 @@ from reftune.stages.supervised import (
     train_epochs,
     train_on,
 )
-from reftune.training.learner import Learner, make_optimizer
+from reftune.training.learner import Learner
 from tiny_stage import NORM, Clock, OneOf, ScriptedJudge, make_policy, make_stage, mark_of
 
 EXAMPLES: list[Example] = [
@@ -60,8 +60,7 @@ class Epochs:
             folder, "offline_st", seed=2, offline_st={**given, "lr_warmup_share": 0.5, **settings}
         )
         self.clock, self.broken, self.toy = clock, broken, Toy()
-        optimizer = make_optimizer(self.toy, 3e-3, 0.0, 1e-1)
-        self.learner = self.stage.learner(self.toy, optimizer, 1.0)
+        self.learner = self.stage.learner(self.toy, self.stage.config.offline_st, 1e-1)
         self.rows: list[list[int]] = []
         self.rates: list[list[float]] = []
         self.modes: list[bool] = []
@@ -343,25 +342,19 @@ def test_a_process_that_is_dealt_no_row_adds_nothing() -> None:
 
 
 def test_the_optimizer_gets_the_stages_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[torch.optim.Optimizer] = []
-    norms: list[float] = []
+    made: list[Learner] = []
 
-    def keep(*given: Any) -> torch.optim.AdamW:
-        made.append(make_optimizer(*given))
+    def learner(stage: Stage, *given: Any) -> Learner:
+        made.append(original(stage, *given))
         return made[0]
 
-    def learner(stage: Stage, model: nn.Module, optimizer: Any, norm: float) -> Learner:
-        norms.append(norm)
-        return original(stage, model, optimizer, norm)
-
     original: Callable[..., Learner] = Stage.learner
-    monkeypatch.setattr(supervised_module, "make_optimizer", keep)
     monkeypatch.setattr(Stage, "learner", learner)
     run_fit(tmp_path, Watching(0), epochs=1, weight_decay=0.125, max_grad_norm=0.75, lr_warmup_share=0.0)
-    [group] = made[0].param_groups
+    [group] = made[0].optimizer.param_groups
     assert (group["peak"], group["weight_decay"]) == (3e-3, 0.125)
     assert group["lr"] == pytest.approx(3e-3 / 3)  # the last of three steps
-    assert norms == [0.75]
+    assert made[0].max_grad_norm == 0.75
 
 
 def test_examples_beyond_the_limit_are_left_out_and_counted(

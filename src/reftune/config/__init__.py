@@ -50,6 +50,12 @@ class Compute(Section):
 
     tokens_per_microbatch: Count = 4096
     sampler_rows: Count = Field(512, description="responses decoded at once; max_num_seqs in vLLM")
+    gradient_checkpointing: bool = Field(
+        False, description="keep the inputs of layers alone; slower by a third, for far less memory"
+    )
+    offload_reference: bool = Field(
+        False, description="PPO's reference rests in the CPU's memory while it reads nothing"
+    )
     threads: Threads | None = Field(None, description="CPU threads per process; default: all cores")
     sandbox_workers: Threads | None = Field(None, description="default: one per core")
     trackers: list[str] = Field([], description="accelerate's: tensorboard, wandb, trackio, mlflow")

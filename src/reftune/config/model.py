@@ -20,7 +20,10 @@ class Model(Section):
         None, description='what ends a text, e.g. "</s>"; default: what the tokenizer of `name` says'
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="precision of computing and of exported models; weights train in float32"
+        "float32", description="of weights, computing and exported models; optimizers work in float32"
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit keeps small moments (GPUs; needs bitsandbytes)"
     )
     value_model: Literal["shared", "separate"] = Field(
         "shared", description="critic on the policy's own backbone, or a model of its own"

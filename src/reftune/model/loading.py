@@ -117,9 +117,18 @@ def build_model(
 
     Raises UserError for an unknown scratch size or a model that cannot be loaded.
     """
+    dtype = training_dtype(settings.dtype)
     if settings.name is not None:
-        return load_both(settings.name, settings.eos_token)
-    return new_model(settings, texts, seed)
+        return load_both(settings.name, settings.eos_token, dtype)
+    model, tokenizer = new_model(settings, texts, seed)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model, tokenizer
+
+
+def training_dtype(dtype: str) -> torch.dtype:
+    """Return the type of weights that train in a run's precision; those in float16 train in float32."""
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
 def load_policy(
@@ -130,7 +139,7 @@ def load_policy(
     trainable: bool = False,
     device: torch.device | None = None,
 ) -> PolicyWithValue:
-    """Load a language model as a policy: in float32 to train it, else in the run's precision.
+    """Load a language model as a policy: to train it in `training_dtype`, else in the run's precision.
 
     Args:
         name: Hugging Face name or directory.
@@ -138,7 +147,8 @@ def load_policy(
 
     Raises UserError as `load_model` does.
     """
-    model = load_model(name, None if trainable else getattr(torch, settings.dtype))
+    dtype = training_dtype(settings.dtype) if trainable else getattr(torch, settings.dtype)
+    model = load_model(name, dtype)
     return make_policy(model, settings, critic=critic, trainable=trainable, device=device)
 
 

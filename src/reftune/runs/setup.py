@@ -46,14 +46,13 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def mixed_precision(dtype: str, device: str) -> str:
-    """Return accelerate's name of the precision in which weights of float32 are trained.
+    """Return accelerate's name of the precision in which float32 weights compute.
 
-    In float16 small gradients vanish unless the loss is scaled up, and a CPU gains nothing by it: there
-    such a model is trained in float32.
+    In float16 small gradients vanish unless the loss is scaled up, and its scaler wants weights in
+    float32. A CPU gains nothing by float16: there such a model is trained in float32. In bfloat16 the
+    weights themselves are, and there is nothing to mix (`loading.training_dtype`).
     """
-    if dtype == "float16" and device == "cpu":
-        return "no"
-    return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[dtype]
+    return "fp16" if dtype == "float16" and device != "cpu" else "no"
 
 
 def keep_freed_memory() -> None:

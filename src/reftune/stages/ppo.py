@@ -29,7 +29,7 @@ from reftune.training.advantages import (
     token_rewards,
     whiten,
 )
-from reftune.training.learner import Learner, LossFn, make_optimizer, non_finite
+from reftune.training.learner import Learner, LossFn, non_finite
 from reftune.training.losses import policy_loss, ratio_statistics, value_loss
 from reftune.training.microbatches import minibatches, shuffled
 from reftune.training.rollouts import accuracy, collect, graded_rows
@@ -43,7 +43,10 @@ def start(run: Run) -> None:
     """Run the stage from the warm-up model, with a frozen copy of it as the reference."""
     critic = ADVANTAGES[run.config.ppo.advantage].critic
     policy = run.load_policy("warmup", critic=critic, trainable=True)
-    run_ppo(run.stage("ppo", run.prompter("warmup")), policy, run.load_policy("warmup"))
+    reference = run.load_policy("warmup")
+    if run.config.compute.offload_reference:
+        reference.to("cpu")
+    run_ppo(run.stage("ppo", run.prompter("warmup")), policy, reference)
 
 
 def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -> dict[str, Any]:
@@ -54,8 +57,7 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -
     step's samples saved.
     """
     config, ppo = stage.config, stage.config.ppo
-    optimizer = make_optimizer(policy, ppo.learning_rate, ppo.weight_decay, ppo.value_head_learning_rate)
-    learner = stage.learner(policy, optimizer, ppo.max_grad_norm)
+    learner = stage.learner(policy, ppo, ppo.value_head_learning_rate)
     learner.model.eval()  # no dropout: the ratio compares the same network at two times
     generator = stage.generator(policy)
 

@@ -22,14 +22,14 @@ from reftune.evaluation.statistics import area_under_curve
 from reftune.files import atomic_directory
 from reftune.model.batch import Sequences, collate
 from reftune.model.forward import PackedForward, backbone_of, state_width
-from reftune.model.loading import load_model, set_trainable
+from reftune.model.loading import load_model, set_trainable, training_dtype
 from reftune.model.prompts import Prompter
 from reftune.problem import AnsweredQuestion, CountedRow, Problem, SampledAnswer, UserError
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage, State
 from reftune.stages.supervised import Example, stop_on_non_finite, train_epochs
 from reftune.stages.warmup_samples import read_warmup_samples
-from reftune.training.learner import Learner, make_optimizer
+from reftune.training.learner import Learner
 from reftune.training.sharded_map import sharded_map
 
 WEIGHTS_FILE = "reranker.safetensors"
@@ -81,14 +81,15 @@ class Reranker(nn.Module):
 def start(run: Run, model: str) -> None:
     """Run the stage on one of the run's models."""
     stage = run.stage(f"reranker/{model}", run.prompter(model))
-    base = load_model(run.directory(model))
+    base = load_model(run.directory(model), training_dtype(run.config.model.dtype))
     set_trainable(base, True)
     run_reranker(stage, Reranker(base), read_warmup_samples(run.config.run_dir))
 
 
 def load_reranker(run: Run, model: str) -> Reranker:
     """Load the finished reranker of one of the run's models, to the device."""
-    reranker = Reranker(load_model(run.directory(model)))
+    dtype = training_dtype(run.config.model.dtype)
+    reranker = Reranker(load_model(run.directory(model), dtype))
     reranker.load(run.config.run_dir / "reranker" / model / "model")
     return reranker.to(run.accelerator.device).eval()
 
@@ -108,9 +109,7 @@ def run_reranker(
     train = labelled(stage.prompter, stage.train, samples, settings.max_tokens)
     validation = labelled(stage.prompter, stage.validation, samples, settings.max_tokens)
     _require_classes(stage, train, validation)
-    rates = (settings.learning_rate, settings.weight_decay, settings.head_learning_rate)
-    optimizer = make_optimizer(reranker, *rates)
-    learner = stage.learner(reranker, optimizer, settings.max_grad_norm)
+    learner = stage.learner(reranker, settings, settings.head_learning_rate)
     budget = stage.config.compute.tokens_per_microbatch
 
     def take_step(rows: list[int]) -> dict[str, float]:

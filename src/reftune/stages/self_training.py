@@ -14,7 +14,6 @@ from reftune.stages.run import Run
 from reftune.stages.stage import RESULT_KEYS, Stage
 from reftune.stages.supervised import Example, fit, stop_on_non_finite, train_on
 from reftune.stages.warmup_samples import read_warmup_samples
-from reftune.training.learner import make_optimizer
 from reftune.training.rollouts import accuracy
 from reftune.training.types import GradedSample
 
@@ -76,8 +75,7 @@ def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     Returns what it also writes to `online_st/result.json`.
     """
     settings = stage.config.online_st
-    optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
-    learner = stage.learner(policy, optimizer, settings.max_grad_norm)
+    learner = stage.learner(policy, settings)
     learner.model.eval()  # no dropout, as in PPO
     generator = stage.generator(policy)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from reftune.config import Config, Steps
+from reftune.config import Config, Epochs, Steps
 from reftune.files import atomic_directory, write_json
 from reftune.grading.judge import Judge
 from reftune.model.loading import save_generation, save_policy
@@ -21,6 +21,7 @@ from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_c
 from reftune.runs.run_log import RunLog
 from reftune.training.learner import Learner
 from reftune.training.microbatches import shuffled
+from reftune.training.optimizer import make_optimizer
 from reftune.training.rollouts import Generator, accuracy, graded_rows, make_generator
 from reftune.training.types import GradedSample
 
@@ -53,11 +54,23 @@ class Stage:
         return RunLog(self.directory, self.accelerator, self.name, total, done)
 
     def learner(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
+        self, model: torch.nn.Module, settings: Epochs | Steps, head_learning_rate: float | None = None
     ) -> Learner:
-        """Return what takes the optimizer steps, within this machine's budget."""
-        budget = self.config.compute.tokens_per_microbatch
-        return Learner(model, optimizer, self.accelerator, budget, max_grad_norm)
+        """Return what takes the optimizer steps of a section of settings, within this machine's budget.
+
+        Args:
+            model: what is trained; it goes to the device.
+            head_learning_rate: of a critic or classifier; default: the model's.
+        """
+        compute, kind = self.config.compute, self.config.model.optimizer
+        model.to(self.accelerator.device)
+        rates = (settings.learning_rate, settings.weight_decay, head_learning_rate)
+        optimizer = make_optimizer(model, *rates, kind)
+        budget, norm = compute.tokens_per_microbatch, settings.max_grad_norm
+        return Learner(
+            model, optimizer, self.accelerator, budget, norm,
+            gradient_checkpointing=compute.gradient_checkpointing,
+        )  # fmt: skip
 
     def generator(self, policy: PolicyWithValue) -> Generator:
         """Return a generator that samples from `policy`."""

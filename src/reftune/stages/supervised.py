@@ -13,7 +13,7 @@ from reftune.model.batch import collate, length_mask
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.stages.stage import Metrics, Stage, State
-from reftune.training.learner import Learner, linear_schedule, make_optimizer, non_finite
+from reftune.training.learner import Learner, linear_schedule, non_finite
 from reftune.training.losses import cross_entropy
 from reftune.training.microbatches import length_sorted, shuffled
 from reftune.training.types import GradedSample
@@ -42,8 +42,7 @@ def fit(
     one. Raises UserError where no example is short enough, or the loss becomes non-finite.
     """
     examples = short_enough(stage, examples, settings.max_tokens)
-    optimizer = make_optimizer(policy, settings.learning_rate, settings.weight_decay)
-    learner = stage.learner(policy, optimizer, settings.max_grad_norm)
+    learner = stage.learner(policy, settings)
     generator = stage.generator(policy)
 
     def take_step(rows: list[int]) -> dict[str, float]:

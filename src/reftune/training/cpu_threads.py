@@ -51,12 +51,13 @@ class CpuThreads:
 def make_cpu_threads(model: nn.Module, accelerator: Accelerator) -> CpuThreads:
     """Return as many as this process may use, fewer for a large model.
 
-    There is one on any other device, beside other processes, and where accelerate has wrapped the
-    model's forward pass (mixed precision).
+    There is one on any other device, beside other processes, where accelerate has wrapped the model's
+    forward pass (mixed precision), and where gradients go to masters.
     """
     threads = torch.get_num_threads()
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-    if not alone or accelerator.mixed_precision != "no":
+    halves = any(p.requires_grad and p.dtype.itemsize < 4 for p in model.parameters())  # with masters
+    if not alone or halves or accelerator.mixed_precision != "no":
         return CpuThreads()
     parameters = sum(p.numel() for p in model.parameters())
     count = max(1, min(threads, PARAMETERS_IN_REPLICAS // max(1, parameters)))

@@ -1,39 +1,22 @@
-"""What all training stages do the same way: optimizer, learning rates, one optimizer step."""
+"""What all training stages do the same way: learning rates, one exact optimizer step."""
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from reftune.model.gradient_checkpointing import checkpointed_layers, checkpointing
 from reftune.training.cpu_threads import make_cpu_threads, replicas
 from reftune.training.microbatches import make_microbatches, shard
+from reftune.training.optimizer import optimized
 
 # model, rows of one micro-batch and their weights -> (loss summed over the rows, sums of statistics)
 LossFn = Callable[[nn.Module, list[int], Tensor], tuple[Tensor, dict[str, Tensor]]]
-
-HEADS = ("value_", "class_")  # parameters beside the language model: a critic's, a reranker's
-
-
-def make_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, head_learning_rate: float | None = None
-) -> torch.optim.AdamW:
-    """Return AdamW with two groups: the language model, and what was put beside it (may be empty).
-
-    Every group remembers its peak rate as `peak`, for `Learner.set_learning_rates`.
-    """
-    critic = [p for name, p in model.named_parameters() if name.startswith(HEADS)]
-    policy = [p for name, p in model.named_parameters() if not name.startswith(HEADS)]
-    groups: list[dict[str, Any]] = [{"params": policy, "lr": learning_rate, "peak": learning_rate}]
-    if critic:
-        rate = head_learning_rate or learning_rate
-        groups.append({"params": critic, "lr": rate, "peak": rate})
-    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
 def linear_schedule(step: int, total: int, warmup_share: float) -> float:
@@ -57,10 +40,11 @@ class Learner:
 
     Args:
         model: the model to train.
-        optimizer: from `make_optimizer`.
+        optimizer: from `make_optimizer`; where it moves masters, gradients are added up in these.
         accelerator: its processes share every micro-batch.
         token_budget: tokens in a micro-batch of one CPU thread of one process.
         max_grad_norm: the gradient is scaled down to this norm.
+        gradient_checkpointing: whether layers keep their inputs alone, and backward computes the rest.
     """
 
     def __init__(
@@ -70,6 +54,8 @@ class Learner:
         accelerator: Accelerator,
         token_budget: int,
         max_grad_norm: float,
+        *,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.accelerator = accelerator
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -78,6 +64,10 @@ class Learner:
         self._cpu_threads = make_cpu_threads(model, accelerator)
         self._models = replicas(self.model, self._cpu_threads.count)
         self._dropout = _has_dropout(model)
+        checkpointed = self._models if gradient_checkpointing else []
+        self._layers = [layer for one in checkpointed for layer in checkpointed_layers(one)]
+        weights = set(map(id, model.parameters()))
+        self._has_masters = any(id(parameter) not in weights for parameter in optimized(optimizer))
 
     def set_learning_rates(self, policy: float, critic: float) -> None:
         """Set each group's rate to its peak times a factor; at 0 it rests, and AdamW's moments too."""
@@ -128,17 +118,30 @@ class Learner:
         for model in models:
             model.train(self.model.training)
             model.zero_grad()
+        for parameter in optimized(self.optimizer):
+            parameter.grad = None
         workers = self.accelerator.num_processes * len(models)
         pieces = make_microbatches(rows, lengths, self.token_budget, workers, groups)
-        totals = self._cpu_threads.map(
-            lambda i: self._accumulate(models[i], pieces, i, workers, loss_fn),
-            range(len(models)),
-        )
+        with checkpointing(self._layers):
+            totals = self._cpu_threads.map(
+                lambda i: self._accumulate(models[i], pieces, i, workers, loss_fn),
+                range(len(models)),
+            )
         _add_gradients(models)
+        if self._has_masters and self.accelerator.num_processes > 1:
+            self._average_gradients()
         self._let_rest()
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        trained = optimized(self.optimizer)
+        norm = self.accelerator.clip_grad_norm_(trained, self.max_grad_norm)
         assert isinstance(norm, Tensor)
         return totals, norm
+
+    def _average_gradients(self) -> None:
+        """Do for masters what DDP does for weights."""
+        for parameter in optimized(self.optimizer):
+            if parameter.grad is not None:
+                reduced = self.accelerator.reduce(parameter.grad, reduction="mean")
+                parameter.grad = torch.as_tensor(reduced)
 
     def _let_rest(self) -> None:
         """Drop the gradients of groups whose rate is 0: they must move no moment and scale no norm."""
@@ -156,7 +159,8 @@ class Learner:
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         for i, piece in enumerate(pieces):
             mine, weights = shard(piece, rank, workers)
-            with nullcontext() if i == len(pieces) - 1 else accelerator.no_sync(model):
+            apart = self._has_masters or i < len(pieces) - 1  # DDP does not know masters
+            with accelerator.no_sync(model) if apart else nullcontext():
                 loss, statistics = loss_fn(model, mine, torch.tensor(weights, device=accelerator.device))
                 accelerator.backward(loss * processes)  # undo the average over processes
             for name, value in {"loss": loss, **statistics}.items():

@@ -5,8 +5,8 @@ holds the same whole batch of (small) results, and only models' forward passes a
 """
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -138,6 +138,8 @@ def collect(
         values = pad([g.sample.values or [0.0] * len(g.sample.tokens) for g in graded])
     else:
         logprobs, _, values = compute_logprobs(policy, *reading)
+    with visiting(reference, generator.accelerator.device):
+        ref_logprobs = compute_logprobs(reference, *reading).logprobs
     return Rollouts(
         samples=graded,
         groups=torch.tensor(question_groups(graded)),
@@ -145,9 +147,20 @@ def collect(
         mask=length_mask(lengths, width=max(len(g.sample.tokens) for g in graded)),
         sampler_logprobs=sampler_logprobs,
         logprobs=logprobs,
-        ref_logprobs=compute_logprobs(reference, *reading).logprobs,
+        ref_logprobs=ref_logprobs,
         values=values,
     )
+
+
+@contextmanager
+def visiting(model: PolicyWithValue, device: torch.device) -> Iterator[None]:
+    """Let a model be on a device for a while, if it rests elsewhere."""
+    home = model.policy.device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def compute_logprobs(
