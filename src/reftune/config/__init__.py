@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from reftune.config.data import Columns, Data, Prompt, Synthetic
 from reftune.config.evaluation import Evaluation, Reward
-from reftune.config.model import Model
+from reftune.config.model import Lora, Model
 from reftune.config.ranges import Count, Place, Section, Seed, Threads
 from reftune.config.training import (
     Epochs,
@@ -30,6 +30,7 @@ __all__ = [
     "Data",
     "Epochs",
     "Evaluation",
+    "Lora",
     "Model",
     "OfflineSt",
     "OnlineSt",
@@ -74,6 +75,7 @@ class Config(Section):
     data: Data = Data()
     prompt: Prompt = Prompt()
     model: Model
+    lora: Lora = Lora()
     reward: Reward = Reward()
     sft: Sft = Sft()
     warmup_samples: WarmupSamples = WarmupSamples()

@@ -83,6 +83,8 @@ IDLE = (
          "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch"),
     Idle("model.eos_token", lambda c: c.model.scratch is not None, "model.name model.scratch",
          "a new model's texts end with <eos>; leave it out, or set model.name"),
+    Idle("lora.alpha lora.dropout lora.targets", lambda c: not c.lora.rank, "lora.rank",
+         "no adapter is trained; set lora.rank"),
     Idle("data.synthetic", lambda c: "synthetic" not in (c.data.train, c.data.test), _SOURCES,
          'no problems are generated; set data.train or data.test to "synthetic"'),
     Idle("data.synthetic.train_size", lambda c: c.data.train != "synthetic", "data.train",

@@ -1,12 +1,16 @@
-"""The section of the configuration that says which language model is trained."""
+"""Sections of the configuration that say which language model is trained, and what of it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from reftune.config.ranges import Few, Place, Section
+from reftune.config.ranges import Few, Limit, Place, Section
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
 
 class Model(Section):
@@ -34,3 +38,14 @@ class Model(Section):
         if (self.name is None) == (self.scratch is None):
             raise ValueError('set exactly one of model.name and model.scratch ("tiny" or "small")')
         return self
+
+
+class Lora(Section):
+    """An adapter of low rank that is trained in place of the model's weights, by every stage."""
+
+    rank: int = Field(0, ge=0, le=4096, description="0: there is none, and all weights are trained")
+    alpha: Limit | None = Field(None, description="default: twice the rank, which scales it by 2")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what it reads, while learning from chains")
+    targets: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        ["all"], description='linear layers, such as ["q_proj", "v_proj"]; all: but the output embedding'
+    )

@@ -20,8 +20,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from reftune.config import Model
+from reftune.config import Lora, Model
 from reftune.model.forward import first_line, kind_of
+from reftune.model.lora import add_adapter, has_adapter, merged, save_adapter, without_adapter
 from reftune.model.packing import text_config
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
@@ -137,19 +138,20 @@ def load_policy(
     *,
     critic: bool = False,
     trainable: bool = False,
+    lora: Lora | None = None,
     device: torch.device | None = None,
 ) -> PolicyWithValue:
     """Load a language model as a policy: to train it in `training_dtype`, else in the run's precision.
 
     Args:
         name: Hugging Face name or directory.
-        settings, critic, trainable, device: as for `make_policy`.
+        settings, critic, trainable, lora, device: as for `make_policy`.
 
     Raises UserError as `load_model` does.
     """
     dtype = training_dtype(settings.dtype) if trainable else getattr(torch, settings.dtype)
     model = load_model(name, dtype)
-    return make_policy(model, settings, critic=critic, trainable=trainable, device=device)
+    return make_policy(model, settings, critic=critic, trainable=trainable, lora=lora, device=device)
 
 
 def make_policy(
@@ -158,6 +160,7 @@ def make_policy(
     *,
     critic: bool = False,
     trainable: bool = False,
+    lora: Lora | None = None,
     device: torch.device | None = None,
 ) -> PolicyWithValue:
     """Return a language model as a policy; every policy of a run is built here.
@@ -167,35 +170,54 @@ def make_policy(
         settings: of the section [model]; they say what kind of critic there is.
         critic: whether there is one.
         trainable: whether the weights get gradients; those that no text reaches never do.
+        lora: of the section [lora]; whether an adapter is trained instead.
         device: where it goes; default: where it is.
     """
     model.eval()
-    set_trainable(model, trainable)
+    set_trainable(model, trainable, lora)
     model = model if device is None else model.to(device)  # type: ignore[arg-type]
     return PolicyWithValue(model, settings.value_model if critic else "none")
 
 
-def set_trainable(model: PreTrainedModel, trainable: bool) -> None:
+def set_trainable(model: PreTrainedModel, trainable: bool, lora: Lora | None = None) -> None:
     """Say whether weights get gradients: those that read and write text, not a composite model's towers.
 
-    Else processes that share the work would wait for gradients that never come. Raises UserError where
-    weights are quantised: they have no gradients.
+    Else processes that share the work would wait for gradients that never come. With LoRA the model
+    gets an adapter, which alone is trained. Raises UserError where weights are quantised: they have no
+    gradients.
     """
     if trainable and getattr(model, "is_quantized", False):
         raise UserError(f"{kind_of(model)} cannot be trained: its weights are quantised")
     model.requires_grad_(False)
+    if trainable and lora is not None and lora.rank:
+        add_adapter(model, lora)
+        return
     composite = text_config(model) is not model.config
     parts = (model.get_decoder(), model.get_output_embeddings()) if composite else (model,)
     for part in parts:
         part.requires_grad_(trainable)
 
 
+def reference_of(policy: PolicyWithValue) -> PolicyWithValue:
+    """Return what a policy with an adapter started from, frozen; it takes no memory of its own."""
+    return PolicyWithValue(without_adapter(policy.policy))
+
+
 def save_policy(policy: PolicyWithValue, directory: Path, dtype: str = "float32") -> None:
     """Write the language model of a policy as a Hugging Face model directory, in the run's precision.
 
-    The critic is left out: nobody reads it, and inference engines refuse weights that they do not know.
+    An adapter is part of the weights there, and is also written by itself, into `adapter/`. The critic
+    is left out: nobody reads it, and inference engines refuse weights that they do not know.
     """
-    model, weights = policy.policy, policy.policy.state_dict()
+    model = policy.policy
+    with merged(model):
+        _save(without_adapter(model) if has_adapter(model) else model, directory, dtype)
+    if has_adapter(model):
+        save_adapter(model, directory / "adapter")
+
+
+def _save(model: PreTrainedModel, directory: Path, dtype: str) -> None:
+    weights = model.state_dict()
     if dtype != "float32":
         cast: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one
         for name, tensor in weights.items():

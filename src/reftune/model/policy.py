@@ -1,7 +1,7 @@
 """The policy: a causal language model that reads given responses, with its value head."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,12 @@ class PolicyWithValue(nn.Module):
         super().__init__()
         self.policy = policy
         self.packed_forward = PackedForward(policy)  # may change the policy: before it is copied
-        self.value_backbone = copy.deepcopy(backbone_of(policy)) if critic == "separate" else None
+        self.value_backbone: PreTrainedModel | None = None
+        if critic == "separate":
+            frozen: dict[int, Any] = {id(p): p for p in policy.parameters() if not p.requires_grad}
+            self.value_backbone = copy.deepcopy(
+                backbone_of(policy), frozen
+            )  # what no one changes is shared
         self.value_head: nn.Linear | None = None
         if critic != "none":
             width = state_width(policy)

@@ -147,7 +147,7 @@ def _matters_to_start(key: str, stage: str) -> bool:
     """Tell whether a setting changes what the SFT stage, or the warm-up samples, would be."""
     if stage == "warmup_samples" and key.startswith("warmup_samples."):
         return True
-    sections = ("seed", "data.", "prompt.", "model.", "sft.")
+    sections = ("seed", "data.", "prompt.", "model.", "lora.", "sft.")
     return key == "reward.function" or (key.startswith(sections) and key != "model.value_model")
 
 

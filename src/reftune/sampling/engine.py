@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reftune.model.forward import PackedForward, kind_of
+from reftune.model.lora import merged
 from reftune.model.packing import window
 from reftune.problem import UserError
 from reftune.sampling.decoders import Decoder, PaddedDecoder
@@ -89,7 +90,7 @@ class BuiltinSampler:
         samples: dict[int, Sample] = {}
 
         batch = _Batch(self, self._group(prompts), seeds, max_new_tokens, temperature)
-        with torch.no_grad(), self.context():
+        with torch.no_grad(), merged(self.model), self.context():
             batch.run(samples.__setitem__)
         return [samples[i] for i in range(len(prompts))]
 

@@ -39,8 +39,8 @@ class Sampler(Protocol):
         """Take over the policy's weights; called after every update and after a resume.
 
         Args:
-            weights: names and tensors of the whole language model, as its `named_parameters` has them.
-                An engine that reads the trainer's own model need not look at them.
+            weights: names and tensors of the whole language model, as its `named_parameters` has them,
+                with an adapter added. An engine that reads the trainer's own need not look at them.
         """
         ...
 

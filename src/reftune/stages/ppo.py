@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reftune.config import Config, Ppo
 from reftune.files import write_json
 from reftune.model.batch import collate
+from reftune.model.loading import reference_of
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.runs.run_dir import complete_checkpoints
@@ -40,12 +41,15 @@ MAX_LOGPROB_GAP = 0.02
 
 
 def start(run: Run) -> None:
-    """Run the stage from the warm-up model, with a frozen copy of it as the reference."""
+    """Run the stage from the warm-up model, which is the frozen reference, too."""
     critic = ADVANTAGES[run.config.ppo.advantage].critic
     policy = run.load_policy("warmup", critic=critic, trainable=True)
-    reference = run.load_policy("warmup")
-    if run.config.compute.offload_reference:
-        reference.to("cpu")
+    if run.config.lora.rank:  # both are the same weights: one with the adapter, one without
+        reference = reference_of(policy).to(run.accelerator.device)
+    else:
+        reference = run.load_policy("warmup")
+        if run.config.compute.offload_reference:
+            reference.to("cpu")
     run_ppo(run.stage("ppo", run.prompter("warmup")), policy, reference)
 
 

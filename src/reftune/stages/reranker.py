@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -25,6 +25,7 @@ from reftune.model.forward import PackedForward, backbone_of, state_width
 from reftune.model.loading import load_model, set_trainable, training_dtype
 from reftune.model.prompts import Prompter
 from reftune.problem import AnsweredQuestion, CountedRow, Problem, SampledAnswer, UserError
+from reftune.runs.checkpoints import load_trained, trained_weights
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage, State
 from reftune.stages.supervised import Example, stop_on_non_finite, train_epochs
@@ -62,16 +63,16 @@ class Reranker(nn.Module):
             return torch.log_softmax(self.class_head(last.float()), dim=-1)
 
     def save(self, directory: Path) -> None:
-        """Write the weights, whole or not at all."""
+        """Write the weights that are trained, whole or not at all."""
         with atomic_directory(directory) as temporary:
-            weights = {key: value.contiguous() for key, value in self.state_dict().items()}
+            weights = {key: value.contiguous() for key, value in trained_weights(self).items()}
             save_file(weights, temporary / WEIGHTS_FILE)
 
     def load(self, directory: Path) -> None:
         """Read weights that `save` wrote; raise UserError where they are damaged."""
         path = directory / WEIGHTS_FILE
         try:
-            self.load_state_dict(load_file(path))
+            load_trained(self, path)
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             fix = f"delete {directory.parent}, and the reranker is trained again"
@@ -81,17 +82,20 @@ class Reranker(nn.Module):
 def start(run: Run, model: str) -> None:
     """Run the stage on one of the run's models."""
     stage = run.stage(f"reranker/{model}", run.prompter(model))
-    base = load_model(run.directory(model), training_dtype(run.config.model.dtype))
-    set_trainable(base, True)
-    run_reranker(stage, Reranker(base), read_warmup_samples(run.config.run_dir))
+    run_reranker(stage, _new_reranker(run, model), read_warmup_samples(run.config.run_dir))
 
 
 def load_reranker(run: Run, model: str) -> Reranker:
     """Load the finished reranker of one of the run's models, to the device."""
-    dtype = training_dtype(run.config.model.dtype)
-    reranker = Reranker(load_model(run.directory(model), dtype))
+    reranker = _new_reranker(run, model)
     reranker.load(run.config.run_dir / "reranker" / model / "model")
     return reranker.to(run.accelerator.device).eval()
+
+
+def _new_reranker(run: Run, model: str) -> Reranker:
+    base = load_model(run.directory(model), training_dtype(run.config.model.dtype))
+    set_trainable(base, True, run.config.lora)
+    return Reranker(base)
 
 
 def run_reranker(

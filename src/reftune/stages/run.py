@@ -80,7 +80,9 @@ class Run:
         """Load a model of this run: to train it, or just to read it, then on the device."""
         device = None if trainable else self.accelerator.device  # the learner moves what it trains
         settings, directory = self.config.model, self.directory(model)
-        return load_policy(directory, settings, critic=critic, trainable=trainable, device=device)
+        return load_policy(
+            directory, settings, critic=critic, trainable=trainable, lora=self.config.lora, device=device
+        )
 
     def base_policy(self) -> tuple[PolicyWithValue, Prompter]:
         """Load, or create, the model that SFT and offline self-training start from."""
@@ -91,7 +93,7 @@ class Run:
         prompter = Prompter(tokenizer, config.prompt, config.data.cot)
         check_prompts(prompter, self.problems, model)
         check_examples(prompter, self.annotated, model)
-        return make_policy(model, config.model, trainable=True), prompter
+        return make_policy(model, config.model, trainable=True, lora=config.lora), prompter
 
     def require(self, stages: Sequence[str]) -> None:
         """Raise UserError unless these stages are finished."""

@@ -59,7 +59,7 @@ def make_cpu_threads(model: nn.Module, accelerator: Accelerator) -> CpuThreads:
     halves = any(p.requires_grad and p.dtype.itemsize < 4 for p in model.parameters())  # with masters
     if not alone or halves or accelerator.mixed_precision != "no":
         return CpuThreads()
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     count = max(1, min(threads, PARAMETERS_IN_REPLICAS // max(1, parameters)))
     return CpuThreads(count, threads // count)
 

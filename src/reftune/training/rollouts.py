@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from reftune.grading.judge import Judge
 from reftune.model.batch import collate, length_mask, pad
 from reftune.model.loading import response_ends
+from reftune.model.lora import plain_weights
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
 from reftune.problem import GradedRow, Problem, UserError
@@ -65,7 +66,7 @@ class Generator:
 
     def update_weights(self, policy: PolicyWithValue) -> None:
         """Let the sampler take over the weights of the policy's language model."""
-        self.sampler.update_weights(policy.policy.named_parameters())
+        self.sampler.update_weights(plain_weights(policy.policy))
 
     def _sample(
         self, problems: Sequence[Problem], rows: Sequence[tuple[int, int]], temperature: float, key: Key
