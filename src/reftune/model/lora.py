@@ -7,6 +7,7 @@ of a model, which keeps its class and is used like any other (Hu et al. 2021, ar
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from reftune.model.packing import text_config
 from reftune.problem import UserError
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from peft.tuners.lora import Linear
 
 ADAPTER = "default"  # peft's name for a model's only adapter
@@ -38,26 +40,23 @@ def add_adapter(model: PreTrainedModel, settings: Lora) -> None:
     missing, or `settings.targets` names no linear layer of the language model.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import inject_adapter_in_model
     except ImportError:
         raise UserError("lora.rank: LoRA needs peft; `pip install 'reftune[lora]'`") from None
-    layers = _linear_layers(model)
-    alpha: Any = 2 * settings.rank if settings.alpha is None else settings.alpha
-    config = LoraConfig(
-        r=settings.rank, lora_alpha=alpha, lora_dropout=settings.dropout,
-        target_modules=_chosen(layers, settings.targets), task_type="CAUSAL_LM",
-        base_model_name_or_path=model.name_or_path or None,
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
-    )  # fmt: skip
+    config = _config(model, settings)
     try:
-        inject_adapter_in_model(config, model, ADAPTER)
+        with warnings.catch_warnings(action="ignore"):
+            inject_adapter_in_model(config, model, ADAPTER)
     except ValueError as error:
         raise UserError(f"lora.targets: {first_line(error)}") from error
     if config.target_parameters:  # peft knows these names from a time when experts were layers
         raise UserError(
             f"lora.targets: of {kind_of(model)} neither its experts nor layers that are called alike can"
-            f" be adapted; choose among {_endings(config.target_modules)}"
+            f" be adapted; choose among {_endings(config.target_modules or ())}"
         )
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # peft makes it like the weight beside it
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     model.eval()  # new layers are in train mode
 
 
@@ -131,6 +130,22 @@ def _adapted(model: nn.Module) -> list[tuple[str, Linear]]:
     from peft.tuners.lora import Linear
 
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Linear)]
+
+
+def _config(model: PreTrainedModel, settings: Lora) -> LoraConfig:
+    from peft import LoraConfig
+
+    layers = _linear_layers(model)
+    alpha: Any = 2 * settings.rank if settings.alpha is None else settings.alpha
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=alpha,
+        lora_dropout=settings.dropout,
+        target_modules=_chosen(layers, settings.targets),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.name_or_path or None,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
+    )
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
