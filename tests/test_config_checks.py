@@ -137,6 +137,9 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         [], "data.columns.question=q",
         "generated problems have no columns; set data.train or data.test", ["data.test=b.csv"],
     ),
+    ([], "lora.alpha=8", "no adapter is trained; set lora.rank", ["lora.rank=4"]),
+    ([], "lora.dropout=0.1", "no adapter is trained; set lora.rank", ["lora.rank=4"]),
+    ([], "lora.targets=q_proj", "no adapter is trained; set lora.rank", ["lora.rank=4"]),
     (["data.train=a.jsonl"], "data.train_split=dev", f"data.train {NO_SPLITS}", ["data.train=a/b"]),
     (["data.test=a.parquet"], "data.test_split=dev", f"data.test {NO_SPLITS}", ["data.test=dir"]),
     (

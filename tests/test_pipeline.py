@@ -400,6 +400,14 @@ def test_what_is_known_is_not_refused(tmp_path: Path, work: Work, advantage: str
     assert run_stages(config, ("sft",)) == ["sft"]
 
 
+def test_an_adapter_makes_another_start(tmp_path: Path, work: Work) -> None:
+    first = make_config(tmp_path, name="first")
+    run_stages(first)
+    config = make_config(tmp_path, name="second", start_from=str(first.run_dir), lora={"rank": 4})
+    with pytest.raises(UserError, match=r"first: that run differs in lora\.rank; make them equal"):
+        run_stages(config)
+
+
 # Several processes.
 
 

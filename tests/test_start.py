@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import tiny_pipeline
-from reftune.config import Config
+from reftune.config import Config, Lora
 from reftune.data.problems import write_problems
 from reftune.methods import OPTIONAL
 from reftune.model.policy import PolicyWithValue
@@ -230,6 +230,39 @@ def test_only_an_advantage_that_asks_for_a_critic_gets_one(
     assert (policy.value_head is not None, policy.value_backbone is not None) == (head, backbone)
     assert has_gradients(policy) == {True}
     assert reference.value_head is None
+
+
+# With LoRA.
+
+
+def with_lora(config: Config) -> Config:
+    return config.model_copy(update={"lora": Lora(rank=2)})
+
+
+def test_every_training_stage_gets_a_new_adapter_and_trains_it_alone(
+    written: Config, given: list[tuple[Any, ...]]
+) -> None:
+    for start in STARTS.values():
+        start(run_of(with_lora(written)))
+    models = [model for _, model, *_ in given if isinstance(model, PolicyWithValue | Reranker)]
+    readers = [model for model in models if has_gradients(model) == {False}]
+    assert len(readers) == 1, "who draws the warm-up's samples reads a model without an adapter"
+    assert not any("lora_" in name for name, _ in readers[0].named_parameters())
+    assert len(models) == len(STARTS)
+    for model in set(models) - set(readers):
+        for name, parameter in model.named_parameters():
+            trained = "lora_" in name or name.startswith(("value_head.", "class_head."))
+            assert parameter.requires_grad == trained, name
+
+
+def test_the_reference_is_the_warm_up_without_a_copy(
+    written: Config, given: list[tuple[Any, ...]]
+) -> None:
+    ppo.start(run_of(with_lora(written)))
+    [(_, policy, reference)] = given
+    assert equals_file(reference, written.run_dir / "warmup/model")
+    assert reference.value_head is None
+    assert {p.data_ptr() for p in reference.parameters()} < {p.data_ptr() for p in policy.parameters()}
 
 
 # From any model: rerankers.
