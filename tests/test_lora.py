@@ -26,7 +26,8 @@ from reftune.runs.checkpoints import load_checkpoint, save_checkpoint
 from reftune.sampling.engine import BuiltinSampler
 from reftune.stages.ppo import MAX_LOGPROB_GAP
 from reftune.stages.reranker import Reranker
-from reftune.training.learner import Learner, make_optimizer
+from reftune.training.learner import Learner
+from reftune.training.optimizer import make_optimizer
 from tiny_models import FAMILIES, tiny_model
 
 IDS = torch.tensor([[20, 21, 22, 23, 24, 25]])
