@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ def test_answers_survive_the_file(tmp_path: Path) -> None:
 class Script:
     """A sampler that says what was written down, and remembers what it was asked."""
 
-    exact = True
+    exact, cut = True, False  # whether a reply too many is left out
 
     def update_weights(self, weights: object) -> None:
         """Nothing that was written down depends on them."""
@@ -267,7 +268,10 @@ class Script:
         **settings: int,
     ) -> list[Sample]:
         self.calls.append((temperature, list(seeds)))
-        said = [self.prompter.tokenizer(text).input_ids for text in self.replies.pop(0)]
+        replies = self.replies.pop(0)
+        if self.cut:
+            replies = replies[: len(prompts)]
+        said = [self.prompter.tokenizer(text).input_ids for text in replies]
         return [
             Sample(list(prompt), [*ids, self.prompter.eos], [0.0] * (len(ids) + 1), True)
             for prompt, ids in zip(prompts, said, strict=True)
@@ -288,7 +292,9 @@ def scripted(*replies: list[str]) -> tuple[Generator, Script]:
 def test_answer_questions_gives_each_question_its_own_samples() -> None:
     drawn = [f"So.{TRIGGER}{answer}" for answer in ("2", "3", "2", "5", "4")] + ["no idea"]
     generator, script = scripted([f"It is{TRIGGER}{answer}" for answer in ("2", "7")], drawn)
-    rows = answer_questions(generator, PROBLEMS, Evaluation(samples=3, temperature=0.5), seed=7)
+    rows = answer_questions(
+        generator, PROBLEMS, Evaluation(samples=3, temperature=0.5), seed=7, at_once=9
+    )
     assert [(r["id"], r["question"], r["answer"], r["correct"], r["value"]) for r in rows] == [
         ("p", "One and one?", "2", True, 2.0),
         ("q", "Two and two?", "4", False, 7.0),
@@ -309,16 +315,52 @@ def test_answer_questions_gives_each_question_its_own_samples() -> None:
 def test_answer_questions_without_samples_is_greedy() -> None:
     replies = [f"It is{TRIGGER}{answer}" for answer in ("2", "4")]
     generator, script = scripted(replies)
-    rows = answer_questions(generator, PROBLEMS, Evaluation(), seed=7)
+    rows = answer_questions(generator, PROBLEMS, Evaluation(), seed=7, at_once=9)
     assert [r["correct"] for r in rows] == [True, True]
     assert all("samples" not in r for r in rows)
     assert len(script.calls) == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4, 7, 100])
+def test_answers_do_not_depend_on_how_the_work_is_cut(at_once: int) -> None:
+    problems = [Problem(str(i), f"{i}?", "2") for i in range(5)]
+
+    def asked(at_once: int) -> list[tuple[float, int]]:
+        generator, script = scripted(*[["a"] * 99] * 99)
+        script.cut = True
+        rows = answer_questions(generator, problems, Evaluation(samples=3), 7, at_once)
+        assert [(row["id"], len(row["samples"])) for row in rows] == [(str(i), 3) for i in range(5)]
+        assert all(len(seeds) <= max(at_once, 3 * temperature) for temperature, seeds in script.calls)
+        return [(temperature, seed) for temperature, seeds in script.calls for seed in seeds]
+
+    assert asked(at_once) == asked(1000)  # each sample draws from its own source
+    assert len(set(asked(at_once))) == 5 + 15
+
+
+def test_pieces_that_an_interrupted_start_has_finished_are_not_asked_again(tmp_path: Path) -> None:
+    problems = [Problem(str(i), f"{i}?", "2") for i in range(5)]
+    given = (problems, Evaluation(samples=2), 7, 4)
+    for broken in range(6):  # two greedy pieces, then three of two questions each
+        replies = [[f"{n} {k}" for k in range(4)] for n in range(broken)]
+        folder = tmp_path / str(broken)
+        generator, script = scripted(*replies)
+        script.cut = True
+        with pytest.raises(IndexError) if broken < 5 else nullcontext():  # there the script ends
+            answer_questions(generator, *given, folder)
+        rest = [[f"{n} {k}" for k in range(4)] for n in range(broken, 5)]
+        generator, script = scripted(*rest)
+        script.cut = True
+        rows = answer_questions(generator, *given, folder)
+        assert len(script.calls) == 5 - broken
+        assert [row["completion"] for row in rows] == ["0 0", "0 1", "0 2", "0 3", "1 0"]
+        found = [sample["completion"] for row in rows for sample in row["samples"]]
+        assert found == [f"{n} {k}" for n in (2, 3) for k in range(4)] + ["4 0", "4 1"]
 
 
 def test_answer_questions_depends_on_the_seed_alone() -> None:
     seeds = []
     for seed in (7, 7, 8):
         generator, script = scripted(["a", "b"], ["c", "d"])
-        answer_questions(generator, PROBLEMS, Evaluation(samples=1), seed)
+        answer_questions(generator, PROBLEMS, Evaluation(samples=1), seed, 9)
         seeds.append(script.calls[1][1])
     assert seeds[0] == seeds[1] != seeds[2]

@@ -214,7 +214,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Config:
 class Work:
     """What answering and ranking were given."""
 
-    answered: list[tuple[Generator, Sequence[Problem], Evaluation, int]] = field(default_factory=list)
+    answered: list[tuple[Generator, Sequence[Problem], Evaluation, int, int, Path]] = field(
+        default_factory=list
+    )
     ranked: list[tuple[Any, ...]] = field(default_factory=list)
 
     def answer(self, *given: Any) -> list[Row]:
@@ -239,7 +241,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 def test_a_model_answers_the_test_questions_as_it_is(written: Config, work: Work, name: str) -> None:
     run = run_of(written)
     answer_with(run, name)
-    [(generator, problems, settings, seed)] = work.answered
+    [(generator, problems, settings, seed, at_once, pieces)] = work.answered
+    assert (at_once, pieces) == (7, written.run_dir / "evaluation/pieces" / name)
     assert ids(problems) == TESTED_ON
     assert settings is written.evaluation
     assert seed == 42

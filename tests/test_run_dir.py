@@ -66,20 +66,28 @@ def test_an_interrupted_run_is_told_where_it_goes_on(tmp_path: Path) -> None:
     for done, words in (
         ("run.json", "the same command begins sft anew, which has no checkpoint yet"),
         ("sft/checkpoints/.step-00000007.partial/x", "the same command begins sft anew"),
-        ("sft/checkpoints/step-00000400/x", "goes on with sft behind step 400, its last checkpoint"),
-        ("sft/checkpoints/step-00001000/x", "goes on with sft behind step 1000, its last checkpoint"),
+        (
+            "sft/checkpoints/step-00000400/x",
+            "goes on with sft behind step 400, saved in {sft}/step-00000400",
+        ),
+        (
+            "sft/checkpoints/step-00001000/x",
+            "goes on with sft behind step 1000, saved in {sft}/step-00001000",
+        ),
         ("sft/result.json", "begins warmup_samples anew"),
         ("warmup_samples/metrics.jsonl", "goes on with warmup_samples where it was"),
         ("warmup_samples/result.json", "begins offline_st anew"),
         ("offline_st/result.json", "begins ppo anew"),
         ("ppo/metrics.jsonl", "begins ppo anew"),
         ("ppo/result.json", "begins evaluation anew"),
+        ("evaluation/pieces/warmup/greedy-00000000.jsonl", "goes on with evaluation where it was"),
         ("evaluation/warmup.jsonl", "goes on with evaluation where it was"),
         ("evaluation/result.json", "all stages are finished, and the same command writes the report"),
     ):
         (config.run_dir / done).parent.mkdir(parents=True, exist_ok=True)
         (config.run_dir / done).touch()
-        assert words in goes_on(config), done
+        place = config.run_dir / "sft/checkpoints"
+        assert words.format(sft=place) in goes_on(config), done
 
 
 HOLD = """

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate import Accelerator
 
-import reftune.runs.run_log
+import reftune.runs.display
 from reftune.problem import UserError
+from reftune.progress import advance, counting
+from reftune.runs.display import within_step
 from reftune.runs.run_log import RunLog
 
 
@@ -79,7 +84,7 @@ def test_files_that_need_no_change_are_not_written(tmp_path: Path) -> None:
 def test_without_a_terminal_progress_is_plain_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reftune.runs.run_log, "PLAIN_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(reftune.runs.display, "PLAIN_LINE_SECONDS", 0.0)
     row = {
         "loss": 1.23456, "reward": 0.5, "accuracy": 0.4567, "kl": 0.012, "response_length": 37.4,
         "tokens_per_second": 12345.6, "entropy": 0.3,
@@ -117,9 +122,9 @@ def test_plain_lines_are_few_but_the_last_step_has_one(
 def test_time_left_counts_only_the_steps_of_this_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reftune.runs.run_log, "PLAIN_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(reftune.runs.display, "PLAIN_LINE_SECONDS", 0.0)
     log = open_log(tmp_path, total=100, done=50)
-    log.started -= 20  # 10 s a step
+    log.display.started -= 20  # 10 s a step
     log.metrics(52, {})
     assert capsys.readouterr().err.endswith(" 480 s left\n")
 
@@ -150,3 +155,56 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written .*; delete it and run"):
         open_log(tmp_path, total=9)
+
+
+def test_a_long_step_says_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reftune.runs.display, "WITHIN_STEP_SECONDS", 0.1)
+    monkeypatch.setattr(reftune.runs.display, "SHOWN_AFTER_SECONDS", 0.05)
+    with open_log(tmp_path, total=20, done=2) as log, counting("update", 2) as count:
+        count.advance()
+        with counting("rows", 128):
+            advance(64)
+            wait_for(lambda: "rows" in capsys.readouterr().err)
+        log.metrics(3, {"loss": 0.5})
+        log.display.started = time.monotonic() - 10
+        found = wait_for(lambda: capsys.readouterr().err)
+    assert re.fullmatch(r"ppo 3/20  update 1/2  loss 0.500  17\d s left", found.splitlines()[0])
+
+
+def wait_for(find: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 20
+    while not (found := find()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+def test_what_is_over_in_a_moment_is_not_shown() -> None:
+    with counting("update", 2) as count, counting("rows", 8):
+        assert within_step() == ""
+        count.started -= 1.5
+        assert within_step() == "update 0/2  rows 0/8"
+    assert within_step() == ""
+    advance()  # of nothing
+
+
+def test_on_80_columns_a_line_shows_what_is_at_work_and_is_cut_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "80"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    row = {"loss": 0.5, "reward": 0.5, "accuracy": 0.4, "kl": 0.1, "tokens_per_second": 1e4}
+    for title, within in (("ppo", "sampling 37/128"), ("reranker/offline_st", "rows 37/128")):
+        log = RunLog(tmp_path, Accelerator(cpu=True), title, 1000)
+        log.metrics(213, row)
+        with counting(within.split()[0], 128, 37) as count:
+            count.started -= 2
+            with log.display.console.capture() as capture:
+                log.display.console.print(log.display.progress.get_renderable())
+        [line] = re.sub(r"\x1b\[[0-9;]*m", "", capture.get()).splitlines()
+        assert len(line) <= 80
+        assert f" 213/1000 {within}  lo" in line
+        assert "…" in line
+        assert line.rstrip().endswith("-:--:--")

@@ -18,7 +18,7 @@ from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import trained_at
 from reftune.problem import Problem, Verdict
 from reftune.sampling.sampler import Sample
-from reftune.stages import stage as module
+from reftune.stages import steps as module
 from reftune.stages.stage import Stage
 from reftune.training.rollouts import Generator
 from reftune.training.types import GradedSample
@@ -182,7 +182,7 @@ def test_the_log_is_the_stages_and_stands_where_the_stage_does(tmp_path: Path) -
     metrics = stage.directory / "metrics.jsonl"
     metrics.write_text("".join(json.dumps({"step": i}) + "\n" for i in (1, 2, 3)))
     log = stage.log(9, 2)
-    assert (log.directory, log.title, log.total) == (stage.directory, "online_st", 9)
+    assert (log.directory, log.title, log.display.total) == (stage.directory, "online_st", 9)
     assert log.accelerator is stage.accelerator
     assert [row["step"] for row in read_jsonl(metrics)] == [1, 2]
 
@@ -240,9 +240,62 @@ def test_checkpoints_come_every_so_many_steps_but_not_after_the_last(
     tmp_path: Path, clock: Clock, saved: list[tuple[int, dict[str, Any]]]
 ) -> None:
     take_steps(tmp_path, clock, 1, 3, steps=4)
-    state = {"step": 0, "seconds": 25.0, "best_validation_accuracy": 0.25, "best_step": 2}
+    state = {"step": 2, "seconds": 25.0, "best_validation_accuracy": 0.25, "best_step": 2}
     assert saved == [(2, state)]
     assert not (tmp_path / "run/online_st/checkpoints").exists()  # the stage is finished
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    # With five seconds for each validation a step is over at 10, 25, 35, 50 and 65 s; 2 and 4 by steps.
+    [(0.0, [4]), (10.0, [4]), (0.5, [3, 4]), (0.25, [2, 4]), (0.01, [1, 2, 3, 4])],
+)
+def test_checkpoints_come_after_a_time_too_if_steps_are_slow(
+    tmp_path: Path,
+    clock: Clock,
+    saved: list[tuple[int, dict[str, Any]]],
+    minutes: float,
+    expected: list[int],
+) -> None:
+    machine = Compute(checkpoint_every_minutes=minutes)
+    stage = make_stage(
+        tmp_path, "online_st", SlowJudge(clock, 1, 1, 1), online_st=FIVE | {"checkpoint_every_steps": 4},
+        compute=machine,
+    )  # fmt: skip
+    policy = make_policy()
+    stage.learner(policy, make_optimizer(policy, 1e-3, 0.0), 1.0)
+    steps = Steps(policy, clock)
+    stage.run_online(stage.config.online_st, policy, stage.generator(policy), steps)
+    assert [step for step, _ in saved] == expected
+
+
+class Both(OneOf):
+    """One of two processes, whose gathering finds what the other says, too."""
+
+    other: Sequence[int] = (0, 0)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        rows = [tensor[0].tolist(), list(self.other)]
+        return torch.tensor(rows if self.index == 0 else rows[::-1])
+
+
+@pytest.mark.parametrize(
+    ("main", "other", "expected"),
+    [
+        ((0, 0), (0, 0), (0, False)),
+        ((15, 0), (0, 0), (15, False)),
+        ((0, 0), (2, 0), (2, False)),  # whoever gets the signal
+        ((0, 1), (0, 0), (0, True)),
+        ((0, 0), (0, 1), (0, False)),  # the main process's clock decides
+    ],
+)
+def test_processes_agree_on_signals_and_on_the_time(
+    main: tuple[int, int], other: tuple[int, int], expected: tuple[int, bool]
+) -> None:
+    for index, (mine, theirs) in enumerate(((main, other), (other, main))):
+        accelerator = Both(index, 2)
+        accelerator.other = theirs
+        assert module._agree(accelerator, mine[0], bool(mine[1])) == expected
 
 
 def test_a_stage_goes_on_from_its_checkpoint_as_if_nothing_had_been(

@@ -19,7 +19,7 @@ from reftune.files import read_jsonl
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import trained_at
 from reftune.problem import UserError, Verdict
-from reftune.stages import stage as stage_module
+from reftune.stages import steps as steps_module
 from reftune.stages import supervised as supervised_module
 from reftune.stages.stage import Stage, State
 from reftune.stages.supervised import (
@@ -94,7 +94,7 @@ class Epochs:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (stage_module, supervised_module):
+    for module in (steps_module, supervised_module):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -108,8 +108,8 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, State]]:
         seen.append((step, dict(state)))
         original(accelerator, directory, step, state)
 
-    original = stage_module.save_checkpoint
-    monkeypatch.setattr(stage_module, "save_checkpoint", save)
+    original = steps_module.save_checkpoint
+    monkeypatch.setattr(steps_module, "save_checkpoint", save)
     return seen
 
 
@@ -158,15 +158,15 @@ def test_what_a_step_logs(tmp_path: Path, clock: Clock) -> None:
         {"step": 5, "epoch": pytest.approx(5 / 3), "loss": 0.5, "tokens_per_second": 0.7, "seconds": 55},
         {"step": 6, "epoch": 2.0, "loss": 0.5, "tokens_per_second": 0.5, "seen": 0.5, "seconds": 70},
     ]  # fmt: skip
-    assert state == {"step": 0, "seconds": 70.0, "best": -1.0, "told": 2}
+    assert state == {"step": 6, "seconds": 70.0, "best": -1.0, "told": 2}
 
 
 def test_checkpoints_come_every_so_many_steps_but_not_after_the_last(
     tmp_path: Path, clock: Clock, saved: list[tuple[int, State]]
 ) -> None:
     Epochs(tmp_path, clock).run()
-    start = {"step": 0, "best": -1.0}
-    assert saved == [(2, {**start, "seconds": 20.0}), (4, {**start, "seconds": 45.0, "told": 1})]
+    first, second = {"step": 2, "seconds": 20.0}, {"step": 4, "seconds": 45.0, "told": 1}
+    assert saved == [(2, {**first, "best": -1.0}), (4, {**second, "best": -1.0})]
 
 
 def test_training_goes_on_at_the_row_after_its_checkpoint(
@@ -180,7 +180,7 @@ def test_training_goes_on_at_the_row_after_its_checkpoint(
     assert resumed.rows == PLAN[4:]
     assert resumed.ends == [(2, 6.0, False)]  # six steps in all: the weights of four, and two more
     assert [rates[0] for rates in resumed.rates] == pytest.approx([2e-3, 1e-3])
-    assert state == {"step": 4, "seconds": 70.0, "best": -1.0, "told": 2}
+    assert state == {"step": 6, "seconds": 70.0, "best": -1.0, "told": 2}
     rows = read_jsonl(tmp_path / "run/offline_st/metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in saved] == [2, 4]

@@ -119,13 +119,17 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(arguments: list[str], processes: int = 1, float64: bool = False) -> subprocess.Popen[str]:
+def start(
+    arguments: list[str], processes: int = 1, float64: bool = False, moment: str = ""
+) -> subprocess.Popen[str]:
     """Start reftune as a user would, in a process of its own (or several, that work together).
 
     Where the start is not what matters, `child.Child` is far cheaper.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     program = [str(Path(__file__).with_name("precision.py"))] if float64 else ["-m", "reftune"]
+    if moment:  # of a signal
+        program = [str(Path(__file__).with_name("signalled.py")), moment]
     return subprocess.Popen(
         [sys.executable, *(launcher if processes > 1 else []), *program, *arguments],
         stdout=subprocess.PIPE,

@@ -36,6 +36,8 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    monotonic = perf_counter
+
 
 class ScriptedJudge:
     """Call so many completions right, call by call; remember the questions and what was generated."""

@@ -17,14 +17,15 @@ from typing import NoReturn
 
 import typer
 
+from reftune import interrupts
+from reftune.launcher import local_processes
 from reftune.problem import UserError, shortened
 
 INTERRUPTED = 128 + signal.SIGINT  # what typer turns KeyboardInterrupt into, too
 CLOSED_PIPE = 128 + signal.SIGPIPE
 PATIENCE = 10.0  # seconds that threads which somebody has left may take
 LONGEST_SENTENCE = 2000
-
-_received: list[int] = []  # signals that end this process
+ONE_SIGNAL = 2.0  # seconds within which a launcher passes on what the terminal has sent to all
 
 
 def run_to_end(command: Callable[[], None], again: Callable[[], str]) -> NoReturn:
@@ -92,7 +93,7 @@ def _code_of(command: Callable[[], None], again: Callable[[], str]) -> object:
 
 def _interrupted(again: Callable[[], str]) -> int:
     say(f"interrupted; {again()}")
-    return 128 + _received[0] if _received else INTERRUPTED
+    return 128 + (interrupts.received() or signal.SIGINT)
 
 
 def _close_pipe() -> int:
@@ -109,7 +110,7 @@ def _means_no_memory(error: Exception) -> bool:
 
 def _heed_signals() -> None:
     """End in order at the first Ctrl-C or SIGTERM, and at once at the second."""
-    _received.clear()
+    interrupts.forget()
     for number, default in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGTERM, signal.SIG_DFL),
@@ -120,10 +121,18 @@ def _heed_signals() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    if _received or not threading.main_thread().is_alive():
+    if not threading.main_thread().is_alive():
         os._exit(128 + number)
-    _received.append(number)
-    raise KeyboardInterrupt
+    if not interrupts.received():
+        interrupts.receive(number)
+    elif not _launched() or time.monotonic() - interrupts.since() > ONE_SIGNAL:
+        os._exit(128 + interrupts.received())
+
+
+def _launched() -> bool:
+    with suppress(UserError):
+        return local_processes() > 1
+    return False
 
 
 def _leave_no_thread(code: int) -> None:

@@ -59,6 +59,9 @@ class Compute(Section):
     )
     threads: Threads | None = Field(None, description="CPU threads per process; default: all cores")
     sandbox_workers: Threads | None = Field(None, description="default: one per core")
+    checkpoint_every_minutes: float = Field(
+        10.0, ge=0, le=10**5, description="beside checkpoint_every_steps; 0: by steps alone"
+    )
     trackers: list[str] = Field([], description="accelerate's: tensorboard, wandb, trackio, mlflow")
 
 

@@ -9,29 +9,67 @@ from reftune.config import Evaluation, Prompt
 from reftune.data.synthetic.chain_checks import chain_is_right
 from reftune.evaluation.aggregation import curves, judged_by_all, right_answers, within_question_auc
 from reftune.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
-from reftune.files import write_json
+from reftune.files import read_jsonl, write_json, write_jsonl
 from reftune.grading.extraction import reasoning
 from reftune.model.prompts import PROGRAM_HEAD
 from reftune.problem import AnsweredQuestion, GradedRow, Problem, SampledAnswer
+from reftune.progress import counting
+from reftune.runs.records import Answered
 from reftune.training.rollouts import Generator, graded_rows
 
-Answered = Sequence[AnsweredQuestion]
+Answers = Sequence[AnsweredQuestion]
 
 
 def answer_questions(
-    generator: Generator, problems: Sequence[Problem], settings: Evaluation, seed: int
+    generator: Generator,
+    problems: Sequence[Problem],
+    settings: Evaluation,
+    seed: int,
+    at_once: int,
+    pieces: Path | None = None,
 ) -> list[AnsweredQuestion]:
     """Answer every question once greedily and `settings.samples` times at the temperature.
+
+    Args:
+        at_once: responses of a piece of the work.
+        pieces: directory that keeps each finished piece; what it has is not asked again.
 
     Returns one row per question: the greedy completion with its verdict and, under `samples`, the
     verdicts of the sampled ones.
     """
-    greedy = generator.generate(problems, 1, 0.0, key=(seed, "greedy"))
-    rows = [cast(AnsweredQuestion, row) for row in graded_rows(greedy)]
+    greedy = _ask(generator, problems, 1, 0.0, (seed, "greedy"), at_once, pieces)
+    rows = [cast(AnsweredQuestion, row) for row in greedy]
     if k := settings.samples:
-        drawn = graded_rows(generator.generate(problems, k, settings.temperature, key=(seed, "test")))
+        given = (problems, k, settings.temperature, (seed, "test"))
+        drawn = _ask(generator, *given, at_once, pieces)
         for i, row in enumerate(rows):
             row["samples"] = [_sampled(sample) for sample in drawn[i * k : (i + 1) * k]]
+    return rows
+
+
+def _ask(
+    generator: Generator,
+    problems: Sequence[Problem],
+    samples: int,
+    temperature: float,
+    key: tuple[int, str],
+    at_once: int,
+    pieces: Path | None,
+) -> list[GradedRow]:
+    """Draw samples of every question piece by piece, each in a file of its own; see `generate`."""
+    rows: list[GradedRow] = []
+    size = max(1, at_once // samples)
+    with counting(key[1], len(problems)) as count:
+        while (first := len(rows) // samples) < len(problems):
+            count.done = first
+            path = None if pieces is None else pieces / f"{key[1]}-{first:08d}.jsonl"
+            if path is not None and path.exists():
+                rows += read_jsonl(path, Answered)
+                continue
+            piece = problems[first : first + size]
+            rows += graded_rows(generator.generate(piece, samples, temperature, key=key, first=first))
+            if path is not None and generator.accelerator.is_main_process:
+                write_jsonl(path, rows[first * samples :])
     return rows
 
 
@@ -43,7 +81,7 @@ def _sampled(row: GradedRow) -> SampledAnswer:
     }  # fmt: skip
 
 
-def summarise(rows: Answered, trigger: str | None = None) -> dict[str, Any]:
+def summarise(rows: Answers, trigger: str | None = None) -> dict[str, Any]:
     """Return the accuracy of every aggregation for which there are samples, with intervals.
 
     `greedy` is always there; `vote`, `rerank` and `weighted vote` come with their `k` and, under
@@ -66,7 +104,7 @@ def summarise(rows: Answered, trigger: str | None = None) -> dict[str, Any]:
     return summary
 
 
-def wrong_chain_share(rows: Answered, trigger: str | None = None) -> dict[str, Any] | None:
+def wrong_chain_share(rows: Answers, trigger: str | None = None) -> dict[str, Any] | None:
     """Return the share of wrong chains among the right greedy answers, with its Wilson interval.
 
     A wrong chain that ends in the right answer is what the ReFT paper calls reward hacking. Only
@@ -96,7 +134,7 @@ def wrong_chain_share(rows: Answered, trigger: str | None = None) -> dict[str, A
     }
 
 
-def compare(a: Answered, b: Answered, resamples: int, seed: int) -> list[dict[str, Any]]:
+def compare(a: Answers, b: Answers, resamples: int, seed: int) -> list[dict[str, Any]]:
     """Compare two models question by question: difference, bootstrap interval, McNemar's p."""
     of_a, of_b = right_answers(a), right_answers(b)
     return [
@@ -113,7 +151,7 @@ def compare(a: Answered, b: Answered, resamples: int, seed: int) -> list[dict[st
 
 def write_result(
     directory: Path,
-    answers: Mapping[str, Answered],
+    answers: Mapping[str, Answers],
     resamples: int,
     seed: int,
     trigger: str | None = None,

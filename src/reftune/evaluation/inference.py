@@ -19,6 +19,7 @@ from reftune.grading.judge import Judge, make_extractor, make_sandbox
 from reftune.model.loading import load_both, make_policy, refuse_run
 from reftune.model.prompts import Prompter, saved_settings
 from reftune.problem import AnsweredQuestion, Cot, Problem, UserError
+from reftune.runs.display import Display
 from reftune.runs.setup import check_prompts, judge_of, make_accelerator
 from reftune.training.rollouts import Generator, make_generator
 from reftune.training.types import GradedSample
@@ -81,7 +82,9 @@ def evaluate_on(
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
     generator = _load_generator(config, problems, judge_of(config, problems))
-    answers = answer_questions(generator, problems, config.evaluation, config.seed)
+    with Display("evaluate", 1, shown=generator.accelerator.is_main_process):
+        at_once = config.compute.sampler_rows
+        answers = answer_questions(generator, problems, config.evaluation, config.seed, at_once)
     judged = judged_by_all({"": answers})[""]
     unjudged = {"unjudged": len(answers) - len(judged)}
     return summarise(judged, config.prompt.trigger) | unjudged, answers

@@ -44,8 +44,8 @@ def goes_on(config: Config) -> str:
             continue
         if found := complete_checkpoints(directory):
             step = found[-1].name.removeprefix("step-").lstrip("0")
-            return f"the same command goes on with {stage} behind step {step}, its last checkpoint"
-        if stage in RESUMED_BY_ROWS and any(directory.glob("*.jsonl")):
+            return f"the same command goes on with {stage} behind step {step}, saved in {found[-1]}"
+        if stage in RESUMED_BY_ROWS and any(directory.rglob("*.jsonl")):
             return f"the same command goes on with {stage} where it was"
         return f"the same command begins {stage} anew, which has no checkpoint yet"
     return "all stages are finished, and the same command writes the report"

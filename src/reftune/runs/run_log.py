@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reftune.files import (
     RUN_AGAIN,
@@ -21,9 +18,8 @@ from reftune.files import (
     require_shape,
     writing_to,
 )
+from reftune.runs.display import Display
 from reftune.runs.records import Logged
-
-PLAIN_LINE_SECONDS = 10.0  # where there is no terminal, say something this often
 
 # key in metrics -> (label, format) on the screen, in this order
 SHOWN = {
@@ -56,32 +52,19 @@ class RunLog:
         self.accelerator = accelerator
         self.directory = directory
         self.title = title
-        self.total = total
-        self.console = Console(stderr=True)
-        self.shown: dict[str, str] = {}
-        self.last_line = time.monotonic()
-        self.started, self.done_before = time.monotonic(), done
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not (self.console.is_terminal and accelerator.is_main_process),
-        )
-        self.task = self.progress.add_task(title, total=total, completed=done, status="")
+        self.numbers: dict[str, str] = {}
+        self.display = Display(title, total, done, shown=accelerator.is_main_process)
         if accelerator.is_main_process:
             make_directory(directory)
             for name in ("metrics.jsonl", "samples.jsonl"):
                 _rewind(directory / name, done)
 
     def __enter__(self) -> RunLog:
-        self.progress.start()
+        self.display.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.progress.stop()
+        self.display.__exit__(*error)
 
     def metrics(self, step: int, row: Mapping[str, Any]) -> None:
         """Record the metrics of one finished step and move the progress there."""
@@ -92,11 +75,8 @@ class RunLog:
         self.accelerator.log(numbers, step=step)
         for key, (label, form) in SHOWN.items():
             if key in row:
-                self.shown[key] = f"{label} {row[key]:{form}}"
-        status = "  ".join(self.shown[key] for key in SHOWN if key in self.shown)
-        self.progress.update(self.task, completed=step, status=status)
-        if not self.console.is_terminal:
-            self._plain_line(step, status)
+                self.numbers[key] = f"{label} {row[key]:{form}}"
+        self.display.update(step, "  ".join(self.numbers[key] for key in SHOWN if key in self.numbers))
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Record some samples of one step."""
@@ -105,16 +85,7 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Print one line beside the progress."""
-        if self.accelerator.is_main_process:
-            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
-
-    def _plain_line(self, step: int, status: str) -> None:
-        now = time.monotonic()
-        if now - self.last_line < PLAIN_LINE_SECONDS and step < self.total:
-            return
-        self.last_line = now
-        left = (now - self.started) / max(1, step - self.done_before) * (self.total - step)
-        self.say(f"{self.title} {step}/{self.total}  {status}  {left:.0f} s left")
+        self.display.say(message)
 
 
 def steps_done(directory: Path) -> int:

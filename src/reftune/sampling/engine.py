@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from reftune import progress
 from reftune.model.forward import PackedForward, kind_of
 from reftune.model.lora import merged
 from reftune.model.packing import window
@@ -89,9 +90,13 @@ class BuiltinSampler:
         """Sample one response per prompt (see `Sampler.sample`)."""
         samples: dict[int, Sample] = {}
 
+        def finish(i: int, sample: Sample) -> None:
+            samples[i] = sample
+            progress.advance()
+
         batch = _Batch(self, self._group(prompts), seeds, max_new_tokens, temperature)
         with torch.no_grad(), merged(self.model), self.context():
-            batch.run(samples.__setitem__)
+            batch.run(finish)
         return [samples[i] for i in range(len(prompts))]
 
     @property

@@ -59,5 +59,7 @@ class Sampler(Protocol):
             seeds: one signed 64-bit number per prompt, the source of that row's randomness.
             max_new_tokens: limit of a response; one that reaches it without EOS is not `finished`.
             temperature: 0 decodes greedily.
+
+        An engine may tell `progress.advance` of each response that is finished, for the screen.
         """
         ...

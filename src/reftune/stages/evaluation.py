@@ -1,5 +1,6 @@
 """The last stage: answer the test questions with each model, and compare the models."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from reftune.runs.run_log import RunLog
 from reftune.stages.reranker import load_reranker, rank
 from reftune.stages.run import Run
 from reftune.training.rollouts import make_generator
+
+PIECES = "pieces"  # directory of what the model at work has answered so far
 
 
 def start(run: Run) -> None:
@@ -26,6 +29,7 @@ def start(run: Run) -> None:
                 found = answer_with(run, name)
                 if run.accelerator.is_main_process:
                     write_jsonl(path, found)
+                    shutil.rmtree(directory / PIECES, ignore_errors=True)
             run.accelerator.wait_for_everyone()
             answers[name] = read_answers(path, run.splits.test)
             judged = [row["correct"] for row in answers[name] if is_judged(row["status"])]
@@ -52,7 +56,8 @@ def answer_with(run: Run, name: str) -> list[AnsweredQuestion]:
     policy, prompter = run.load_policy(name), run.prompter(name)
     rows = config.compute.sampler_rows
     generator = make_generator(policy, prompter, run.judge, run.accelerator, rows)
-    answered = answer_questions(generator, test, config.evaluation, config.seed)
+    pieces = config.run_dir / "evaluation" / PIECES / name
+    answered = answer_questions(generator, test, config.evaluation, config.seed, rows, pieces)
     if config.evaluation.rerank and name != "warmup":
         budget = config.compute.tokens_per_microbatch
         rank(load_reranker(run, name), prompter, test, answered, run.accelerator, budget)

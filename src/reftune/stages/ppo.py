@@ -20,6 +20,7 @@ from reftune.model.batch import collate
 from reftune.model.loading import reference_of
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
+from reftune.progress import counting
 from reftune.runs.run_dir import complete_checkpoints
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage
@@ -117,17 +118,20 @@ def update(
     ppo = config.ppo
     lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples]
     groups, judged = rollouts.groups.tolist(), rollouts.mask.any(dim=1).tolist()
-    history = []
+    history, batches = [], []
     for epoch in range(ppo.ppo_epochs):
         # Questions are shuffled, not samples: those of one question share their prompt in a minibatch.
         place = shuffled(max(groups) + 1, config.seed, "update", step, epoch)
         order = sorted((i for i in range(len(groups)) if judged[i]), key=lambda i: place[groups[i]])
-        for rows in minibatches(order, ppo.minibatch_size or max(1, len(order))):
+        batches += list(minibatches(order, ppo.minibatch_size or max(1, len(order))))
+    with counting("update", len(batches)) as count:
+        for rows in batches:
             loss_fn = _make_loss(rollouts, estimates, rows, ppo, learner.accelerator.device)
             sums = learner.step(rows, lengths, loss_fn, groups)
             if what := non_finite(sums):
                 _stop_on_non_finite(config, rollouts, rows, step, what, learner.accelerator)
             history.append(sums)
+            count.advance()
     if not history:
         return {}
     means = {key: sum(h[key] for h in history) / len(history) for key in history[0]}

@@ -27,7 +27,8 @@ from reftune.model.prompts import Prompter
 from reftune.problem import AnsweredQuestion, CountedRow, Problem, SampledAnswer, UserError
 from reftune.runs.checkpoints import load_trained, trained_weights
 from reftune.stages.run import Run
-from reftune.stages.stage import Stage, State
+from reftune.stages.stage import Stage
+from reftune.stages.steps import State
 from reftune.stages.supervised import Example, stop_on_non_finite, train_epochs
 from reftune.stages.warmup_samples import read_warmup_samples
 from reftune.training.learner import Learner

@@ -10,6 +10,7 @@ from typing import Any
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.problem import CountedRow, Problem
+from reftune.progress import counting
 from reftune.stages.run import Run
 from reftune.stages.stage import RESULT_KEYS, Stage
 from reftune.stages.supervised import Example, fit, stop_on_non_finite, train_on
@@ -86,9 +87,11 @@ def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
             questions, settings.samples_per_question, settings.temperature, key=key
         )
         batch, weights = half_and_half(stage.prompter, questions, graded)
-        for _ in range(settings.update_epochs if batch else 0):
-            sums = train_on(learner, batch, weights)
-            stop_on_non_finite(stage, sums, settings.learning_rate)
+        with counting("update", settings.update_epochs) as count:
+            for _ in range(settings.update_epochs if batch else 0):
+                sums = train_on(learner, batch, weights)
+                stop_on_non_finite(stage, sums, settings.learning_rate)
+                count.advance()
         return describe(graded) | (sums if batch else {}), graded
 
     return stage.run_online(settings, policy, generator, take_step)

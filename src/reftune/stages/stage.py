@@ -1,7 +1,6 @@
-"""What every training stage works with, and the one loop over steps that all of them take."""
+"""What every training stage works with, and what the stages that sample do around their steps."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,21 @@ from accelerate import Accelerator
 from reftune.config import Config, Epochs, Steps
 from reftune.files import atomic_directory, write_json
 from reftune.grading.judge import Judge
+from reftune.interrupts import check
 from reftune.model.loading import save_generation, save_policy
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, trained_at
 from reftune.problem import Problem
-from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
+from reftune.progress import counting
+from reftune.runs.checkpoints import remove_checkpoints
 from reftune.runs.run_log import RunLog
+from reftune.stages.steps import EndStep, Loop, Metrics, State, TakeStep
 from reftune.training.learner import Learner
 from reftune.training.microbatches import shuffled
 from reftune.training.optimizer import make_optimizer
-from reftune.training.rollouts import Generator, accuracy, graded_rows, make_generator
+from reftune.training.rollouts import Generator, accuracy, make_generator
 from reftune.training.types import GradedSample
 
-State = dict[str, Any]  # where a stage is; part of its checkpoints
-Metrics = dict[str, Any]
-TakeStep = Callable[[int, State], tuple[Metrics, Sequence[GradedSample]]]
 OnlineStep = Callable[[int], tuple[Metrics, Sequence[GradedSample]]]
 RESULT_KEYS = ("best_validation_accuracy", "seconds")
 
@@ -80,7 +79,8 @@ class Stage:
     def validate(self, generator: Generator) -> float:
         """Return the greedy accuracy on the validation questions."""
         key = (self.config.seed, "validation")
-        return accuracy(generator.generate(self.validation, 1, 0.0, key=key))
+        with counting("validation"):
+            return accuracy(generator.generate(self.validation, 1, 0.0, key=key))
 
     def questions(self, step: int, count: int) -> list[Problem]:
         """Return the questions of step `step` (from 1): endless shuffled passes, cut into batches."""
@@ -89,32 +89,26 @@ class Stage:
         orders = {p: shuffled(len(train), self.config.seed, "questions", p) for p in passes}
         return [train[orders[p // len(train)][p % len(train)]] for p in positions]
 
-    def run_steps(self, total: int, checkpoint_every: int, start: State, take_step: TakeStep) -> State:
+    def run_steps(
+        self, total: int, checkpoint_every: int, start: State, take_step: TakeStep, end_step: EndStep
+    ) -> State:
         """Take `total` steps; go on from the newest checkpoint if there is one.
 
         Args:
             checkpoint_every: steps between two checkpoints; none is written after the last one.
             start: what the state holds before the first step, beside `step` and `seconds`.
-            take_step: gets the step's number (from 1) and the state, which it may change; returns the
-                step's metrics, and the samples that are logged with it.
+            take_step, end_step: train and validate; see `stages.steps`.
 
         Returns the state after the last step.
         """
-        start = {"seconds": 0.0, **start}
-        state = load_checkpoint(self.accelerator, self.directory, start) or {"step": 0, **start}
+        seconds = 60 * self.config.compute.checkpoint_every_minutes
+        loop = Loop(self.accelerator, self.directory, total, checkpoint_every, seconds)
+        state = loop.begin({"seconds": 0.0, **start})
         self._know_export(state)
         with self.log(total, state["step"]) as log:
             if state["step"]:
                 log.say(f"{self.name}: goes on behind step {state['step']} of {total}")
-            for step in range(state["step"] + 1, total + 1):
-                started = time.perf_counter()
-                metrics, samples = take_step(step, state)
-                state["seconds"] += time.perf_counter() - started
-                if samples:
-                    log.samples(step, graded_rows(samples))
-                log.metrics(step, {**metrics, "seconds": state["seconds"]})
-                if step % checkpoint_every == 0 and step < total:
-                    save_checkpoint(self.accelerator, self.directory, step, state)
+            loop.run(state, log, take_step, end_step)
         return state
 
     def run_online(
@@ -126,18 +120,22 @@ class Stage:
         after the last step the policy is validated, and the best one is kept.
         """
 
-        def step_and_validate(step: int, state: State) -> tuple[Metrics, Sequence[GradedSample]]:
+        def take(step: int, state: State) -> tuple[Metrics, Sequence[GradedSample]]:
             generator.update_weights(policy)
             metrics, samples = take_step(step)
-            if step % settings.validate_every_steps == 0 or step == settings.steps:
-                generator.update_weights(policy)
-                metrics["validation_accuracy"] = self.validate(generator)
-                self.keep_best(policy, state, "step", step, metrics["validation_accuracy"])
             one_each = samples[:: settings.samples_per_question]
             return metrics, one_each[: settings.samples_logged_per_step]
 
+        def validate(step: int, state: State) -> Metrics:
+            if step % settings.validate_every_steps and step != settings.steps:
+                return {}
+            generator.update_weights(policy)
+            solved = self.validate(generator)
+            self.keep_best(policy, state, "step", step, solved)
+            return {"validation_accuracy": solved}
+
         every, start = settings.checkpoint_every_steps, {"best_validation_accuracy": -1.0}
-        state = self.run_steps(settings.steps, every, start, step_and_validate)
+        state = self.run_steps(settings.steps, every, start, take, validate)
         return self.finish({key: state[key] for key in ("best_step", *RESULT_KEYS)})
 
     def keep_best(
@@ -180,4 +178,5 @@ class Stage:
             write_json(self.directory / "result.json", result)
             remove_checkpoints(self.directory)
         self.accelerator.wait_for_everyone()
+        check()  # a signal that came after the last step
         return dict(result)

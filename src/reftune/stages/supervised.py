@@ -12,7 +12,8 @@ from reftune.config import Epochs, Supervised
 from reftune.model.batch import collate, length_mask
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
-from reftune.stages.stage import Metrics, Stage, State
+from reftune.stages.stage import Stage
+from reftune.stages.steps import Metrics, State
 from reftune.training.learner import Learner, linear_schedule, non_finite
 from reftune.training.losses import cross_entropy
 from reftune.training.microbatches import length_sorted, shuffled
@@ -105,11 +106,12 @@ def train_epochs(
         learner.model.eval()
         seconds = time.perf_counter() - started
         metrics["tokens_per_second"] = sum(lengths[i] for i in rows) / seconds
-        if step % per_epoch == 0:
-            metrics |= end_epoch(step // per_epoch, state)
         return metrics, ()
 
-    return stage.run_steps(total, settings.checkpoint_every_steps, start, step_of_epoch)
+    def end_step(step: int, state: State) -> Metrics:
+        return {} if step % per_epoch else end_epoch(step // per_epoch, state)
+
+    return stage.run_steps(total, settings.checkpoint_every_steps, start, step_of_epoch, end_step)
 
 
 def train_on(learner: Learner, batch: Sequence[Example], weights: Sequence[float]) -> dict[str, float]:

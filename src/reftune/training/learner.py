@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reftune.model.gradient_checkpointing import checkpointed_layers, checkpointing
+from reftune.progress import counting
 from reftune.training.cpu_threads import make_cpu_threads, replicas
 from reftune.training.microbatches import make_microbatches, shard
 from reftune.training.optimizer import optimized
@@ -122,7 +123,7 @@ class Learner:
             parameter.grad = None
         workers = self.accelerator.num_processes * len(models)
         pieces = make_microbatches(rows, lengths, self.token_budget, workers, groups)
-        with checkpointing(self._layers):
+        with checkpointing(self._layers), counting("rows", len(rows)) as self._count:
             totals = self._cpu_threads.map(
                 lambda i: self._accumulate(models[i], pieces, i, workers, loss_fn),
                 range(len(models)),
@@ -165,6 +166,8 @@ class Learner:
                 accelerator.backward(loss * processes)  # undo the average over processes
             for name, value in {"loss": loss, **statistics}.items():
                 sums[name] = sums[name] + value.detach()
+            if thread == 0:  # all go through all pieces
+                self._count.advance(len(piece))
         return sums
 
     def _sum(self, totals: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -8,18 +8,21 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from reftune.grading.judge import Judge
+from reftune.interrupts import Stopped, breakable, received, stop
 from reftune.model.batch import collate, length_mask, pad
 from reftune.model.loading import response_ends
 from reftune.model.lora import plain_weights
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
 from reftune.problem import GradedRow, Problem, UserError
+from reftune.progress import counting
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.sampler import Sample, Sampler
 from reftune.training.sharded_map import sharded_map
@@ -38,7 +41,13 @@ class Generator:
     accelerator: Accelerator
 
     def generate(
-        self, problems: Sequence[Problem], samples: int, temperature: float, *, key: Key
+        self,
+        problems: Sequence[Problem],
+        samples: int,
+        temperature: float,
+        *,
+        key: Key,
+        first: int = 0,
     ) -> list[GradedSample]:
         """Sample each problem `samples` times and judge the results, in the order of the problems.
 
@@ -47,21 +56,29 @@ class Generator:
             samples: responses per question.
             temperature: 0 decodes greedily.
             key: names the source of randomness.
+            first: number of the first problem, where these are a piece of a longer list: its samples
+                do not depend on how it is cut.
 
-        Raises UserError where the sandbox could run none of the programs.
+        A signal that asks the program to end breaks this off (see `interrupts`): at once, and where
+        other processes have a share, when they have done theirs. Raises UserError where the sandbox
+        could run none of the programs.
         """
         accelerator = self.accelerator
         indices = range(accelerator.process_index, len(problems), accelerator.num_processes)
-        rows = [(i, k) for i in indices for k in range(samples)]
-        graded = self._grade(
-            [problems[i] for i, _ in rows], self._sample(problems, rows, temperature, key)
-        )
-        if graded and not any(sample.verdict.judged for sample in graded):
-            raise UserError(
-                "the sandbox could run none of the programs; is pydantic-monty installed whole?"
-            )
-        numbered = list(zip(rows, graded, strict=True))
-        gathered = gather_object(numbered) if accelerator.num_processes > 1 else numbered
+        rows = [(first + i, k) for i in indices for k in range(samples)]
+        asked = [problems[i] for i in indices for _ in range(samples)]
+        try:
+            with breakable():
+                drawn = self._grade(asked, self._sample(asked, rows, temperature, key))
+            mine: list[Any] = list(zip(rows, drawn, strict=True))
+        except Stopped:
+            if accelerator.num_processes == 1:
+                raise
+            mine = [received()]  # in place of samples: the others wait for something
+        gathered = gather_object(mine) if accelerator.num_processes > 1 else mine
+        for signal in gathered:
+            if isinstance(signal, int):
+                stop(signal)
         return [sample for _, sample in sorted(gathered, key=lambda pair: pair[0])]
 
     def update_weights(self, policy: PolicyWithValue) -> None:
@@ -71,19 +88,25 @@ class Generator:
     def _sample(
         self, problems: Sequence[Problem], rows: Sequence[tuple[int, int]], temperature: float, key: Key
     ) -> list[Sample]:
-        """Draw sample k of problem i for each (i, k)."""
-        prompts = {i: self.prompter.encode_prompt(problems[i]) for i, _ in rows}
-        return self.sampler.sample(
-            [prompts[i] for i, _ in rows],
-            [sequence_seed(*key, i, k) for i, k in rows],
-            max_new_tokens=self.prompter.settings.max_new_tokens,
-            temperature=temperature,
-        )
+        """Draw sample k of problem number i for each (i, k)."""
+        prompts = {problem: self.prompter.encode_prompt(problem) for problem in problems}
+        with counting("sampling", len(rows)):  # the sampler advances it
+            return self.sampler.sample(
+                [prompts[problem] for problem in problems],
+                [sequence_seed(*key, i, k) for i, k in rows],
+                max_new_tokens=self.prompter.settings.max_new_tokens,
+                temperature=temperature,
+            )
 
     def _grade(self, problems: Sequence[Problem], samples: Sequence[Sample]) -> list[GradedSample]:
         pairs = list(zip(problems, samples, strict=True))
         texts = [self.prompter.decode(problem, s.tokens, s.finished) for problem, s in pairs]
-        verdicts = self.judge(problems, texts, [s.finished for s in samples])
+        with counting("judging"):
+            verdicts = self.judge(problems, texts, [s.finished for s in samples])
+        if verdicts and not any(verdict.judged for verdict in verdicts):
+            raise UserError(
+                "the sandbox could run none of the programs; is pydantic-monty installed whole?"
+            )
         graded = zip(pairs, texts, verdicts, strict=True)
         return [GradedSample(problem, s, text, verdict) for (problem, s), text, verdict in graded]
 

@@ -1,11 +1,14 @@
 """Read rows with a model that does not learn: each process a share of every micro-batch."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from reftune.interrupts import breakable
+from reftune.progress import counting
 from reftune.training.microbatches import make_microbatches, shard
 
 
@@ -27,11 +30,16 @@ def sharded_map(
         token_budget, groups: as for `make_microbatches`.
     """
     processes = accelerator.num_processes
-    for rows in make_microbatches(range(len(lengths)), lengths, token_budget, processes, groups):
-        mine, weights = shard(rows, accelerator.process_index, processes)
-        if any(weights):
-            with accelerator.autocast():
-                read(mine)
+    pieces = make_microbatches(range(len(lengths)), lengths, token_budget, processes, groups)
+    # A signal to one of several processes must not keep the others waiting for its share.
+    alone = breakable() if processes == 1 else nullcontext()
+    with counting("reading", len(lengths)) as count, alone:
+        for rows in pieces:
+            mine, weights = shard(rows, accelerator.process_index, processes)
+            if any(weights):
+                with accelerator.autocast():
+                    read(mine)
+            count.advance(len(rows))
     filled = accelerator.reduce(empty, reduction="sum") if processes > 1 else empty
     assert isinstance(filled, Tensor)
     return filled

@@ -1,0 +1,50 @@
+"""How far the work at hand is: those who do it count, and whoever has a screen looks.
+
+Counts stand inside each other, as the rows of an update stand inside of its minibatches.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Count:
+    """Work of which `done` of `total` parts are done; without a total it just has a name."""
+
+    label: str
+    total: int = 0
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def advance(self, parts: int = 1) -> None:
+        """Note that so many parts more are done."""
+        self.done += parts
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.done}/{self.total}" if self.total else self.label
+
+
+_counts: list[Count] = []  # the outermost first
+
+
+@contextmanager
+def counting(label: str, total: int = 0, done: int = 0) -> Iterator[Count]:
+    """Yield a count for the work of the block."""
+    _counts.append(count := Count(label, total, done))
+    try:
+        yield count
+    finally:
+        _counts.remove(count)
+
+
+def advance(parts: int = 1) -> None:
+    """Note that so many parts more of the innermost count are done; without any this does nothing."""
+    if _counts:
+        _counts[-1].advance(parts)
+
+
+def at_work() -> list[Count]:
+    """Return what is being counted now, the outermost first; from any thread."""
+    return list(_counts)
