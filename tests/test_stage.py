@@ -12,11 +12,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from reftune import interrupts
 from reftune.config import Compute, OnlineSt
 from reftune.files import read_json, read_jsonl
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import trained_at
-from reftune.problem import Problem, Verdict
+from reftune.problem import Problem, UserError, Verdict
 from reftune.sampling.sampler import Sample
 from reftune.stages import steps as module
 from reftune.stages.stage import Stage
@@ -373,6 +374,69 @@ def test_the_main_process_alone_finishes_a_stage_and_the_others_wait(tmp_path: P
     assert accelerator.waits == 1
     assert (stage.directory / "result.json").exists() == (index == 0)
     assert (stage.directory / "checkpoints").exists() == (index == 1)
+
+
+def test_a_signal_after_the_last_step_ends_the_run_when_the_stage_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts._State, "number", 15)
+    stage = make_stage(tmp_path)
+    stage.directory.mkdir(parents=True)
+    with pytest.raises(interrupts.Stopped):
+        stage.finish({"best_step": 3})
+    assert read_json(stage.directory / "result.json") == {"best_step": 3}
+
+
+def test_a_signal_of_another_program_that_is_no_stop_saves_nothing(
+    tmp_path: Path, clock: Clock, saved: list[tuple[int, dict[str, Any]]]
+) -> None:
+    """Where reftune does not handle signals, a KeyboardInterrupt may come in the middle of an update."""
+    with pytest.raises(KeyboardInterrupt):
+        take_steps(tmp_path, clock, 1, broken=2, checkpoint_every_steps=100)
+    assert saved == []
+
+
+@pytest.mark.parametrize("broken_in", ["training", "validation"])
+def test_a_full_disk_at_the_end_keeps_the_checkpoint_before(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, broken_in: str
+) -> None:
+    class Ends(Steps):
+        def __call__(self, step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
+            if step == 4:
+                monkeypatch.setattr(module, "save_checkpoint", full)
+                monkeypatch.setattr(interrupts._State, "number", 2)
+                if broken_in == "training":
+                    interrupts.check()
+            return super().__call__(step)
+
+    def full(*_: Any) -> None:
+        raise UserError("the disk is full")
+
+    stage = make_stage(tmp_path, "online_st", SlowJudge(clock, 1, 1, 1), online_st=FIVE)
+    policy = make_policy()
+    stage.learner(policy, make_optimizer(policy, 1e-3, 0.0), 1.0)
+    with pytest.raises(UserError, match="the disk is full"):
+        stage.run_online(stage.config.online_st, policy, stage.generator(policy), Ends(policy, clock))
+    [kept] = (stage.directory / "checkpoints").iterdir()
+    assert kept.name == "step-00000002"
+
+
+@pytest.mark.parametrize(
+    ("learnt", "words"),
+    [("4", r"state\.json: learnt: input should be"), ('{"metrics": {}}', "learnt: samples: field req")],
+)
+def test_a_damaged_half_of_a_step_is_named(
+    tmp_path: Path, clock: Clock, learnt: str, words: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        take_steps(tmp_path, clock, 1, broken=3)
+    path = tmp_path / "run/online_st/checkpoints/step-00000002/state.json"
+    state = read_json(path)
+    path.write_text(json.dumps(state)[:-1] + f', "learnt": {learnt}}}')
+    with pytest.raises(
+        UserError, match=words + ".*; delete .*step-00000002, and the stage begins anew$"
+    ):
+        take_steps(tmp_path, clock, 1)
 
 
 def test_settings_of_a_method_need_not_be_those_of_another(tmp_path: Path, clock: Clock) -> None:
