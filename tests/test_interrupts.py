@@ -10,6 +10,7 @@ import pytest
 
 import tiny_run
 from child import Child
+from reftune import interrupts
 
 # No checkpoint is due before the end of a stage: all that is kept is kept because of a signal.
 RARE = """
@@ -110,3 +111,9 @@ def test_several_processes_stop_together_whichever_gets_the_signal(config: Path)
     Child("reftune", *start).finish()
     lines = (runs / "two/ppo/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_what_may_be_broken_off_does_not_begin_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts._State, "number", 2)
+    with pytest.raises(interrupts.Stopped), interrupts.breakable():
+        pytest.fail("it has begun")
