@@ -264,7 +264,7 @@ def test_checkpoints_come_after_a_time_too_if_steps_are_slow(
         compute=machine,
     )  # fmt: skip
     policy = make_policy()
-    stage.learner(policy, make_optimizer(policy, 1e-3, 0.0), 1.0)
+    stage.learner(policy, stage.config.online_st)
     steps = Steps(policy, clock)
     stage.run_online(stage.config.online_st, policy, stage.generator(policy), steps)
     assert [step for step, _ in saved] == expected
@@ -414,7 +414,7 @@ def test_a_full_disk_at_the_end_keeps_the_checkpoint_before(
 
     stage = make_stage(tmp_path, "online_st", SlowJudge(clock, 1, 1, 1), online_st=FIVE)
     policy = make_policy()
-    stage.learner(policy, make_optimizer(policy, 1e-3, 0.0), 1.0)
+    stage.learner(policy, stage.config.online_st)
     with pytest.raises(UserError, match="the disk is full"):
         stage.run_online(stage.config.online_st, policy, stage.generator(policy), Ends(policy, clock))
     [kept] = (stage.directory / "checkpoints").iterdir()
