@@ -46,6 +46,13 @@ def test_the_configuration_tells_which_stages_a_run_has(run_dir: Path) -> None:
     ]
 
 
+def test_the_log_of_the_evaluation_is_no_training_log(run_dir: Path) -> None:
+    write(run_dir / "evaluation/metrics.jsonl", '{"step": 1, "model": "sft", "accuracy": 0.5}\n')
+    run = read_run(run_dir)
+    assert run.unreadable == []
+    assert "evaluation" not in run.metrics
+
+
 def test_steps_written_twice_count_once_and_validation_joins_its_step(run_dir: Path) -> None:
     lines = ['{"step": 1, "loss": 3}', '{"step": 2, "loss": 2}', '{"step": 3, "loss": 9}']
     lines += ['{"step": 2, "loss": 2.5}', '{"step": 2, "validation_accuracy": 0.5}']

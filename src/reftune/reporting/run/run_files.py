@@ -55,9 +55,9 @@ def read_run(directory: Path) -> Run:
             run.results[stage] = read_result(directory, stage)
         else:
             run.results[stage] = {}
-        run.metrics[stage] = _by_step(_read_rows(run, f"{stage}/metrics.jsonl", Metrics))
+        if stage != "evaluation":  # whose rows are no training's: they name models
+            run.metrics[stage] = _by_step(_read_rows(run, f"{stage}/metrics.jsonl", Metrics))
     run.evaluation = run.results.pop("evaluation")
-    run.metrics.pop("evaluation")
     for stage, method in methods_by_stage().items():
         if method.unit == "step":  # an online method, which logs some of its samples
             run.samples[stage] = _read_rows(run, f"{stage}/samples.jsonl", LoggedSample)
