@@ -11,6 +11,7 @@ import pytest
 from reftune.evaluation.evaluate import compare, summarise
 from reftune.evaluation.statistics import bootstrap_means, wilson_interval
 from reftune.problem import UserError
+from reftune.reporting.comparison import tables
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference, compare_runs
 from reftune.reporting.comparison.finished_runs import read_finished_runs
 from written_runs import add_reranker, write_run
@@ -290,3 +291,52 @@ def test_refusals_come_through(tmp_path: Path) -> None:
     twin = write_run(tmp_path / "twin", {"sft": [1, 0]})
     with pytest.raises(UserError, match="the same settings and the same seed"):
         compare_runs([run, twin])
+
+
+BASE: dict[str, Any] = {"model": {"name": "m"}, "sft": {"epochs": 0}}
+
+
+def test_without_sft_every_method_meets_the_given_model(tmp_path: Path) -> None:
+    models = ("base", "offline_st", "online_st", "reft")
+    run = write_run(tmp_path / "run", {m: answers(0.5, i) for i, m in enumerate(models)}, **BASE)
+    assert pairs(compare_runs([run])) == [
+        ("base", "offline_st"), ("base", "online_st"), ("base", "reft"),
+        ("offline_st", "reft"), ("online_st", "reft"),
+    ]  # fmt: skip
+
+
+def test_runs_with_and_without_sft_are_compared_by_what_both_have_learnt(tmp_path: Path) -> None:
+    right = {"base": answers(0.1, 0), "sft": answers(0.4, 1), "reft": answers(0.6, 2)}
+    first = write_run(tmp_path / "first", right, model={"name": "m"})
+    bare = {"base": right["base"][::-1], "reft": answers(0.7, 3)}  # as if other samples were drawn
+    second = write_run(tmp_path / "second", bare, **BASE)
+    found = compare_runs([first, second])
+    assert pairs(found) == [("sft", "reft"), ("base", "reft"), ("reft", "reft")]
+    assert tables.headline(found).startswith("ReFT against SFT: +")
+    assert "; ReFT against Base: +" in tables.headline(found)
+    with_sft, without = tables.sentences(found)
+    assert ", SFT " in with_sft
+    assert ", Base " in without
+
+
+def test_given_models_are_compared_where_they_are_the_baseline_of_both(tmp_path: Path) -> None:
+    runs = [
+        write_run(
+            tmp_path / name, {"base": answers(0.2, i), "reft": answers(0.6, i)},
+            **BASE | {"model": {"name": name}},
+        )
+        for i, name in enumerate(("small", "large"))
+    ]  # fmt: skip
+    assert ("base", "base") in pairs(compare_runs(runs))
+
+
+def test_whether_the_given_model_was_asked_makes_no_other_group(tmp_path: Path) -> None:
+    model = {"name": "m"}
+    runs = [
+        write_run(
+            tmp_path / f"{seed}", {"sft": answers(0.4, seed), "reft": answers(0.6, seed)}, seed=seed,
+            model=model, evaluation={"base": base},
+        )
+        for seed, base in ((1, True), (2, False))
+    ]  # fmt: skip
+    assert len(compare_runs(runs).groups) == 1

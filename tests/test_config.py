@@ -18,6 +18,9 @@ PAPER = CONFIGS / "paper"
 COMMITTED = sorted(path for path in CONFIGS.rglob("*.toml") if path.parent.name != "parts")
 
 
+GIVEN = '[model]\nname = "m"\n[sft]\nepochs = 0\n'
+
+
 def write(folder: Path, text: str = "", name: str = "run.toml") -> Path:
     """Write a config file; one that names no model and no parent gets a tiny one."""
     if "model" not in text and "extends" not in text:
@@ -88,7 +91,7 @@ def test_name_is_the_files_stem_unless_given(tmp_path: Path) -> None:
         ),
         (
             "[evaluation]\nzzz = 1",
-            "unknown key evaluation.zzz; known keys: bootstrap, rerank, samples, temperature",
+            "unknown key evaluation.zzz; known keys: base, bootstrap, rerank, samples, temperature",
         ),
     ],
 )
@@ -114,6 +117,23 @@ def test_unknown_key_names_the_nearest(tmp_path: Path, text: str, message: str) 
             "set exactly one of model.name and model.scratch .*",
         ),
         ("[sft]\nepochs = 3\nwarmup_epochs = 4", "sft.warmup_epochs must not exceed sft.epochs"),
+        ("[sft]\nepochs = 0\nwarmup_epochs = 2", "sft.warmup_epochs must not exceed sft.epochs"),
+        (
+            "[sft]\nepochs = 0",
+            r"sft.epochs = 0: the methods would start from a new model \(model.scratch\), which knows"
+            " nothing that could be reinforced; set model.name, or raise it",
+        ),
+        ("[sft]\nwarmup_epochs = 0", "sft.warmup_epochs = 0: the methods would start from a new .*"),
+        (
+            f'start_from = "runs/a"\n{GIVEN}',
+            "start_from takes over the SFT stage of another run, and with sft.epochs = 0 there is none;"
+            " leave start_from out, or raise sft.epochs",
+        ),
+        (
+            f"methods = []\n{GIVEN}",
+            r'methods = \[\] and sft.epochs = 0: nothing is trained; add "reft" to methods, or raise'
+            " sft.epochs",
+        ),
     ],
 )
 def test_wrong_value_names_the_key(tmp_path: Path, text: str, message: str) -> None:
@@ -123,6 +143,27 @@ def test_wrong_value_names_the_key(tmp_path: Path, text: str, message: str) -> N
 
 def test_warmup_may_be_the_whole_sft_run(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "[sft]\nepochs = 4\nwarmup_epochs = 4")).sft.warmup_epochs == 4
+
+
+def test_without_sft_there_is_no_warm_up_either(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GIVEN))
+    assert (config.sft.epochs, config.sft.warmup_epochs) == (0, 0)
+    assert (config.lineup.start, config.lineup.baseline) == ("base", "base")
+    again = tmp_path / "again.toml"
+    again.write_text(dump_config(config), encoding="utf-8")  # which says both
+    assert load_config(again, name=config.name) == config
+    both = load_config(write(tmp_path, '[model]\nname = "m"\n[sft]\nwarmup_epochs = 0'))
+    assert (both.sft.epochs, both.lineup.start, both.lineup.baseline) == (40, "base", "sft")
+
+
+def test_the_given_model_is_compared_where_it_is_given_and_wanted(tmp_path: Path) -> None:
+    def models(text: str, *overrides: str) -> list[str]:
+        return load_config(write(tmp_path, text), overrides).lineup.models
+
+    assert models('[model]\nscratch = "tiny"') == ["warmup", "sft", "reft"]
+    assert models('[model]\nname = "m"') == ["base", "warmup", "sft", "reft"]
+    assert models('[model]\nname = "m"', "evaluation.base=false") == ["warmup", "sft", "reft"]
+    assert models(GIVEN, "evaluation.base=false") == ["base", "reft"]  # it is what ReFT starts from
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from reftune.config.files import dump_config, load_config, parse_config
 from reftune.data.sources import CSV, JSON, PARQUET
 from reftune.problem import UserError
 
+GIVEN = "model.name=some/model"
 ALL = 'methods=["offline_st", "online_st", "reft"]'
 GROUP = 'ppo.advantage = "group" has no critic; leave the key out, or set ppo.advantage = "gae"'
 GROUPED = ["ppo.advantage=group", "ppo.samples_per_question=2"]
@@ -20,6 +21,15 @@ FILE = ["data.train=a.jsonl", "data.test=b.CSV"]
 
 # What makes a setting do nothing, the setting, the end of the sentence, and what gives it an effect.
 TABLE: list[tuple[list[str], str, str, list[str]]] = [
+    (
+        [GIVEN, "sft.epochs=0"], "sft.learning_rate=1e-4",
+        "sft.epochs = 0 leaves the SFT stage out; leave the key out, too, or raise sft.epochs",
+        ["sft.epochs=4"],
+    ),
+    (
+        [], "evaluation.base=true", "a new model knows no answers; leave it out, or set model.name",
+        [GIVEN],
+    ),
     ([], "offline_st.epochs=3", 'no offline self-training is run; add "offline_st" to methods', [ALL]),
     ([], "online_st.steps=3", 'no online self-training is run; add "online_st" to methods', [ALL]),
     (["methods=[]"], "ppo.kl_coef=0.1", 'no PPO is run; add "reft" to methods', [ALL]),

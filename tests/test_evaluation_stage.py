@@ -137,6 +137,16 @@ def test_models_that_have_answered_are_not_asked_again(tmp_path: Path, asked: As
     assert result["models"]["warmup"]["greedy"]["correct"] == 1
 
 
+def test_the_given_model_is_asked_first(
+    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RIGHT, "base", 1)
+    given = make_config(tmp_path, "reft", model={"name": "some/model"})
+    start(run_of(given))
+    assert asked.names == ["base", "warmup", "sft", "reft"]
+    assert read_jsonl(given.run_dir / "evaluation/base.jsonl") == answers(RIGHT["base"])
+
+
 def test_when_methods_grow_only_the_new_models_are_asked(tmp_path: Path, asked: Asked) -> None:
     start(run_of(make_config(tmp_path, "reft")))
     config = make_config(tmp_path, "reft", "online_st")

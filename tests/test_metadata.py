@@ -90,3 +90,22 @@ def test_an_evaluation_from_before_a_method_was_added_is_unfinished(run_dir: Pat
     assert states(read_run(run_dir))["Evaluation"] == ("unfinished", "without Online-ST")
     write(run_dir / "config.toml", 'methods = ["reft"]\n')
     assert states(read_run(run_dir))["Evaluation"] == ("done", "9 unseen questions")
+
+
+def test_a_run_from_the_given_model_is_told_by_its_name(run_dir: Path) -> None:
+    model = '[model]\nname = "m"\n[sft]\nepochs = 0\nwarmup_epochs = 0\n'
+    write(run_dir / "config.toml", f"{ALL}{model}")
+    names = ["Data", "Base samples", "Offline-ST", "Online-ST", "ReFT", "Rerankers", "Evaluation"]
+    found = states(read_run(run_dir))
+    assert list(found) == names
+    write(run_dir / "reranker/base/result.json", '{"best_validation_auc": 0.75}')
+    write(run_dir / "reranker/base/metrics.jsonl", '{"step": 2}\n')
+    assert states(read_run(run_dir))["Rerankers"] == ("unfinished", "1 of 4")
+    assert facts(read_run(run_dir))["Rerankers"] == [("AUC, Base", "0.75")]
+
+
+def test_questions_without_a_chain_are_counted_where_there_are_some(run_dir: Path) -> None:
+    write(run_dir / "data/report.json", '{"train": 100, "without_chain": 0}')
+    assert facts(read_run(run_dir))["Data"] == [("training questions", "100")]
+    write(run_dir / "data/report.json", '{"train": 100, "without_chain": 30}')
+    assert facts(read_run(run_dir))["Data"][1] == ("training questions without a chain", "30")

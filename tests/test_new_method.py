@@ -15,7 +15,7 @@ from reftune.reporting.run.report import write_report
 from written_runs import write_run
 
 ROW = Method(
-    "DPO", "Direct preference optimisation", "preference", "somebody.elses:start", ("sft",), "step",
+    "DPO", "Direct preference optimisation", "preference", "somebody.elses:start", (), "step",
     ("#123456", "#abcdef"),
 )  # fmt: skip
 SAMPLE = {"id": "q0", "question": "How many?", "answer": "7", "completion": "return 7", "status": "ok"}

@@ -34,6 +34,8 @@ PLACES = {
 }  # fmt: skip
 ALL = ("offline_st", "online_st", "reft")
 RERANK = {"samples": 2, "rerank": True}
+GIVEN = {"model": {"name": "some/model"}}  # stand-ins never look for it
+WITHOUT_SFT: dict[str, Any] = GIVEN | {"sft": {"epochs": 0}}
 STAGES_OF_ALL = [
     "sft", "warmup_samples", "offline_st", "online_st", "ppo", "reranker/sft", "reranker/offline_st",
     "reranker/online_st", "reranker/reft", "evaluation",
@@ -145,6 +147,33 @@ def test_a_run_has_the_stages_that_its_methods_need(
     assert work.names == [*stages.split(), "end"]
 
 
+def test_without_sft_the_stages_are_those_of_the_methods(tmp_path: Path, work: Work) -> None:
+    stages = ["warmup_samples", "offline_st", "ppo", "reranker/base", "reranker/offline_st"]
+    config = make_config(tmp_path, "offline_st", "reft", evaluation=RERANK, **WITHOUT_SFT)
+    assert run_stages(config) == [*stages, "reranker/reft", "evaluation"]
+
+
+@pytest.mark.parametrize("stage", ["warmup_samples", "online_st", "ppo"])
+@pytest.mark.parametrize("epochs", [0, 4])
+def test_what_starts_from_the_given_model_needs_nothing_before(
+    tmp_path: Path, work: Work, stage: str, epochs: int
+) -> None:
+    sft = {"epochs": epochs, "warmup_epochs": 0}
+    config = make_config(tmp_path, *ALL, **GIVEN, sft=sft)
+    assert run_stages(config, (stage,)) == [stage]
+
+
+def test_sft_is_refused_where_the_run_has_none(tmp_path: Path, work: Work) -> None:
+    config = make_config(tmp_path, "reft", **WITHOUT_SFT)
+    with pytest.raises(UserError) as error:
+        run_stages(config, ("sft",))
+    assert str(error.value) == (
+        "sft.epochs = 0: there is no SFT to do; raise it, or start `reftune run`"
+    )
+    assert work.names == []
+    assert not config.run_dir.exists()
+
+
 def test_only_the_named_stages_are_done(tmp_path: Path, work: Work) -> None:
     config = make_config(tmp_path, *ALL, evaluation=RERANK)
     assert run_stages(config, ("sft", "ppo")) == ["sft", "ppo"]
@@ -221,6 +250,17 @@ def test_when_methods_grow_only_what_is_new_is_done(tmp_path: Path, work: Work) 
     grown = make_config(tmp_path, *ALL)
     assert run_stages(grown) == ["warmup_samples", "offline_st", "evaluation"]
     assert run_stages(grown) == []
+
+
+def test_the_given_model_may_be_asked_later(tmp_path: Path, work: Work) -> None:
+    alone: dict[str, Any] = {"evaluation": {"base": False, "bootstrap": 100}}
+    run_stages(make_config(tmp_path, "reft", **GIVEN, **alone))
+    config = make_config(tmp_path, "reft", **GIVEN)
+    assert run_stages(config) == ["evaluation"]
+    assert load_config(config.run_dir / "config.toml").evaluation.base
+    write_json(config.run_dir / "evaluation/base.jsonl", {})
+    write_json(config.run_dir / "evaluation/result.json", {"models": dict.fromkeys(models_of(config))})
+    assert run_stages(config) == []
 
 
 def test_answers_that_are_gone_are_given_again(tmp_path: Path, work: Work) -> None:
@@ -300,6 +340,17 @@ def test_samples_that_the_other_run_has_not_drawn_are_drawn_here(tmp_path: Path,
     run_stages(first)
     config = make_config(tmp_path, "offline_st", name="second", start_from=str(first.run_dir))
     assert run_stages(config) == ["warmup_samples", "offline_st", "evaluation"]
+
+
+def test_sft_without_a_warm_up_is_taken_over_alone(tmp_path: Path, work: Work) -> None:
+    sft = GIVEN | {"sft": {"epochs": 4, "warmup_epochs": 0}}
+    first = make_config(tmp_path, name="first", **sft)
+    write_json(first.run_dir / "sft/result.json", {"of": "first"})
+    run_stages(first, ())
+    config = make_config(tmp_path, "reft", name="second", start_from=str(first.run_dir), **sft)
+    assert run_stages(config) == ["ppo", "evaluation"]
+    assert read_json(config.run_dir / "sft/result.json") == {"of": "first"}
+    assert not (config.run_dir / "warmup").exists()
 
 
 def test_what_a_run_does_not_need_it_does_not_take_over(tmp_path: Path, work: Work) -> None:

@@ -32,11 +32,11 @@ def test_a_run_that_has_just_begun_is_empty(run_dir: Path) -> None:
 
 
 def test_the_configuration_tells_which_stages_a_run_has(run_dir: Path) -> None:
-    assert read_run(run_dir).stages == ["sft", "ppo", "evaluation"]  # the default
+    assert read_run(run_dir).lineup.stages == ["sft", "ppo", "evaluation"]  # the default
     write(run_dir / "config.toml", 'methods = ["online_st"]\n[evaluation]\nrerank = true\n')
     run = read_run(run_dir)
-    assert run.models == ["warmup", "sft", "online_st"]
-    assert run.stages == [
+    assert run.lineup.models == ["warmup", "sft", "online_st"]
+    assert run.lineup.stages == [
         "sft",
         "warmup_samples",
         "online_st",
@@ -51,6 +51,25 @@ def test_the_log_of_the_evaluation_is_no_training_log(run_dir: Path) -> None:
     run = read_run(run_dir)
     assert run.unreadable == []
     assert "evaluation" not in run.metrics
+
+
+def test_the_configuration_tells_what_a_run_starts_from(run_dir: Path) -> None:
+    models = '[model]\nname = "some/model"\n'
+    write(run_dir / "config.toml", f"{models}[evaluation]\nbase = true\n")
+    assert read_run(run_dir).lineup.models == ["base", "warmup", "sft", "reft"]
+    write(run_dir / "config.toml", models)  # of a version that never asked the given model
+    assert read_run(run_dir).lineup.models == ["warmup", "sft", "reft"]
+    write(run_dir / "config.toml", '[model]\nscratch = "tiny"\n[evaluation]\nbase = true\n')
+    assert read_run(run_dir).lineup.models == ["warmup", "sft", "reft"]
+    write(run_dir / "config.toml", f"{models}[sft]\nepochs = 3\nwarmup_epochs = 0\n")
+    assert read_run(run_dir).lineup.models == ["base", "sft", "reft"]
+    write(
+        run_dir / "config.toml",
+        f"{models}[sft]\nepochs = 0\nwarmup_epochs = 0\n[evaluation]\nrerank = true\n",
+    )
+    run = read_run(run_dir)
+    assert run.lineup.models == ["base", "reft"]
+    assert run.results["reranker/base"] == {}
 
 
 def test_steps_written_twice_count_once_and_validation_joins_its_step(run_dir: Path) -> None:

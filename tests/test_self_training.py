@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 import torch
 from accelerate import Accelerator
 from torch.nn import functional
@@ -11,13 +15,14 @@ from reftune.config import Prompt
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import train_tokenizer
-from reftune.problem import Problem, Row, Verdict
+from reftune.problem import Problem, Row, UserError, Verdict
 from reftune.sampling.sampler import Sample
-from reftune.stages.self_training import half_and_half, own_examples
+from reftune.stages.self_training import half_and_half, own_examples, run_offline_st
 from reftune.stages.supervised import Example, train_on
 from reftune.training.learner import Learner
 from reftune.training.types import GradedSample
 from tiny_models import tiny_model
+from tiny_stage import ScriptedJudge, make_policy, make_stage
 
 PROBLEM = Problem("p", "2 + 2?", "4", "def solution():\n    return 2 + 2")
 PROMPTER = Prompter(
@@ -78,6 +83,38 @@ def test_without_a_right_sample_the_annotated_half_stands_alone_with_its_half() 
     )
     bare = Problem("p", "2 + 2?", "4")
     assert half_and_half(PROMPTER, [bare], [graded_sample([7], False)]) == ([], [])
+
+
+def test_where_some_questions_have_no_chain_their_right_samples_count_like_the_others() -> None:
+    bare, gold = Problem("b", "3 + 1?", "4"), PROMPTER.encode_example(PROBLEM)
+    graded = [graded_sample([7, 8, 9], True), graded_sample([7], False)]  # of bare, and of PROBLEM
+    batch, weights = half_and_half(PROMPTER, [bare, PROBLEM], graded)
+    assert batch == [([5, 6], [7, 8, 9]), gold]
+    assert weights == [0.5 / 3, 0.5 / len(gold[1])]
+    assert half_and_half(PROMPTER, [bare], graded) == ([([5, 6], [7, 8, 9])], [0.5 / 3])
+
+
+BARE = [Problem(f"t{i}", f"what is {i}?", f"{i}") for i in range(2)]
+
+
+def test_without_chains_offline_self_training_learns_from_right_samples_alone(tmp_path: Path) -> None:
+    settings = {"epochs": 1, "batch_size": 2}
+    stage = make_stage(tmp_path, "offline_st", ScriptedJudge(1), offline_st=settings)
+    right = {"t0": [row("1"), row("2", False)], "t1": [row("3")]}
+    result = run_offline_st(replace(stage, train=BARE), make_policy(), right)
+    assert (result["annotated_examples"], result["sampled_examples"]) == (0, 2)
+
+
+def test_offline_self_training_without_chain_and_right_sample_has_nothing_to_learn_from(
+    tmp_path: Path,
+) -> None:
+    stage = replace(make_stage(tmp_path, "offline_st"), train=BARE)
+    with pytest.raises(UserError) as error:
+        run_offline_st(stage, make_policy(), {"t0": [row("1", False)], "v0": [row("2")]})
+    assert str(error.value) == (
+        "offline_st: nothing to learn from: no question has a chain, and no warm-up sample of a training"
+        " question is right; raise warmup_samples.per_question under a new --name"
+    )
 
 
 @float64()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reftune.methods import METHODS
+from reftune.methods import METHODS, methods_by_stage
 from reftune.reporting.plots import Plot
 from reftune.reporting.run.stage_plots import method_plots, reranker_plots, status_shares
 
@@ -25,7 +25,7 @@ def strong_line(plot: Plot, index: int = -1) -> tuple[list[float], list[float]]:
     return list(line.get_xdata()), list(line.get_ydata())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.stage])
 def test_nothing_is_drawn_of_what_is_not_there(name: str) -> None:
     assert method_plots(METHODS[name], [], {}, {}) == []
     (plot,) = method_plots(METHODS[name], [{"step": 1, "kl": 0.1}], {}, {})
@@ -107,7 +107,7 @@ def test_rerankers_share_their_figures_with_a_line_per_model() -> None:
 def test_the_files_of_a_whole_run_have_names_of_their_own(tmp_path: Any) -> None:
     rows = [{"step": 1, "epoch": 1, "accuracy": 0.5, "validation_accuracy": 0.5, "loss": 1.0}]
     rows[0] |= {"response_length": 3, "kl": 0.1, "statuses": {"ok": 1}, "validation_auc": 0.5}
-    stages = {method.stage: method for method in METHODS.values()}.values()
+    stages = methods_by_stage().values()
     plots = [plot for method in stages for plot in method_plots(method, rows, {}, {})]
     plots += reranker_plots({"sft": rows})
     assert len({plot.save_png(tmp_path) for plot in plots}) == len(plots) == 4 * 6 + 2
@@ -131,3 +131,9 @@ def test_rare_outcomes_are_gathered() -> None:
     labels, shares = status_shares([{"statuses": {"ok": 0} | failures, "accuracy": 0.0}])
     assert labels[2:] == ["syntax error", "exception", "timeout", "memory", "other"]
     np.testing.assert_allclose(shares[:, 0] * 21, [0, 0, 6, 5, 4, 3, 3])
+
+
+def test_the_model_that_the_policy_moves_away_from_is_named() -> None:
+    for start, name in (("warmup", "warm-up"), ("base", "base")):
+        (plot,) = method_plots(METHODS["reft"], [{"step": 1, "kl": 0.1}], {}, {}, start)
+        assert plot.caption == f"How far the policy has moved from the {name} model."

@@ -265,6 +265,73 @@ def test_the_reference_is_the_warm_up_without_a_copy(
     assert {p.data_ptr() for p in reference.parameters()} < {p.data_ptr() for p in policy.parameters()}
 
 
+# From the given model, where there is no warm-up.
+
+
+def without_warmup(written: Config, epochs: int, **model: Any) -> Config:
+    """Return a run whose methods start from what another run calls its online_st."""
+    directory = written.run_dir / "online_st/model"
+    config = with_model(written, name=str(directory), scratch=None, **model)
+    values = config.model_dump(exclude={"sft"}) | {"sft": {"epochs": epochs, "warmup_epochs": 0}}
+    return Config.model_validate(values)
+
+
+@pytest.mark.parametrize("epochs", [0, 3])
+@pytest.mark.parametrize("name", ["warmup_samples", "online_st", "ppo", "offline_st"])
+def test_without_a_warm_up_the_methods_start_from_the_given_model(
+    written: Config, given: list[tuple[Any, ...]], name: str, epochs: int
+) -> None:
+    config = without_warmup(written, epochs, dtype="bfloat16")
+    STARTS[name](run_of(config))
+    [(stage, policy, *rest)] = given
+    trained = name != "warmup_samples"
+    for model in [policy, *(rest if name == "ppo" else [])]:
+        assert norm_of(model) == MARKS["online_st"]
+    assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
+    assert has_gradients(policy) == {trained}
+    assert ids(stage.train) == TRAINED_ON
+    assert stage.prompter.tokenizer.name_or_path == str(config.model.name)
+
+
+def test_the_given_model_as_ppos_start_has_a_critic_and_as_its_reference_is_frozen(
+    written: Config, given: list[tuple[Any, ...]]
+) -> None:
+    ppo.start(run_of(without_warmup(written, 0, value_model="separate", dtype="bfloat16")))
+    [(_, policy, reference)] = given
+    assert policy.value_backbone is not None
+    assert has_gradients(policy) == {True}
+    assert reference.policy is not policy.policy
+    assert reference.value_head is None
+    assert has_gradients(reference) == {False}
+    assert {p.dtype for p in reference.parameters()} == {torch.bfloat16}
+
+
+def test_a_prompt_that_the_given_model_cannot_read_is_refused_before_ppo(
+    written: Config, given: list[tuple[Any, ...]]
+) -> None:
+    prompt = written.prompt.model_copy(update={"max_prompt_tokens": 3})
+    config = without_warmup(written, 0).model_copy(update={"prompt": prompt})
+    with pytest.raises(UserError, match=r"the limit is 3; raise prompt\.max_prompt_tokens"):
+        ppo.start(run_of(config))
+    assert given == []
+
+
+def test_only_who_reads_chains_minds_that_one_is_too_long(
+    written: Config, given: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    def start(*methods: str) -> None:
+        config = without_warmup(make_config(tmp_path, *methods), 0)
+        config = with_model(config, name=str(written.run_dir / "online_st/model"))
+        long = [Problem("long", "How?", "1", "Apples " * 3000), *PROBLEMS]
+        write_problems(tmp_path / "train.jsonl", long)
+        STARTS["online_st" if "online_st" in methods else "ppo"](run_of(config))
+
+    start("reft")
+    assert len(given) == 1
+    with pytest.raises(UserError, match="problem long: its prompt and chain of"):
+        start("online_st", "reft")
+
+
 # From any model: rerankers.
 
 
@@ -335,7 +402,19 @@ def test_sft_without_a_chain_is_refused(tmp_path: Path, given: list[tuple[Any, .
             f"{tmp_path}/train.jsonl: no problem has a {cot} chain; SFT needs annotated chains:"
             " `reftune data prepare` derives programs from some data sets"
         )
+        named = with_model(config, name="some/model", scratch=None)  # it is not looked for
+        with pytest.raises(UserError) as error:
+            sft.start(run_of(named.model_copy(update={"data": data})))
+        assert str(error.value).endswith(
+            "some data sets; without SFT, sft.epochs = 0, the methods start from the given model"
+        )
     assert given == []
+
+
+SHARES = (
+    "train.jsonl: 3 of 4 training questions have a chain; SFT learns from these, and the other methods"
+    " ask all\n"
+)
 
 
 class Programs:
@@ -382,13 +461,13 @@ def test_programs_that_do_not_give_their_answer_are_counted(
     assert capsys.readouterr() == (
         "",
         f"{tmp_path}/train.jsonl: 2 of 3 annotated programs do not give their answer"
-        " (first: c1; most often: timeout)\n",
+        f" (first: c1; most often: timeout)\n{tmp_path}/{SHARES}",
     )
     start_on_chains(tmp_path, Programs("crash", "ok", "ok"))
     assert "1 of 3 annotated programs do not give their answer (first: c0;" in capsys.readouterr().err
     start_on_chains(tmp_path, judge, process=1)
     start_on_chains(tmp_path, Programs("ok", "ok", "ok"))
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", f"{tmp_path}/{SHARES}")
     assert [ids(stage.train) for stage, _ in given] == [["c0", "c1", "c2"]] * 4  # whatever they give
 
 
@@ -423,7 +502,7 @@ def test_programs_are_run_by_the_runs_own_judge(
 ) -> None:
     limits = {"threads": 1, "sandbox_workers": 1}
     start_on_chains(tmp_path, None, compute=limits)
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", f"{tmp_path}/{SHARES}")
     assert len(given) == 1
     with pytest.raises(UserError) as error:
         start_on_chains(tmp_path, None, wrong_by=1, compute=limits)

@@ -13,7 +13,14 @@ from reftune.reporting.run.summary import (
 )
 
 AGGREGATIONS = ("greedy", "vote", "rerank", "weighted vote")
-ACCURACIES = {"warmup": 0.65, "sft": 0.71, "offline_st": 0.72, "online_st": 0.75, "reft": 0.841}
+ACCURACIES = {
+    "base": 0.3,
+    "warmup": 0.65,
+    "sft": 0.71,
+    "offline_st": 0.72,
+    "online_st": 0.75,
+    "reft": 0.841,
+}
 
 
 def comparison(a: str = "sft", b: str = "reft", **values: Any) -> dict[str, Any]:
@@ -61,11 +68,35 @@ def test_a_run_without_reft_is_summed_up_by_what_it_compares() -> None:
     assert headline(run).startswith("Online-ST answers 75.0% of 1000 unseen questions, SFT 71.0%: +13.1")
 
 
+def pairs_of(*names: str) -> list[dict[str, Any]]:
+    return [comparison(a, b) for a, b in itertools.combinations(names, 2)]
+
+
+def test_without_sft_the_given_model_stands_in_its_place() -> None:
+    names = ("base", "offline_st", "online_st", "reft")
+    run = run_of(*pairs_of(*names), names=names)
+    run.config["sft"] = {"epochs": 0, "warmup_epochs": 0}
+    assert headline(run).startswith("ReFT answers 84.1% of 1000 unseen questions, Base 30.0%: +13.1")
+    assert "this ReFT model is better than this Base model" in verdict(run)
+    assert [row["label"] for row in comparisons(run)["folded"]] == ["Online-ST against Offline-ST"]
+
+
+def test_beside_sft_the_given_model_is_not_what_the_result_is_told_by() -> None:
+    names = ("base", "warmup", "sft", "reft")
+    assert "ReFT answers 84.1% of 1000 unseen questions, SFT 71.0%" in headline(
+        run_of(*pairs_of(*names), names=names)
+    )
+    alone = run_of(*pairs_of("base", "warmup", "sft"), names=("base", "warmup", "sft"))
+    assert headline(alone).startswith("SFT answers 71.0% of 1000 unseen questions, Base 30.0%")
+
+
 def test_of_many_models_only_the_comparisons_that_matter_are_not_folded() -> None:
-    pairs = list(itertools.combinations(ACCURACIES, 2))
+    names = [name for name in ACCURACIES if name != "base"]
+    pairs = list(itertools.combinations(names, 2))
     rows = [comparison(*pair, aggregation=aggregation) for pair in pairs for aggregation in AGGREGATIONS]
-    models = {name: model(accuracy, AGGREGATIONS) for name, accuracy in ACCURACIES.items()}
-    found = comparisons({"models": models, "comparisons": rows})
+    models = {name: model(ACCURACIES[name], AGGREGATIONS) for name in names}
+    evaluation = {"n": 1000, "models": models, "comparisons": rows}
+    found = comparisons(Run(Path("runs/trial"), {}, evaluation=evaluation))
     assert [(row["label"], row["aggregation"]) for row in found["shown"]] == [
         ("SFT against Warm-up", "greedy"),
         ("ReFT against Warm-up", "greedy"),
@@ -87,8 +118,7 @@ def test_of_three_models_every_comparison_is_shown_in_its_order() -> None:
         for a, b in itertools.combinations(("warmup", "sft", "reft"), 2)
         for aggregation in ("greedy", "vote")
     ]
-    evaluation = run_of(*rows).evaluation
-    found = comparisons(evaluation)
+    found = comparisons(run_of(*rows))
     assert [(row["a"], row["b"], row["aggregation"]) for row in found["shown"]] == [
         (row["a"], row["b"], row["aggregation"]) for row in rows
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from reftune.model.prompts import trained_at
 from reftune.problem import UserError, Verdict
 from reftune.stages import steps as steps_module
 from reftune.stages import supervised as supervised_module
+from reftune.stages.sft import run_sft
 from reftune.stages.stage import Stage, State
 from reftune.stages.supervised import (
     Example,
@@ -265,6 +267,18 @@ def test_without_a_warm_up_none_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "run/warmup").exists()
     assert "warmup_validation_accuracy" not in state
     assert (state["best_epoch"], state["best_validation_accuracy"]) == (1, 0.0)  # 0 beats nothing
+
+
+def test_sft_without_a_warm_up_has_one_model_and_one_result(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path, "sft", ScriptedJudge(1, 2, 2, 1), sft={"epochs": 2, "warmup_epochs": 1})
+    found = run_sft(stage, make_policy())
+    assert (found["warmup_epoch"], found["warmup_validation_accuracy"]) == (1, 0.25)
+    settings = stage.config.sft.model_copy(update={"warmup_epochs": 0})
+    given = stage.config.model_copy(update={"sft": settings, "name": "given"})
+    found = run_sft(replace(stage, config=given), make_policy())
+    assert found.keys() == {"best_epoch", "best_validation_accuracy", "seconds"}
+    assert (given.run_dir / "sft/model").exists()
+    assert not (given.run_dir / "warmup").exists()
 
 
 def test_a_fit_that_breaks_off_ends_with_the_weights_of_one_that_does_not(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class RunResult:
         report: the page that shows it.
         ran: the stages that were run now; those that were finished before are left out.
         questions: how many test questions each model answered.
-        models: accuracies by model ("warmup", "sft", "reft", ...) and by aggregation, such as
+        models: accuracies by model ("base", "sft", "reft", ...) and by aggregation, such as
             `models["reft"]["greedy"]["accuracy"]`, each with its 95% interval.
         comparisons: every two models `a` and `b` on the same questions: difference, interval, p-value.
     """

@@ -63,9 +63,9 @@ ModelOption = Annotated[str, typer.Option("--model", help="model directory or Hu
 def run(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
     """Do everything: train, improve, compare, report.
 
-    The stages are SFT (the warm-up and the baseline), what `methods` names (PPO by default, which
-    gives ReFT), rerankers if wanted, and the evaluation of all models on the test questions. Interrupt
-    it at any time: the same command goes on where it was.
+    The stages are SFT (the warm-up and the baseline; with sft.epochs = 0 there is none), what `methods`
+    names (PPO by default, which gives ReFT), rerankers if wanted, and the evaluation of all models on
+    the test questions. Interrupt it at any time: the same command goes on where it was.
     """
     _show_report(_run_stages(config, overrides, name, None))
 
@@ -74,14 +74,16 @@ def run(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
 def sft(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
     """Only the first stage: train on the worked solutions."""
     run_dir = _run_stages(config, overrides, name, ("sft",))
-    say(f"models: {run_dir / 'warmup' / 'model'} and {run_dir / 'sft' / 'model'}")
+    models = [path for place in ("warmup", "sft") if (path := run_dir / place / "model").exists()]
+    say(f"models: {' and '.join(map(str, models))}")
 
 
 @app.command()
 def ppo(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
     """Only the second stage: improve the warm-up model with PPO on checked answers.
 
-    It needs the model of the first stage: `reftune sft`, with the same config file, runs first.
+    It needs the model of the first stage: `reftune sft`, with the same config file, runs first. With
+    sft.warmup_epochs = 0 it starts from the given model, and needs nothing before.
     """
     run_dir = _run_stages(config, overrides, name, ("ppo",))
     say(f"model: {run_dir / 'ppo' / 'model'}")

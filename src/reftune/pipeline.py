@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 from reftune.config import Config
 from reftune.files import RUN_AGAIN, read_object, require_object
 from reftune.grading.rewards import load_reward
-from reftune.methods import METHODS, planned_models, planned_stages
+from reftune.methods import methods_by_stage
 from reftune.problem import UserError
 from reftune.runs.run_dir import only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
@@ -19,22 +19,22 @@ from reftune.training.advantages import ADVANTAGES
 
 SHARED = ("sft", "warmup_samples")  # stages that `start_from` can take over
 
-# Stages beside those of METHODS: what runs them, and the stages that they need.
-OTHER_STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "warmup_samples": ("reftune.stages.warmup_samples:start", ("sft",)),
-    "reranker": ("reftune.stages.reranker:start", ("warmup_samples",)),  # and the model's own stage
-    "evaluation": ("reftune.stages.evaluation:start", ()),  # and all models' stages
+# What runs the stages beside those of METHODS.
+OTHER_STAGES = {
+    "warmup_samples": "reftune.stages.warmup_samples:start",
+    "reranker": "reftune.stages.reranker:start",
+    "evaluation": "reftune.stages.evaluation:start",
 }
 
 
 def stages_of(config: Config) -> list[str]:
     """Return the stages of a run in order; a stage's name is its directory in the run's."""
-    return planned_stages(config.methods, config.evaluation.rerank)
+    return config.lineup.stages
 
 
 def models_of(config: Config) -> list[str]:
     """Return the models that a run compares, in order."""
-    return planned_models(config.methods)
+    return config.lineup.models
 
 
 def run_stages(
@@ -46,12 +46,13 @@ def run_stages(
     on it, or a stage lacks what an earlier one writes.
     """
     accelerator = make_accelerator(config)
-    _check(config)
+    stages = stages_of(config) if stages is None else stages
+    _check(config, stages)
     with only_start(config.run_dir) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             open_run_dir(config, command, accelerator.num_processes)
         accelerator.wait_for_everyone()
-        ran = _run_unfinished(Run(config, accelerator), stages_of(config) if stages is None else stages)
+        ran = _run_unfinished(Run(config, accelerator), stages)
         accelerator.end_training()
     return ran
 
@@ -76,11 +77,8 @@ def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
 def _start(run: Run, stage: str) -> None:
     """Run one stage, once the stages that it needs are finished."""
     name, _, model = stage.partition("/")
-    known = {method.stage: (method.run, method.needs) for method in METHODS.values()} | OTHER_STAGES
-    place, needs = known[name]
-    if name == "evaluation":
-        needs = tuple(METHODS[other].stage for other in models_of(run.config)[1:])
-    run.require([*needs, METHODS[model].stage] if model else needs)
+    place = OTHER_STAGES.get(name) or methods_by_stage()[name].run
+    run.require(run.config.lineup.needs(stage))
     module, _, function = place.partition(":")
     start: Callable[..., None] = getattr(import_module(module), function)
     start(run, model) if model else start(run)
@@ -91,15 +89,17 @@ def _is_finished(config: Config, stage: str) -> bool:
     if not path.exists():
         return False
     found = read_object(path)
-    if stage == "evaluation":  # `methods` may have grown since
+    if stage == "evaluation":  # more models may be wanted since
         require_object(found.get("models"), f"{path}: models", RUN_AGAIN)
         answers = [path.with_name(f"{model}.jsonl") for model in models_of(config)]
         return list(found["models"]) == models_of(config) and all(map(Path.exists, answers))
     return True
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, stages: Sequence[str]) -> None:
     """Refuse early what a later stage could not work with."""
+    if "sft" in stages and not config.sft.epochs:
+        raise UserError("sft.epochs = 0: there is no SFT to do; raise it, or start `reftune run`")
     if config.ppo.advantage not in ADVANTAGES:
         raise UserError(
             f"ppo.advantage: unknown estimator {config.ppo.advantage}; choose {' or '.join(ADVANTAGES)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePath
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from reftune.config.data import Columns, Data, Prompt, Synthetic
 from reftune.config.evaluation import Evaluation, Reward
@@ -21,7 +21,7 @@ from reftune.config.training import (
     Supervised,
     WarmupSamples,
 )
-from reftune.methods import OPTIONAL
+from reftune.methods import OPTIONAL, Lineup
 
 __all__ = [
     "Columns",
@@ -71,7 +71,9 @@ class Config(Section):
     name: str = "run"
     output_dir: Place = "runs"
     seed: Seed = 42
-    methods: list[str] = Field(["reft"], description=f"what is compared with SFT: {', '.join(OPTIONAL)}")
+    methods: list[str] = Field(
+        ["reft"], description=f"what is compared with SFT, or Base: {', '.join(OPTIONAL)}"
+    )
     start_from: Place | None = Field(
         None, description="run directory whose SFT stage and warm-up samples this run takes over"
     )
@@ -104,6 +106,37 @@ class Config(Section):
             if name not in OPTIONAL:
                 raise ValueError(f'methods: unknown method "{name}"; choose among {", ".join(OPTIONAL)}')
         return methods
+
+    @model_validator(mode="after")
+    def _there_is_a_start(self) -> Config:
+        if self.model.scratch is not None and not self.sft.warmup_epochs:
+            key = "warmup_epochs" if self.sft.epochs else "epochs"
+            raise ValueError(
+                f"sft.{key} = 0: the methods would start from a new model (model.scratch), which knows"
+                " nothing that could be reinforced; set model.name, or raise it"
+            )
+        if not self.sft.epochs and self.start_from is not None:
+            raise ValueError(
+                "start_from takes over the SFT stage of another run, and with sft.epochs = 0 there is"
+                " none; leave start_from out, or raise sft.epochs"
+            )
+        if not self.sft.epochs and not self.methods:
+            raise ValueError(
+                'methods = [] and sft.epochs = 0: nothing is trained; add "reft" to methods, or raise'
+                " sft.epochs"
+            )
+        return self
+
+    @property
+    def lineup(self) -> Lineup:
+        """Return what the run makes and compares, and what it starts from."""
+        return Lineup(
+            methods=self.methods,
+            rerank=self.evaluation.rerank,
+            base=self.evaluation.base and self.model.name is not None,
+            epochs=self.sft.epochs,
+            warmup_epochs=self.sft.warmup_epochs,
+        )
 
     @property
     def run_dir(self) -> Path:

@@ -37,6 +37,8 @@ _UPDATES = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples
 _SOURCES = "data.train data.test"
 
 IDLE = (
+    Idle("sft", lambda c: not c.sft.epochs, "sft.epochs",
+         "sft.epochs = 0 leaves the SFT stage out; leave the key out, too, or raise sft.epochs"),
     Idle("offline_st", lambda c: "offline_st" not in c.methods, "methods",
          'no offline self-training is run; add "offline_st" to methods'),
     Idle("online_st", lambda c: "online_st" not in c.methods, "methods",
@@ -51,6 +53,8 @@ IDLE = (
     Idle("offline_st.keep", lambda c: c.offline_st.keep > c.warmup_samples.per_question,
          "warmup_samples.per_question",
          "no question has so many samples; lower it, or raise warmup_samples.per_question"),
+    Idle("evaluation.base", lambda c: c.model.scratch is not None, "model.name model.scratch",
+         "a new model knows no answers; leave it out, or set model.name"),
     Idle("evaluation.temperature", lambda c: not c.evaluation.samples, "evaluation.samples",
          "test questions are answered greedily; set evaluation.samples"),
     Idle(f"{_CRITIC} ppo.gae_lambda ppo.gamma ppo.value_coef ppo.whiten",

@@ -24,6 +24,9 @@ class Evaluation(Section):
     samples: int = Field(0, ge=0, le=10**4, description="per question, to vote; 0: greedy only")
     temperature: Temperature = 1.0
     rerank: bool = Field(False, description="train a reranker per model and choose samples by its score")
+    base: bool = Field(
+        True, description="compare model.name as it is, too; always where the methods start from it"
+    )
     bootstrap: int = Field(10000, ge=100, le=10**6, description="resamples behind an interval")
 
     @model_validator(mode="after")

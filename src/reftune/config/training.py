@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from reftune.config.ranges import Amount, Count, Few, Limit, Rate, Section, Temperature, Weight
@@ -29,7 +31,19 @@ class Supervised(Epochs):
 class Sft(Supervised):
     """Supervised warm-up, and the SFT baseline: one run, two checkpoints."""
 
-    warmup_epochs: Count = Field(2, description="the other methods start from this epoch's model")
+    epochs: Amount = Field(
+        40, description="length of the run; its best epoch is the model. 0: no SFT, and no chain needed"
+    )
+    warmup_epochs: Amount = Field(
+        2, description="the other methods start from this epoch's model; 0: from the given model"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_warmup_without_epochs(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") == 0:
+            return {"warmup_epochs": 0, **values}
+        return values
 
     @model_validator(mode="after")
     def _warmup_within(self) -> Sft:
@@ -39,14 +53,14 @@ class Sft(Supervised):
 
 
 class WarmupSamples(Section):
-    """Samples of the warm-up model, from which offline self-training and rerankers learn."""
+    """Samples of the model that the methods start from, for offline self-training and rerankers."""
 
     per_question: Few = 100
     temperature: Temperature = 1.0
 
 
 class OfflineSt(Supervised):
-    """Offline self-training: SFT anew on the annotated chains and the warm-up's right samples."""
+    """Offline self-training: SFT anew on the annotated chains and right warm-up samples."""
 
     epochs: Count = Field(20, description="length of the run; its best epoch is the model")
     keep: Few = Field(10, description="different right samples per question, at most")

@@ -112,13 +112,15 @@ def load_both(
 
 
 def build_model(
-    settings: Model, texts: Iterable[str], seed: int
+    settings: Model, texts: Iterable[str], seed: int, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model and tokenizer that a run starts from: loaded, or new and trained on `texts`.
 
+    `dtype` is that of the weights; default: float32.
+
     Raises UserError for an unknown scratch size or a model that cannot be loaded.
     """
-    dtype = training_dtype(settings.dtype)
+    dtype = dtype or torch.float32
     if settings.name is not None:
         return load_both(settings.name, settings.eos_token, dtype)
     model, tokenizer = new_model(settings, texts, seed)

@@ -91,6 +91,7 @@ class Asked(TypedDict, total=False):
     """The evaluation section of a configuration."""
 
     rerank: Flag
+    base: Flag
 
 
 class Settings(TypedDict, total=False):

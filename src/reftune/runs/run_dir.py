@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 from reftune.config import Config
 from reftune.config.files import changed_settings, dump_config, load_config
 from reftune.files import atomic_directory, atomic_file, make_directory, write_json, writing_to
-from reftune.methods import planned_stages
 from reftune.problem import UserError
 
 # What a stage has saved: from then on a directory belongs to its configuration and its problems.
@@ -38,7 +37,7 @@ def complete_checkpoints(stage: Path) -> list[Path]:
 
 def goes_on(config: Config) -> str:
     """Say where an interrupted run goes on when it is started again."""
-    for stage in planned_stages(config.methods, config.evaluation.rerank):
+    for stage in config.lineup.stages:
         directory = config.run_dir / stage
         if (directory / "result.json").exists():
             continue
@@ -74,13 +73,14 @@ def only_start(run_dir: Path) -> Iterator[None]:
 def open_run_dir(config: Config, command: Sequence[str], processes: int) -> None:
     """Create the run directory, or make sure that it belongs to this very configuration.
 
-    Raises UserError if it holds a run of another one; budgets of the machine and `methods` may differ.
+    Raises UserError if it holds a run of another one; budgets of the machine, `methods`
+    and `evaluation.base` may differ.
     """
     path = config.run_dir / "config.toml"
     if path.exists() and has_begun(config.run_dir):
         old = load_config(path)
         _compare_configs(old, config)
-        if old.methods != config.methods:
+        if old.lineup != config.lineup:
             _write_config(path, config)
         return
     make_directory(config.run_dir)
@@ -112,7 +112,8 @@ def take_over(config: Config, stage: str) -> None:
     if keys := [key for key in changes if _matters_to_start(key, stage)]:
         raise UserError(f"start_from = {source}: that run differs in {', '.join(keys)}; make them equal")
     if (source / stage / "result.json").exists():
-        for name in ("warmup", "sft") if stage == "sft" else (stage,):
+        warmup = ["warmup"] if stage == "sft" and config.sft.warmup_epochs else []
+        for name in (*warmup, stage):
             with atomic_directory(config.run_dir / name) as directory:
                 shutil.copytree(source / name, directory, copy_function=_link, dirs_exist_ok=True)
 
@@ -135,7 +136,7 @@ def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
 
 
 def _compare_configs(old: Config, new: Config) -> None:
-    free = ("compute.", "output_dir", "name", "methods")
+    free = ("compute.", "output_dir", "name", "methods", "evaluation.base")
     if keys := [key for key in sorted(changed_settings(old, new)) if not key.startswith(free)]:
         raise UserError(
             f"{new.run_dir} holds a run of another configuration (different: {', '.join(keys)});"

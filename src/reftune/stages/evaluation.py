@@ -6,7 +6,6 @@ from pathlib import Path
 
 from reftune.evaluation.evaluate import answer_questions, write_result
 from reftune.files import RUN_AGAIN, read_jsonl, write_jsonl
-from reftune.methods import planned_models
 from reftune.problem import AnsweredQuestion, Problem, UserError, is_judged
 from reftune.runs.records import Answered
 from reftune.runs.run_log import RunLog
@@ -20,7 +19,7 @@ PIECES = "pieces"  # directory of what the model at work has answered so far
 def start(run: Run) -> None:
     """Run the stage; models whose answers are there are not asked again."""
     config, directory = run.config, run.config.run_dir / "evaluation"
-    models = planned_models(config.methods)
+    models = config.lineup.models
     answers: dict[str, list[AnsweredQuestion]] = {}
     with RunLog(directory, run.accelerator, "evaluation", len(models)) as log:
         for done, name in enumerate(models, start=1):
@@ -58,7 +57,7 @@ def answer_with(run: Run, name: str) -> list[AnsweredQuestion]:
     generator = make_generator(policy, prompter, run.judge, run.accelerator, rows)
     pieces = config.run_dir / "evaluation" / PIECES / name
     answered = answer_questions(generator, test, config.evaluation, config.seed, rows, pieces)
-    if config.evaluation.rerank and name != "warmup":
+    if config.evaluation.rerank and name in config.lineup.reranked:
         budget = config.compute.tokens_per_microbatch
         rank(load_reranker(run, name), prompter, test, answered, run.accelerator, budget)
     return answered

@@ -42,24 +42,24 @@ MAX_LOGPROB_GAP = 0.02
 
 
 def start(run: Run) -> None:
-    """Run the stage from the warm-up model, which is the frozen reference, too."""
+    """Run the stage from the warm-up or the given model, which is the frozen reference, too."""
     critic = ADVANTAGES[run.config.ppo.advantage].critic
-    policy = run.load_policy("warmup", critic=critic, trainable=True)
+    policy, prompter = run.first_policy(critic=critic, trainable=True)
     if run.config.lora.rank:  # both are the same weights: one with the adapter, one without
         reference = reference_of(policy).to(run.accelerator.device)
     else:
-        reference = run.load_policy("warmup")
+        reference = run.load_policy(run.config.lineup.start)
         if run.config.compute.offload_reference:
             reference.to("cpu")
-    run_ppo(run.stage("ppo", run.prompter("warmup")), policy, reference)
+    run_ppo(run.stage("ppo", prompter), policy, reference)
 
 
 def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -> dict[str, Any]:
-    """Improve `policy`, the warm-up model, with PPO; write the model of its best step.
+    """Improve `policy` with PPO; write the model of its best step.
 
-    Goes on from the newest checkpoint if there is one. `reference` is a frozen copy of the warm-up.
-    Returns what it also writes to `ppo/result.json`. Raises UserError on a non-finite loss, with the
-    step's samples saved.
+    Goes on from the newest checkpoint if there is one. `reference` is a frozen copy of the policy as it
+    starts. Returns what it also writes to `ppo/result.json`. Raises UserError on a non-finite loss, with
+    the step's samples saved.
     """
     config, ppo = stage.config, stage.config.ppo
     learner = stage.learner(policy, ppo, ppo.value_head_learning_rate)

@@ -1,7 +1,7 @@
 """A classifier of right and wrong chains, to choose among a model's samples.
 
-It is a finished model with a two-class head, trained on samples of the warm-up model (Luong et al.
-2024, section 4.4).
+It is a finished model with a two-class head, trained on the warm-up samples (Luong et al. 2024,
+section 4.4).
 """
 
 import math
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from reftune.evaluation.statistics import area_under_curve
 from reftune.files import atomic_directory
+from reftune.methods import label_of
 from reftune.model.batch import Sequences, collate
 from reftune.model.forward import PackedForward, backbone_of, state_width
 from reftune.model.loading import load_model, set_trainable, training_dtype
@@ -105,7 +106,7 @@ def run_reranker(
     """Train on the different samples of the training questions; keep the epoch that ranks best.
 
     Args:
-        samples: the warm-up's, by the question's id.
+        samples: the warm-up samples, by the question's id.
 
     Returns what it also writes to `result.json`. Raises UserError where all samples are right, or all
     wrong.
@@ -232,7 +233,8 @@ def _require_classes(
     if 0 < right < len(train) and validation:
         return
     kind = "right" if right else "wrong"
-    missing = f"all {len(train)} samples of the warm-up model are {kind}" if train else "there are none"
+    model = label_of(stage.config.lineup.start).lower()
+    missing = f"all {len(train)} samples of the {model} model are {kind}" if train else "there are none"
     if train and not validation:
         missing = "no sample of a validation question is whole"
     raise UserError(

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from reftune.config import Config
 from reftune.data.problems import Splits, load_splits, require_same, write_splits
 from reftune.grading.judge import Judge
-from reftune.methods import directory_of
-from reftune.model.loading import build_model, load_policy, load_tokenizer, make_policy
+from reftune.methods import BASE, MAIN, directory_of
+from reftune.model.loading import build_model, load_policy, load_tokenizer, make_policy, training_dtype
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, Wording
 from reftune.problem import Problem, UserError
@@ -59,12 +60,15 @@ class Run:
         return judge_of(self.config, self.problems)
 
     def directory(self, model: str) -> Path:
-        """Return where this run has written one of its models."""
+        """Return where one of this run's models lies: its own ones, or the given one ("base")."""
+        if model == BASE and self.config.model.name is not None:
+            return Path(self.config.model.name)
         return self.config.run_dir / directory_of(model) / "model"
 
     def prompter(self, model: str) -> Prompter:
-        """Return the prompter of a model that this run wrote."""
-        tokenizer = load_tokenizer(self.directory(model))
+        """Return the prompter of one of this run's models."""
+        eos_token = self.config.model.eos_token if model == BASE else None  # ours know their own
+        tokenizer = load_tokenizer(self.directory(model), eos_token)
         return Prompter(tokenizer, self.config.prompt, self.config.data.cot)
 
     def stage(self, name: str, prompter: Prompter, train: Sequence[Problem] | None = None) -> Stage:
@@ -84,16 +88,34 @@ class Run:
             directory, settings, critic=critic, trainable=trainable, lora=self.config.lora, device=device
         )
 
-    def base_policy(self) -> tuple[PolicyWithValue, Prompter]:
-        """Load, or create, the model that SFT and offline self-training start from."""
+    def first_policy(
+        self, *, critic: bool = False, trainable: bool = False
+    ) -> tuple[PolicyWithValue, Prompter]:
+        """Load the model that the methods start from: the warm-up, or the given one."""
+        start = self.config.lineup.start
+        if start == BASE:  # whose prompts no SFT stage has looked at
+            return self.base_policy(critic=critic, trainable=trainable)
+        return self.load_policy(start, critic=critic, trainable=trainable), self.prompter(start)
+
+    def base_policy(
+        self, *, critic: bool = False, trainable: bool = True
+    ) -> tuple[PolicyWithValue, Prompter]:
+        """Load the given model, or create a new one; refuse it where prompts or chains do not fit."""
         config = self.config
         wording = Wording(config.prompt, config.data.cot)
         texts = [text for problem in self.annotated for text in wording.pieces(problem)]
-        model, tokenizer = build_model(config.model, texts, config.seed)
+        named: torch.dtype = getattr(torch, config.model.dtype)
+        dtype = training_dtype(config.model.dtype) if trainable else named
+        model, tokenizer = build_model(config.model, texts, config.seed, dtype)
         prompter = Prompter(tokenizer, config.prompt, config.data.cot)
         check_prompts(prompter, self.problems, model)
-        check_examples(prompter, self.annotated, model)
-        return make_policy(model, config.model, trainable=True, lora=config.lora), prompter
+        if config.sft.epochs or set(config.methods) - {MAIN}:  # else nobody reads them
+            check_examples(prompter, self.annotated, model)
+        device = None if trainable else self.accelerator.device
+        policy = make_policy(
+            model, config.model, critic=critic, trainable=trainable, lora=config.lora, device=device
+        )
+        return policy, prompter
 
     def require(self, stages: Sequence[str]) -> None:
         """Raise UserError unless these stages are finished."""

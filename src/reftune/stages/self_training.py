@@ -1,6 +1,7 @@
 """Self-training: supervised learning on the model's own right chains (Luong et al. 2024, section 4.2).
 
-Offline they are drawn once from the warm-up model, online in every step from the current policy.
+Offline they are drawn once from the model that the methods start from, online in every step from the
+current policy.
 """
 
 from collections import Counter
@@ -9,7 +10,7 @@ from typing import Any
 
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
-from reftune.problem import CountedRow, Problem
+from reftune.problem import CountedRow, Problem, UserError
 from reftune.progress import counting
 from reftune.stages.run import Run
 from reftune.stages.stage import RESULT_KEYS, Stage
@@ -20,15 +21,15 @@ from reftune.training.types import GradedSample
 
 
 def start_offline(run: Run) -> None:
-    """Run the offline stage from the base model, on the warm-up's samples."""
+    """Run the offline stage from the base model, on the warm-up samples."""
     policy, prompter = run.base_policy()
     run_offline_st(run.stage("offline_st", prompter), policy, read_warmup_samples(run.config.run_dir))
 
 
 def start_online(run: Run) -> None:
-    """Run the online stage from the warm-up model."""
-    stage = run.stage("online_st", run.prompter("warmup"))
-    run_online_st(stage, run.load_policy("warmup", trainable=True))
+    """Run the online stage from the warm-up or the given model."""
+    policy, prompter = run.first_policy(trainable=True)
+    run_online_st(run.stage("online_st", prompter), policy)
 
 
 def run_offline_st(
@@ -38,13 +39,19 @@ def run_offline_st(
 
     Args:
         policy: the model that SFT started from, too.
-        samples: the warm-up's, by the question's id.
+        samples: the warm-up samples, by the question's id.
 
-    Returns what it also writes to `offline_st/result.json`.
+    Returns what it also writes to `offline_st/result.json`. Raises UserError where there is nothing to
+    learn from: no annotated chain, and no right sample.
     """
     settings = stage.config.offline_st
     gold = [stage.prompter.encode_example(problem) for problem in stage.train if problem.chain]
     own = own_examples(stage.prompter, stage.train, samples, settings.keep)
+    if not gold + own:
+        raise UserError(
+            "offline_st: nothing to learn from: no question has a chain, and no warm-up sample of a"
+            " training question is right; raise warmup_samples.per_question under a new --name"
+        )
     state = fit(stage, policy, settings, gold + own)
     counts = {"annotated_examples": len(gold), "sampled_examples": len(own)}
     return stage.finish({key: state[key] for key in ("best_epoch", *RESULT_KEYS)} | counts)
@@ -69,10 +76,10 @@ def own_examples(
 
 
 def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
-    """Train `policy`, the warm-up model, on its own right samples; write the model of its best step.
+    """Train `policy` on its own right samples; write the model of its best step.
 
     The loss of a step is half the cross-entropy of the policy's right samples and half that of the
-    same questions' annotated chains, each a mean over tokens; nothing holds the policy near the warm-up.
+    same questions' annotated chains, each a mean over tokens; nothing holds the policy near its start.
     Returns what it also writes to `online_st/result.json`.
     """
     settings = stage.config.online_st
@@ -103,7 +110,7 @@ def half_and_half(
     """Return right samples and annotated chains, and the weight of each one's tokens.
 
     Either half has the weight 1/2, however many tokens the other has; without any right sample the
-    annotated half stands alone, still with 1/2.
+    annotated half stands alone, still with 1/2, and so do right samples where no question has a chain.
     """
     own = [(g.sample.prompt, g.sample.tokens) for g in graded if g.verdict.correct]
     gold = [prompter.encode_example(problem) for problem in questions if problem.chain]

@@ -1,6 +1,7 @@
 """The first stage: supervised fine-tuning. One run gives two models: the warm-up, and the SFT baseline.
 
-As in the paper, the warm-up is an early epoch of the very run whose best epoch is the baseline.
+As in the paper, the warm-up is an early epoch of the very run whose best epoch is the baseline. With
+`sft.warmup_epochs = 0` there is none, and with `sft.epochs = 0` no such stage.
 """
 
 import sys
@@ -17,26 +18,37 @@ from reftune.stages.supervised import fit
 def start(run: Run) -> None:
     """Run the stage from the base model. Raises UserError where no problem has a right chain."""
     if not run.annotated:
-        raise UserError(
-            f"{run.config.data.train}: no problem has a {run.config.data.cot} chain; SFT needs annotated"
-            " chains: `reftune data prepare` derives programs from some data sets"
-        )
+        ways = "SFT needs annotated chains: `reftune data prepare` derives programs from some data sets"
+        if run.config.model.name is not None:
+            ways += "; without SFT, sft.epochs = 0, the methods start from the given model"
+        raise UserError(f"{run.config.data.train}: no problem has a {run.config.data.cot} chain; {ways}")
     _check_chains(run)
+    _tell_shares(run)
     policy, prompter = run.base_policy()
     run_sft(run.stage("sft", prompter, run.annotated), policy)
 
 
 def run_sft(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
-    """Train on the annotated chains; write `warmup/model` and `sft/model` into the run directory.
+    """Train on the annotated chains; write `sft/model`, and `warmup/model` if there is a warm-up.
 
     Returns what it also writes to `sft/result.json`.
     """
     settings = stage.config.sft
     examples = [stage.prompter.encode_example(problem) for problem in stage.train]
     state = fit(stage, policy, settings, examples, settings.warmup_epochs)
-    keys = ("best_epoch", *RESULT_KEYS, "warmup_validation_accuracy")
-    result = {key: state[key] for key in keys} | {"warmup_epoch": settings.warmup_epochs}
+    result = {key: state[key] for key in ("best_epoch", *RESULT_KEYS)}
+    if settings.warmup_epochs:
+        key = "warmup_validation_accuracy"
+        result |= {key: state[key], "warmup_epoch": settings.warmup_epochs}
     return stage.finish(result)
+
+
+def _tell_shares(run: Run) -> None:
+    """Say how many questions SFT learns from where some have no chain."""
+    chains, questions = len(run.annotated), len(run.splits.train)
+    if chains < questions and run.accelerator.is_main_process:
+        told = f"{run.config.data.train}: {chains} of {questions} training questions have a chain"
+        print(f"{told}; SFT learns from these, and the other methods ask all", file=sys.stderr)
 
 
 def _check_chains(run: Run) -> None:

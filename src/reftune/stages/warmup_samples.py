@@ -1,4 +1,4 @@
-"""Draw samples from the warm-up model once, for all that learn from them.
+"""Draw samples from the model that the methods start from once, for all that learn from them.
 
 Offline self-training takes the right ones, rerankers learn to tell them from the wrong ones.
 """
@@ -25,8 +25,9 @@ FILE = "samples.jsonl"
 
 
 def start(run: Run) -> None:
-    """Run the stage with the warm-up model."""
-    run_warmup_samples(run.stage("warmup_samples", run.prompter("warmup")), run.load_policy("warmup"))
+    """Run the stage with the warm-up or the given model."""
+    policy, prompter = run.first_policy()
+    run_warmup_samples(run.stage("warmup_samples", prompter), policy)
 
 
 def run_warmup_samples(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from reftune.evaluation import statistics
 from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.evaluation.statistics import Array
-from reftune.methods import BASELINE, MAIN, METHODS
+from reftune.methods import MAIN, METHODS
 from reftune.reporting.comparison.finished_runs import (
     Curves,
     FinishedRun,
@@ -97,8 +97,9 @@ def compare_runs(
     """Compare finished runs that were tested on the same questions.
 
     Runs of the same settings are seeds of one group and are pooled. In each group every method is
-    compared with SFT, and ReFT with every other method; between groups SFT and ReFT with those of the
-    first group, unless they are the very same models.
+    compared with SFT, or with the given model where there is none, and ReFT with every other method;
+    between groups that baseline and ReFT with those of the first group, unless they are the very same
+    models.
 
     Args:
         directories: of the runs; the group of the first one is what other groups are compared with.
@@ -147,9 +148,9 @@ def _cells(group: RunGroup, samples: int, numbers: ReportedNumbers | None) -> It
 
 
 def _within(group: RunGroup, samples: int) -> Iterator[Difference]:
-    """Compare every method with SFT, and ReFT with every other method, on the seeds that have both."""
+    """Compare every method with the baseline, and ReFT with each, on the seeds that have both."""
     methods = [name for name, method in METHODS.items() if method.optional]
-    pairs = [(BASELINE, method) for method in methods]
+    pairs = [(group.baseline, method) for method in methods]
     pairs += [(method, MAIN) for method in methods if method != MAIN]
     for base, method in pairs:
         runs = [run for run in _runs_of(group, method) if base in run.answers]
@@ -157,8 +158,9 @@ def _within(group: RunGroup, samples: int) -> Iterator[Difference]:
 
 
 def _between(first: RunGroup, group: RunGroup, samples: int) -> Iterator[Difference]:
-    """Compare SFT and ReFT with those of another group, seed by seed where both have the same seeds."""
-    for method in (BASELINE, MAIN):
+    """Compare the baseline and ReFT with another group's, seed by seed where both have the same."""
+    baselines = [first.baseline] if first.baseline == group.baseline else []
+    for method in (*baselines, MAIN):
         sides = [_runs_of(first, method), _runs_of(group, method)]
         base, other = ([run.answers[method].fingerprint for run in runs] for runs in sides)
         if base != other:  # else one took the model over from the other, or trained it alike

@@ -23,7 +23,7 @@ Curves = dict[str, dict[int, float]]  # by aggregation, and "pass" for pass@k; b
 # went, and on what machine.
 FREE = (
     "name", "seed", "output_dir", "start_from", "methods",
-    "evaluation.samples", "evaluation.rerank", "evaluation.bootstrap", "compute.",
+    "evaluation.samples", "evaluation.base", "evaluation.rerank", "evaluation.bootstrap", "compute.",
 )  # fmt: skip
 CHAINS = {"natural": "N-CoT", "program": "P-CoT"}
 LONGEST_LABEL = 40  # characters; beyond, a group is called by its run
@@ -157,6 +157,11 @@ class RunGroup:
     def chains(self) -> str:
         """Return the kind of chain that its models write."""
         return self.runs[0].config.data.cot
+
+    @property
+    def baseline(self) -> str:
+        """Return the model with which its methods are compared: SFT's, or the given one without SFT."""
+        return self.runs[0].config.lineup.baseline
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:

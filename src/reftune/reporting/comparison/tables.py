@@ -6,7 +6,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from reftune.methods import BASELINE, MAIN, label_of
+from reftune.methods import MAIN, label_of
 from reftune.problem import Row
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
 from reftune.reporting.pages import interval, p_value, percent, signed
@@ -31,16 +31,19 @@ Sections = dict[str, list[TableRow]]  # rows under the title of their part of a 
 
 
 def headline(comparison: Comparison) -> str:
-    """Say in one sentence how much better ReFT is than SFT, in every group."""
+    """Say in one sentence how much better ReFT is than the baseline, in every group."""
     main = _main(comparison)
     if len(comparison.groups) == 1 or not main:
         return next(iter(sentences(comparison)), f"Accuracy on {comparison.questions} unseen questions.")
-    gains = [f"{signed(found.difference)} points ({found.group})" for found in main]
-    return f"{_pair(main[0])}: {', '.join(gains)}."
+    parts = []
+    for pair, found in groupby(main, _pair):  # groups may have other baselines
+        gains = [f"{signed(row.difference)} points ({row.group})" for row in found]
+        parts.append(f"{pair}: {', '.join(gains)}")
+    return f"{'; '.join(parts)}."
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Say how much better ReFT is than SFT, a sentence per group."""
+    """Say how much better ReFT is than the baseline, a sentence per group."""
     return [_sentence(comparison, row) for row in _main(comparison)]
 
 
@@ -143,12 +146,13 @@ def _sentence(comparison: Comparison, row: Difference) -> str:
 
 
 def _main(comparison: Comparison) -> list[Difference]:
-    """Return each group's greedy difference between ReFT and SFT; without ReFT, of its last method."""
+    """Return each group's greedy difference of baseline and ReFT; without ReFT, of its last method."""
     found: dict[str, Difference] = {}
+    baselines = {group.label: group.baseline for group in comparison.groups}
     for row in comparison.differences:
-        against_sft = row.group == row.base_group and row.base_method == BASELINE
+        within = row.group == row.base_group and row.base_method == baselines[row.group]
         main = row.group in found and found[row.group].method == MAIN
-        if row.aggregation == "greedy" and against_sft and not main:
+        if row.aggregation == "greedy" and within and not main:
             found[row.group] = row
     return list(found.values())
 

@@ -13,6 +13,7 @@ COUNTS = {
     "test": "test questions",
     "duplicates": "duplicates dropped",
     "overlaps": "overlaps with test dropped",
+    "without_chain": "training questions without a chain",
 }
 DATA = {"train": "train", "test": "test", "cot": "chains"}
 MODEL = {"name": "model", "scratch": "from scratch", "value_model": "critic"}
@@ -49,8 +50,9 @@ STAGE = {  # of its section in the configuration and of its result
 def facts(run: Run) -> dict[str, list[tuple[str, str]]]:
     """Return what the run was made of, in groups of (name, value); what is unknown is left out."""
     section = run.config.get
+    counts = {key: count for key, count in run.data.items() if count or key != "without_chain"}
     groups = {
-        "Data": _named(run.data, COUNTS) + _named(section("data", {}), DATA),
+        "Data": _named(counts, COUNTS) + _named(section("data", {}), DATA),
         "Model": _named(section("model", {}), MODEL),
     }
     for stage, title in _titles(run).items():
@@ -79,12 +81,12 @@ def stage_states(run: Run) -> list[dict[str, str]]:
 def _titles(run: Run) -> dict[str, str]:
     """Return the titles of the run's stages, those of the rerankers and the evaluation aside."""
     titles = {stage: method.title for stage, method in methods_by_stage().items()}
-    titles["warmup_samples"] = "Warm-up samples"
-    return {stage: titles[stage] for stage in run.stages if stage in titles}
+    titles["warmup_samples"] = f"{label_of(run.lineup.start)} samples"
+    return {stage: titles[stage] for stage in run.lineup.stages if stage in titles}
 
 
 def _reranker_stages(run: Run) -> list[str]:
-    return [stage for stage in run.stages if stage.startswith("reranker/")]
+    return [stage for stage in run.lineup.stages if stage.startswith("reranker/")]
 
 
 def _state(name: str, done: bool, begun: bool, detail: str) -> dict[str, str]:
@@ -116,7 +118,7 @@ def _rerankers(run: Run, stages: list[str]) -> dict[str, str]:
 
 def _evaluation(run: Run) -> dict[str, str]:
     found = run.evaluation
-    missing = [label_of(model) for model in run.models if model not in found.get("models", {})]
+    missing = [label_of(model) for model in run.lineup.models if model not in found.get("models", {})]
     detail = f"{found['n']} unseen questions" if found else ""
     if found and missing:  # methods were added since
         detail = f"without {', '.join(missing)}"

@@ -74,7 +74,9 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
     baseline = METHODS[BASELINE].stage
     for stage, method in methods_by_stage().items():
         beside = {} if stage == baseline else run.results[baseline]
-        plots[method.title] = method_plots(method, run.metrics[stage], run.results[stage], beside)
+        plots[method.title] = method_plots(
+            method, run.metrics[stage], run.results[stage], beside, run.lineup.start
+        )
     rerankers = {key.removeprefix("reranker/"): rows for key, rows in run.metrics.items() if "/" in key}
     return plots | {"Rerankers": reranker_plots(rerankers)}
 
@@ -91,12 +93,12 @@ def _context(run: Run) -> dict[str, Any]:
         "command": run.info.get("command"),
         "n": run.evaluation.get("n", 0),
         "accuracies": accuracies(run.evaluation),
-        "comparisons": comparisons(run.evaluation),
+        "comparisons": comparisons(run),
         "facts": facts(run),
         "config": (run.directory / "config.toml").read_text(encoding="utf-8"),
         "browser": {
             "models": [{"key": key, "label": label_of(key)} for key in run.answers],
-            "pair": [label_of(key) for key in (BASELINE, MAIN)],
+            "pair": [label_of(key) for key in (run.lineup.baseline, MAIN)],
             "questions": kept,
             "counts": counts,
             "rollouts": [

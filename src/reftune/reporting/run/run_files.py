@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reftune.files import read_object, read_rows, read_toml, require_shape
-from reftune.methods import METHODS, methods_by_stage, planned_models, planned_stages
+from reftune.methods import METHODS, Lineup, methods_by_stage
 from reftune.problem import AnsweredQuestion, LoggedRow, Row, UserError
 from reftune.runs.records import Answered, LoggedSample, Metrics, Settings, Start, read_result
 
@@ -28,15 +28,16 @@ class Run:
     unreadable: list[str] = field(default_factory=list)
 
     @property
-    def stages(self) -> list[str]:
-        """Return the stages that this run's configuration asks for, in order."""
-        methods = self.config.get("methods", ["reft"])  # runs of the first versions name none
-        return planned_stages(methods, bool(self.config.get("evaluation", {}).get("rerank")))
-
-    @property
-    def models(self) -> list[str]:
-        """Return the models that this run's configuration asks for, in order."""
-        return planned_models(self.config.get("methods", ["reft"]))
+    def lineup(self) -> Lineup:
+        """Return what this run's configuration asks for; keys are missing where the version is old."""
+        sft, evaluation = self.config.get("sft", {}), self.config.get("evaluation", {})
+        return Lineup(
+            methods=self.config.get("methods", ["reft"]),
+            rerank=bool(evaluation.get("rerank")),
+            base=bool(evaluation.get("base")) and "name" in self.config.get("model", {}),
+            epochs=sft.get("epochs", 1),
+            warmup_epochs=sft.get("warmup_epochs", 1),
+        )
 
 
 def read_run(directory: Path) -> Run:
@@ -50,7 +51,8 @@ def read_run(directory: Path) -> Run:
         run.info = read_object(directory / "run.json", "delete it", Start)
     if (directory / "data/report.json").exists():
         run.data = read_object(directory / "data/report.json", "delete it", dict[str, int])
-    for stage in planned_stages([*METHODS], rerank=True):  # all there can be
+    everything = Lineup([*METHODS], rerank=True).stages
+    for stage in dict.fromkeys([*run.lineup.stages, *everything]):
         if (directory / stage / "result.json").exists():
             run.results[stage] = read_result(directory, stage)
         else:

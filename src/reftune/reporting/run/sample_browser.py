@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from reftune.methods import BASELINE, MAIN
+from reftune.methods import MAIN
 from reftune.problem import GradedRow, LoggedRow, Row
 from reftune.reporting.run.run_files import Run
 
@@ -17,7 +17,7 @@ MAX_CHARACTERS = 4000  # of one text
 def questions(run: Run) -> tuple[list[Row], dict[str, int]]:
     """Choose at most MAX_QUESTIONS test questions, every kind of result among them.
 
-    `gained` marks those that ReFT answers and SFT does not, `lost` those with SFT and ReFT swapped.
+    `gained` marks those that ReFT answers and the baseline does not, `lost` those with both swapped.
     Returns the questions in the order of the test set, and the counts over all of it.
     """
     joined: dict[str, Row] = {}
@@ -25,8 +25,9 @@ def questions(run: Run) -> tuple[list[Row], dict[str, int]]:
         for row in rows:
             entry = {"id": row["id"], "question": _text(row["question"]), "answer": _text(row["answer"])}
             joined.setdefault(row["id"], entry | {"chains": {}})["chains"][model] = _chain(row)
+    pair = (run.lineup.baseline, MAIN)
     for question in joined.values():
-        a, b = (question["chains"].get(model, {}).get("correct") for model in (BASELINE, MAIN))
+        a, b = (question["chains"].get(model, {}).get("correct") for model in pair)
         question["gained"], question["lost"] = (a, b) == (False, True), (a, b) == (True, False)
     everything = list(joined.values())
     counts = {kind: sum(q[kind] for q in everything) for kind in ("gained", "lost")}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from reftune.methods import BASELINE, METHODS, Method, label_of
+from reftune.methods import BASELINE, METHODS, WARMUP, Method, label_of
 from reftune.problem import Row
 from reftune.reporting.pages import LIGHT, colour_of
 from reftune.reporting.plots import Plot, legend_above, new_plot, styled
@@ -20,7 +20,7 @@ JUDGED = ("ok", "ok_text")
 
 # Metrics with a figure of their own: key, title, caption.
 SINGLE = (
-    ("kl", "KL divergence", "How far the policy has moved from the warm-up model."),
+    ("kl", "KL divergence", "How far the policy has moved from the {start} model."),
     ("entropy", "Entropy", "How undecided the policy is per token. A fall to 0 ends exploration."),
     ("loss", "Training loss", "What each step of the optimizer makes smaller."),
     ("response_length", "Response length", "Mean number of tokens in a sampled chain."),
@@ -39,7 +39,9 @@ SINGLE = (
 
 
 @styled
-def method_plots(method: Method, rows: Sequence[Row], result: Row, baseline: Row) -> list[Plot]:
+def method_plots(
+    method: Method, rows: Sequence[Row], result: Row, baseline: Row, start: str = WARMUP
+) -> list[Plot]:
     """Draw a method's stage from its metrics.
 
     Args:
@@ -47,9 +49,12 @@ def method_plots(method: Method, rows: Sequence[Row], result: Row, baseline: Row
         rows: of metrics.jsonl.
         result: of the stage, empty while it is unfinished.
         baseline: result of the stage whose levels are drawn beside it, empty for none.
+        start: the model that the methods start from.
     """
     plots = [_accuracy(method, rows), _validation(method, rows, result, baseline)]
-    plots += [_curves(method.stage, {method: rows}, *texts) for texts in SINGLE]
+    for key, title, caption in SINGLE:
+        told = caption.format(start=label_of(start).lower())
+        plots.append(_curves(method.stage, {method: rows}, key, title, told))
     plots.append(_statuses(method, rows))
     return [plot for plot in plots if plot]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reftune.methods import BASELINE, MAIN, label_of
+from reftune.methods import MAIN, label_of
 from reftune.problem import Row
 from reftune.reporting.pages import interval, p_value, signed
 from reftune.reporting.run.run_files import Run
@@ -69,15 +69,17 @@ def accuracies(evaluation: Row) -> dict[str, Any]:
     return {"columns": [_column(name, models) for name in names], "ks": ks, "models": rows}
 
 
-def comparisons(evaluation: Row) -> dict[str, list[Row]]:
+def comparisons(run: Run) -> dict[str, list[Row]]:
     """Return the comparisons to show and those to fold away.
 
-    Of many models those with SFT or ReFT at temperature 0 are shown, and ReFT against SFT always.
+    Of many models those with the baseline or ReFT at temperature 0 are shown, and that of these two
+    always.
     """
-    models = evaluation.get("models", {})
+    models = run.evaluation.get("models", {})
     found: dict[str, list[Row]] = {"shown": [], "folded": []}
-    for row in evaluation.get("comparisons", []):
-        pair, main = {row["a"], row["b"]}, {BASELINE, MAIN}
+    main = {run.lineup.baseline, MAIN}
+    for row in run.evaluation.get("comparisons", []):
+        pair = {row["a"], row["b"]}
         shown = pair == main or (row["aggregation"] == "greedy" and pair & main)
         label = f"{label_of(row['b'])} against {label_of(row['a'])}"
         named = {"label": label, "aggregation": _column(row["aggregation"], models)}
@@ -89,8 +91,10 @@ def comparisons(evaluation: Row) -> dict[str, list[Row]]:
 
 def _main_comparison(run: Run) -> Row | None:
     rows = [row for row in run.evaluation.get("comparisons", []) if row["aggregation"] == "greedy"]
-    main = [row for row in rows if (row["a"], row["b"]) == (BASELINE, MAIN)]
-    return next(iter(main + rows), None)
+    baseline = run.lineup.baseline
+    main = [row for row in rows if (row["a"], row["b"]) == (baseline, MAIN)]
+    first = [row for row in rows if row["b"] == baseline]  # without ReFT, what the baseline has gained
+    return next(iter(main + first + rows), None)
 
 
 def _column(name: str, models: Mapping[str, Any]) -> str:
