@@ -62,6 +62,8 @@ def test_large_models_and_other_precisions_get_one_thread(monkeypatch: pytest.Mo
         assert make_cpu_threads(model, accelerator).count == 4
         monkeypatch.setattr(reftune.training.cpu_threads, "PARAMETERS_IN_REPLICAS", 250)
         assert make_cpu_threads(model, accelerator).count == 2
+        frozen = nn.Linear(10, 10, bias=False).requires_grad_(False)  # has no gradients to make room for
+        assert make_cpu_threads(nn.Sequential(model, frozen), accelerator).count == 2
         monkeypatch.setattr(reftune.training.cpu_threads, "PARAMETERS_IN_REPLICAS", 99)
         assert make_cpu_threads(model, accelerator).count == 1
         monkeypatch.undo()

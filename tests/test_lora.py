@@ -335,6 +335,27 @@ def test_a_checkpoint_holds_what_is_trained_and_training_goes_on_exactly(
     assert all(torch.equal(x, expected[name]) for name, x in resumed.weights().items())
 
 
+class Wrapped(nn.Module):
+    """A model as accelerate wraps it where there are several processes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_one_process_goes_on_where_several_have_stopped(base: Path) -> None:
+    training, one = Training(base), Training(base)
+    training.steps(1)
+    training.accelerator._models = [Wrapped(training.policy)]
+    save_checkpoint(training.accelerator, base.parent, 1, {})
+    assert load_checkpoint(one.accelerator, base.parent) == {"step": 1}
+    expected = training.weights()
+    assert all(torch.equal(x, expected[name]) for name, x in one.weights().items())
+    training.steps(1)
+    assert load_checkpoint(training.accelerator, base.parent) == {"step": 1}
+    assert all(torch.equal(x, expected[name]) for name, x in training.weights().items())
+
+
 def test_a_checkpoint_of_another_rank_is_refused(base: Path) -> None:
     training = Training(base)
     save_checkpoint(training.accelerator, base.parent, 1, {})

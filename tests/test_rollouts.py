@@ -13,7 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from precision import CLOSE, float64
-from reftune.config import Prompt
+from reftune.config import Lora, Prompt
+from reftune.model.lora import add_adapter
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import train_tokenizer
@@ -139,6 +140,22 @@ def test_the_sampler_gets_the_weights_of_the_policys_language_model() -> None:
     Generator(sampler, judge, make_prompter(), Accelerator(cpu=True)).update_weights(policy)
     assert got.keys() == dict(policy.policy.named_parameters()).keys()
     assert all(got[name] is weight for name, weight in policy.policy.named_parameters())
+
+
+def test_the_sampler_gets_weights_with_the_adapter_added() -> None:
+    policy, _ = make_policies("shared")
+    plain = dict(policy.policy.named_parameters())
+    add_adapter(policy.policy, Lora(rank=2, targets=["q_proj"]))
+    for parameter in policy.policy.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    got: dict[str, torch.Tensor] = {}
+    sampler = Told()
+    sampler.update_weights = got.update  # type: ignore[method-assign]
+    Generator(sampler, judge, make_prompter(), Accelerator(cpu=True)).update_weights(policy)
+    assert got.keys() == plain.keys()
+    for name, weight in got.items():
+        assert torch.equal(weight, plain[name]) == ("q_proj" not in name), name
 
 
 def test_a_seed_is_the_blake2b_hash_of_its_key() -> None:
