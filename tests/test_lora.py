@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -22,7 +22,7 @@ from reftune.model.loading import load_policy, make_policy, reference_of, save_p
 from reftune.model.lora import add_adapter, has_adapter, merged, plain_weights, without_adapter
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
-from reftune.runs.checkpoints import load_checkpoint, save_checkpoint
+from reftune.runs.checkpoints import load_checkpoint, load_trained, save_checkpoint, trained_weights
 from reftune.sampling.engine import BuiltinSampler
 from reftune.stages.ppo import MAX_LOGPROB_GAP
 from reftune.stages.reranker import Reranker
@@ -354,6 +354,20 @@ def test_one_process_goes_on_where_several_have_stopped(base: Path) -> None:
     training.steps(1)
     assert load_checkpoint(training.accelerator, base.parent) == {"step": 1}
     assert all(torch.equal(x, expected[name]) for name, x in training.weights().items())
+
+
+@pytest.mark.parametrize(("missing", "more"), [(True, False), (False, True)])
+def test_weights_that_lack_one_or_have_another_are_refused(
+    missing: bool, more: bool, tmp_path: Path
+) -> None:
+    model = adapted()
+    weights = {name: x.contiguous() for name, x in trained_weights(model).items()}
+    save_file(weights, tmp_path / "right")
+    load_trained(model, tmp_path / "right")
+    extra = {"other": torch.zeros(1)} if more else {}
+    save_file(dict(list(weights.items())[missing:]) | extra, tmp_path / "wrong")
+    with pytest.raises(RuntimeError, match=r"^wrong lacks"):
+        load_trained(model, tmp_path / "wrong")
 
 
 def test_a_checkpoint_of_another_rank_is_refused(base: Path) -> None:

@@ -112,8 +112,7 @@ def save_adapter(model: PreTrainedModel, directory: Path) -> None:
 
 def _merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     with merged(model):
-        for name, weight in without_adapter(model).named_parameters():
-            yield name, weight.data
+        yield from without_adapter(model).named_parameters()
 
 
 def _merged_weight(layer: Linear) -> Tensor:
