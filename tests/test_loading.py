@@ -162,7 +162,7 @@ def test_what_is_wrong_with_a_tokenizer_is_one_sentence(
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("{}/config.json", "it is a file, not a model's directory"),
+        ("{}/config.json", "it is a file, neither a model's directory nor named"),
         ("{}/none", "no such directory"),
         ("{}/" + "x" * 5000, "no such directory"),  # longer than any name may be
         ("two words", "Repo id must"),

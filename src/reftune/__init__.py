@@ -135,7 +135,7 @@ def evaluate(
     """Measure how many questions a model answers.
 
     Args:
-        model: directory or Hugging Face name of a causal language model.
+        model: directory, GGUF file or Hugging Face name of a causal language model.
         data: a file, a data set's name, "synthetic", a `datasets.Dataset`, or mappings with the keys
             "question" and "answer".
         cot: kind of chain that the model writes, "program" (executed) or "natural" (text); default: as
@@ -168,7 +168,7 @@ def sample(
     Each has the `completion` and, in `verdict`, the `status` and the extracted `answer`.
 
     Args:
-        model: directory or Hugging Face name of a causal language model.
+        model: directory, GGUF file or Hugging Face name of a causal language model.
         questions: plain texts; one that is given twice is answered twice.
         cot: kind of chain that the model writes; default: as it was trained by reftune.
         temperature: 0 takes the most likely token each time.

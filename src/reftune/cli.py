@@ -56,7 +56,9 @@ ModelOverrides = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(help="name of the run directory; default: the file's")]
 CotOption = Annotated[Cot | None, typer.Option(help="kind of chain; default: as trained by reftune")]
-ModelOption = Annotated[str, typer.Option("--model", help="model directory or Hugging Face name")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="model directory, GGUF file or Hugging Face name")
+]
 
 
 @app.command()

@@ -16,7 +16,7 @@ def _listed(value: object) -> object:
 class Model(Section):
     """Which language model to start from."""
 
-    name: Place | None = Field(None, description="Hugging Face name or directory")
+    name: Place | None = Field(None, description="Hugging Face name, directory or GGUF file")
     scratch: str | None = Field(None, description="size of a new small Llama: tiny or small")
     scratch_overrides: dict[str, Few] = Field({}, description="LlamaConfig fields, e.g. hidden_size")
     vocab_size: int = Field(512, ge=260, le=10**6, description="of a scratch model's tokenizer")

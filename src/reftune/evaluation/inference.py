@@ -34,7 +34,7 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
     """Return the settings to ask a model with: those it was trained with, the paper's for any other.
 
     Args:
-        model: model directory or Hugging Face name.
+        model: model directory, GGUF file or Hugging Face name.
         overrides: `section.key=value` of the sections ASKED; they have the last word.
         data: keys of the section [data], in place of those saved with the model; None leaves one out.
 

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from reftune.config import Lora, Model
 from reftune.model.forward import first_line, kind_of
+from reftune.model.gguf import is_gguf, load_gguf, load_gguf_tokenizer
 from reftune.model.lora import add_adapter, has_adapter, merged, save_adapter, without_adapter
 from reftune.model.packing import text_config
 from reftune.model.policy import PolicyWithValue
@@ -34,15 +35,14 @@ SPEAKING = (OSError, ValueError, RuntimeError, ImportError, StrictDataclassError
 
 
 def load_model(name: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load a causal language model by Hugging Face name or from a directory; default: in float32.
+    """Load a causal language model by name, from a directory or a GGUF file; default: in float32.
 
     Raises UserError where there is none, or weights are missing, damaged or of another shape.
     """
+    options = {"dtype": dtype or torch.float32, "trust_remote_code": False}
     with _told(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(name), dtype=dtype or torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-    model, loading = loaded
+        load: Any = load_gguf if is_gguf(name) else AutoModelForCausalLM.from_pretrained
+        model, loading = load(str(name), output_loading_info=True, **options)
     if loading["missing_keys"]:  # transformers starts them at random
         first, *others = sorted(loading["missing_keys"])
         raise _refusal(name, f"the weights of {first} and {len(others)} others are missing")
@@ -71,14 +71,17 @@ def load_tokenizer(
     """Load the tokenizer of a model.
 
     Args:
-        name: Hugging Face name or directory.
+        name: Hugging Face name, directory or GGUF file.
         eos_token: what ends a text; default: what the tokenizer says.
         ends: whether it must say so.
 
     Raises UserError where it is missing, damaged, or cannot end a response.
     """
     with _told(name, "its tokenizer: "):
-        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+        if is_gguf(name):
+            tokenizer = load_gguf_tokenizer(str(name))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     if eos_token is not None:
         if eos_token not in tokenizer.get_vocab():
             raise UserError(f'model.eos_token: "{eos_token}" is no token of {name}')
@@ -146,7 +149,7 @@ def load_policy(
     """Load a language model as a policy: to train it in `training_dtype`, else in the run's precision.
 
     Args:
-        name: Hugging Face name or directory.
+        name: Hugging Face name, directory or GGUF file.
         settings, critic, trainable, lora, device: as for `make_policy`.
 
     Raises UserError as `load_model` does.
@@ -264,6 +267,8 @@ def _told(name: str | Path, part: str = "") -> Iterator[None]:
     """
     try:
         yield
+    except UserError as error:  # of what stands in the file
+        raise _refusal(name, str(error)) from error
     except Exception as error:
         raise _refusal(name, part + _reason(name, error)) from error
 
@@ -274,8 +279,8 @@ def _refusal(name: str | Path, reason: str) -> UserError:
 
 def _reason(name: str | Path, error: Exception) -> str:
     """Return the gist of a loading error, in words that fit a path, too."""
-    if os.path.isfile(name):
-        return "it is a file, not a model's directory"
+    if os.path.isfile(name) and not is_gguf(name):
+        return "it is a file, neither a model's directory nor named *.gguf"
     if len(Path(name).parts) > 2 and not os.path.exists(name):  # the hub's names have one slash at most
         return "no such directory"
     if "ignore_mismatched_sizes" in str(error):  # an option of theirs
