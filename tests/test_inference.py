@@ -78,7 +78,7 @@ def test_the_directory_of_a_run_is_no_model_but_names_its_models(tmp_path: Path)
 def test_a_model_without_weights_cannot_be_asked() -> None:
     config = Config(model=Model(scratch="tiny"), data=Data(cot="natural"))
     with pytest.raises(UserError, match=r"model\.scratch = tiny has no weights"):
-        ask(config, "How many?", 0.0, 0)
+        ask(config, ["How many?"], 0.0, 0)
 
 
 @pytest.mark.parametrize(

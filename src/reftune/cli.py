@@ -14,6 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import typer
 
+from reftune.chat import chat, show
 from reftune.data.commands import data_app
 from reftune.ending import run_to_end, say
 from reftune.launcher import rank
@@ -59,6 +60,16 @@ CotOption = Annotated[Cot | None, typer.Option(help="kind of chain; default: as 
 ModelOption = Annotated[
     str, typer.Option("--model", help="model directory, GGUF file or Hugging Face name")
 ]
+
+Source = Annotated[
+    str, typer.Argument(help="directory of a run or of a model, GGUF file or Hugging Face name")
+]
+OneOfRun = Annotated[
+    str | None,
+    typer.Option("--model", help="which one of a run, such as sft or reft; default: the last finished"),
+]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 gives the most likely chain")]
+SampleSeed = Annotated[int, typer.Option("--seed", help="another seed gives another sample")]
 
 
 @app.command()
@@ -119,21 +130,31 @@ def sample(
     model: ModelOption,
     question: Annotated[str, typer.Option(help="the question, as plain text")],
     cot: CotOption = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 gives the most likely chain")] = 0.0,
-    seed: Annotated[int, typer.Option(help="another seed gives another sample")] = 0,
+    temperature: Temperature = 0.0,
+    seed: SampleSeed = 0,
     overrides: ModelOverrides = None,
 ) -> None:
     """Ask one question; print the chain, its status and the answer."""
     from reftune.evaluation.inference import ask, model_config
 
-    config = model_config(model, overrides or [], cot=cot)
-    [graded] = ask(config, [question], temperature, seed)
-    answer = graded.verdict.answer
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
-    typer.echo(graded.completion)
-    typer.echo(f"\nstatus:  {graded.verdict.status}")
-    typer.echo(f"answer:  {'none' if answer is None else answer}")
+    [graded] = ask(model_config(model, overrides or [], cot=cot), [question], temperature, seed)
+    show(graded)
+
+
+@app.command("chat")
+def chat_command(
+    source: Source,
+    model: OneOfRun = None,
+    cot: CotOption = None,
+    temperature: Temperature = 0.0,
+    seed: SampleSeed = 0,
+    overrides: ModelOverrides = None,
+) -> None:
+    """Ask a model one question after the other: each answer is a chain, its status, the answer.
+
+    Questions are typed, or come on standard input, a line each. Ctrl-C stops an answer; Ctrl-D ends.
+    """
+    chat(source, model, cot=cot, temperature=temperature, seed=seed, overrides=overrides or [])
 
 
 @app.command()

@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from reftune.config import Config
 from reftune.config.files import parse_config
@@ -81,32 +83,63 @@ def evaluate_on(
     check = config.reward.function is None
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
-    generator = _load_generator(config, problems, judge_of(config, problems))
-    with Display("evaluate", 1, shown=generator.accelerator.is_main_process):
+    model = open_model(config, judge_of(config, problems), problems)
+    with Display("evaluate", 1, shown=model.generator.accelerator.is_main_process):
         at_once = config.compute.sampler_rows
-        answers = answer_questions(generator, problems, config.evaluation, config.seed, at_once)
+        answers = answer_questions(model.generator, problems, config.evaluation, config.seed, at_once)
     judged = judged_by_all({"": answers})[""]
     unjudged = {"unjudged": len(answers) - len(judged)}
     return summarise(judged, config.prompt.trigger) | unjudged, answers
 
 
-def ask(config: Config, questions: Sequence[str], temperature: float, seed: int) -> list[GradedSample]:
-    """Ask the model of `config` questions; the verdicts have its answers, of whatever type.
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that is loaded once and may be asked many times."""
 
-    Raises UserError for a temperature that no sampler can work with.
-    """
+    config: Config
+    model: PreTrainedModel
+    generator: Generator
+
+    def ask(self, questions: Sequence[str], temperature: float, seed: int) -> list[GradedSample]:
+        """Ask questions; the verdicts have the answers, of whatever type.
+
+        Raises UserError for a temperature that no sampler can work with, and for a question that is
+        empty, no text or too long.
+        """
+        problems = as_problems(questions, temperature)
+        check_prompts(self.generator.prompter, problems, self.model)
+        return self.generator.generate(problems, 1, temperature, key=(seed, "sample"))
+
+
+def ask(config: Config, questions: Sequence[str], temperature: float, seed: int) -> list[GradedSample]:
+    """Load the model of `config`, and ask it questions; see `OpenModel.ask`."""
+    as_problems(questions, temperature)  # before a model is loaded
+    return open_model(config).ask(questions, temperature, seed)
+
+
+def as_problems(questions: Sequence[str], temperature: float) -> list[Problem]:
+    """Return questions as problems without answer; raises UserError as `OpenModel.ask` does."""
     if temperature != 0 and not 0.01 <= temperature <= 100:
         raise UserError(f"temperature: 0, or from 0.01 to 100, not {temperature}")
-    numbered = {f"question {n}": text for n, text in enumerate(questions, start=1)}
+    several = len(questions) > 1
+    numbered = {f"question {n}" if several else "question": x for n, x in enumerate(questions, start=1)}
     problems = [Problem(n, as_text(n, "question", text), "") for n, text in numbered.items()]
-    sandbox = make_sandbox(config.reward, config.compute.sandbox_workers, text=True)
-    judge = make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)
-    generator = _load_generator(config, problems, judge)
-    return generator.generate(problems, 1, temperature, key=(seed, "sample"))
+    for problem in problems:
+        if not problem.question.strip():
+            raise UserError(f"{problem.id}: is empty; write what the model shall answer")
+    return problems
 
 
-def _load_generator(config: Config, problems: Sequence[Problem], judge: Judge) -> Generator:
-    """Load the model of `config`, ready to answer `problems`."""
+def open_model(
+    config: Config, judge: Judge | None = None, problems: Sequence[Problem] = ()
+) -> OpenModel:
+    """Load the model of `config`.
+
+    Args:
+        config: see `model_config`.
+        judge: of its answers; default: one that finds them, whatever they are.
+        problems: that it will be asked; raises UserError where one of them is too long.
+    """
     name = config.model.name
     if name is None:
         raise UserError(f"model.scratch = {config.model.scratch} has no weights yet; set model.name")
@@ -116,4 +149,11 @@ def _load_generator(config: Config, problems: Sequence[Problem], judge: Judge) -
     prompter = Prompter(tokenizer, config.prompt, config.data.cot)
     check_prompts(prompter, problems, model)
     policy = make_policy(model, config.model, device=accelerator.device)
-    return make_generator(policy, prompter, judge, accelerator, config.compute.sampler_rows)
+    rows = config.compute.sampler_rows
+    generator = make_generator(policy, prompter, judge or _extractor(config), accelerator, rows)
+    return OpenModel(config, policy.policy, generator)
+
+
+def _extractor(config: Config) -> Judge:
+    sandbox = make_sandbox(config.reward, config.compute.sandbox_workers, text=True)
+    return make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from reftune.config import Config
 from reftune.config.files import changed_settings, dump_config, load_config
 from reftune.files import atomic_directory, atomic_file, make_directory, write_json, writing_to
+from reftune.methods import METHODS, directory_of
 from reftune.problem import UserError
 
 # What a stage has saved: from then on a directory belongs to its configuration and its problems.
@@ -33,6 +34,33 @@ def has_begun(run_dir: Path) -> bool:
 def complete_checkpoints(stage: Path) -> list[Path]:
     """Return the complete checkpoints in a stage's directory, the newest one last."""
     return sorted((stage / "checkpoints").glob("step-[0-9]*"))
+
+
+def choose_model(source: str, model: str | None = None) -> tuple[str | None, str]:
+    """Return the name and the directory of a run's model.
+
+    Args:
+        source: directory of a run; a model's directory, file or name stands for itself, and has no name.
+        model: which one of the run; default: the last one of METHODS that is finished.
+
+    Raises UserError where there is none.
+    """
+    run = Path(os.path.expanduser(source))
+    if not (run / "config.toml").is_file():
+        if model is not None:
+            raise UserError(
+                f"--model {model}: {source} is no run, but a model itself; leave --model out"
+            )
+        return None, source
+    places = {name: run / directory_of(name) / "model" for name in METHODS}
+    ready = [name for name, place in places.items() if (place / "config.json").exists()]
+    done = [x for x in ready if x == "warmup" or (run / METHODS[x].stage / "result.json").exists()]
+    if model is None and not done:
+        raise UserError(f"{source}: no model of this run is finished; `reftune run` goes on with it")
+    chosen = done[-1] if model is None else model
+    if chosen not in ready:
+        raise UserError(f"--model {model}: {source} has none of this name; it has {', '.join(ready)}")
+    return chosen, str(places[chosen])
 
 
 def goes_on(config: Config) -> str:
