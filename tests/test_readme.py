@@ -97,8 +97,8 @@ def test_the_tree_has_a_line_for_every_folder() -> None:
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", README, re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^    )make ([a-z0-9-]+)", README, re.MULTILINE)) <= targets
 
 
 def test_the_pages_of_make_docs_are_modules() -> None:

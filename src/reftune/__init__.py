@@ -7,17 +7,17 @@ imported by the function that needs it: `load_config`, `grade`, `run_program` an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from reftune.launcher import rank
 from reftune.problem import (
-    AnsweredQuestion,
     Cot,
+    EvaluationResult,
     Execution,
     Problem,
     RewardFunction,
+    RunResult,
     UserError,
     Verdict,
 )
@@ -29,49 +29,9 @@ if TYPE_CHECKING:
     from reftune.training.types import GradedSample
 
 __all__ = [  # noqa: RUF022 -- in the order in which they are read
-    "load_config", "run", "evaluate", "sample", "compare", "grade", "run_program",
+    "load_config", "run", "evaluate", "sample", "export", "compare", "grade", "run_program",
     "Problem", "Verdict", "Execution", "RunResult", "EvaluationResult", "RewardFunction", "UserError",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a finished run found.
-
-    Attributes:
-        directory: of the run, with all that it wrote.
-        report: the page that shows it.
-        ran: the stages that were run now; those that were finished before are left out.
-        questions: how many test questions each model answered.
-        models: accuracies by model ("base", "sft", "reft", ...) and by aggregation, such as
-            `models["reft"]["greedy"]["accuracy"]`, each with its 95% interval.
-        comparisons: every two models `a` and `b` on the same questions: difference, interval, p-value.
-    """
-
-    directory: Path
-    report: Path
-    ran: list[str]
-    questions: int
-    models: dict[str, dict[str, Any]]
-    comparisons: list[dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationResult:
-    """What a model made of questions.
-
-    Attributes:
-        summary: accuracies by aggregation ("greedy"; "vote" and "pass" with samples), with intervals.
-        rows: one per question: what was answered, with its verdict, and the samples if there are any.
-    """
-
-    summary: dict[str, Any]
-    rows: list[AnsweredQuestion]
-
-    @property
-    def accuracy(self) -> float:
-        """Return the share of questions whose greedy answer is right."""
-        return float(self.summary["greedy"]["accuracy"])
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
@@ -183,6 +143,43 @@ def sample(
 
     config = model_config(str(model), overrides, cot=cot)
     return ask(config, [questions] if isinstance(questions, str) else questions, temperature, seed)
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    license: str | None = None,
+    origin: str | None = None,
+    push: str | None = None,
+    public: bool = False,
+) -> Path | str:
+    """Write a model as a directory for anybody: weights, tokenizer, chat template, model card.
+
+    Returns the directory or, with `push`, the address on the hub.
+
+    Args:
+        source: directory of a run or of a model, GGUF file or Hugging Face name.
+        out: the new directory, which is there as a whole or not at all.
+        model: which one of a run, such as "reft" or "sft"; default: the last finished one.
+        dtype: precision of the weights; default: as it is.
+        license: for the model card, as the hub calls it; default: left to you.
+        origin: for the model card, where the model comes from.
+        push: name on the Hugging Face hub, "owner/name", where it is uploaded, too.
+        public: whether everybody may see what is pushed.
+
+    Raises:
+        UserError: there is no such model, `out` holds something, or the hub refuses.
+    """
+    from reftune.hand_over import export, upload
+
+    if public and push is None:
+        raise UserError("--public: has no effect without --push")
+    card = {"license": license, "origin": origin, "name": push}
+    directory = export(str(source), Path(out), model=model, dtype=dtype, **card)
+    return directory if push is None else upload(directory, push, public=public)
 
 
 def grade(

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 # Read by GNU's OpenMP runtime when torch is loaded. Threads that wait for each other spin a little,
 # which small models need, but not for long: beside other work that makes everything many times slower.
@@ -155,6 +155,31 @@ def chat_command(
     Questions are typed, or come on standard input, a line each. Ctrl-C stops an answer; Ctrl-D ends.
     """
     chat(source, model, cot=cot, temperature=temperature, seed=seed, overrides=overrides or [])
+
+
+@app.command()
+def export(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="the new directory")],
+    model: OneOfRun = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="default: as it is")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="for the model card, such as apache-2.0; default: yours to choose")
+    ] = None,
+    origin: Annotated[str | None, typer.Option(help="for the card: where it comes from")] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="NAME", help="upload to the Hugging Face hub, as OWNER/NAME")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="let everybody see what is pushed")] = False,
+) -> None:
+    """Write a model as a directory for anybody: weights, tokenizer, chat template, model card."""
+    import reftune
+
+    card: dict[str, Any] = {"license": license, "origin": origin, "push": push, "public": public}
+    found = reftune.export(source, out, model=model, dtype=dtype, **card)
+    say(f"model: {found}")
 
 
 @app.command()

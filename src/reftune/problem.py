@@ -1,6 +1,7 @@
 """The nouns that all rooms share: a problem, what running a program gave, the verdict."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, get_args, runtime_checkable
 
 Cot = Literal["natural", "program"]
@@ -156,3 +157,43 @@ class LoggedRow(GradedRow):
     """A sample that an online stage logged, and the step in which it was drawn."""
 
     step: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a finished run found.
+
+    Attributes:
+        directory: of the run, with all that it wrote.
+        report: the page that shows it.
+        ran: the stages that were run now; those that were finished before are left out.
+        questions: how many test questions each model answered.
+        models: accuracies by model ("base", "sft", "reft", ...) and by aggregation, such as
+            `models["reft"]["greedy"]["accuracy"]`, each with its 95% interval.
+        comparisons: every two models `a` and `b` on the same questions: difference, interval, p-value.
+    """
+
+    directory: Path
+    report: Path
+    ran: list[str]
+    questions: int
+    models: dict[str, dict[str, Any]]
+    comparisons: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """What a model made of questions.
+
+    Attributes:
+        summary: accuracies by aggregation ("greedy"; "vote" and "pass" with samples), with intervals.
+        rows: one per question: what was answered, with its verdict, and the samples if there are any.
+    """
+
+    summary: dict[str, Any]
+    rows: list[AnsweredQuestion]
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of questions whose greedy answer is right."""
+        return float(self.summary["greedy"]["accuracy"])

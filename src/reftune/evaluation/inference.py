@@ -83,10 +83,10 @@ def evaluate_on(
     check = config.reward.function is None
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
-    model = open_model(config, judge_of(config, problems), problems)
-    with Display("evaluate", 1, shown=model.generator.accelerator.is_main_process):
+    opened = open_model(config, judge_of(config, problems), problems)
+    with Display("evaluate", 1, shown=opened.generator.accelerator.is_main_process):
         at_once = config.compute.sampler_rows
-        answers = answer_questions(model.generator, problems, config.evaluation, config.seed, at_once)
+        answers = answer_questions(opened.generator, problems, config.evaluation, config.seed, at_once)
     judged = judged_by_all({"": answers})[""]
     unjudged = {"unjudged": len(answers) - len(judged)}
     return summarise(judged, config.prompt.trigger) | unjudged, answers

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -51,6 +52,13 @@ def load_model(name: str | Path, dtype: torch.dtype | None = None) -> PreTrained
         if not isinstance(token, int):
             raise _refusal(name, f"generation_config.json: eos_token_id = {token!r} is not a number")
     return model
+
+
+def saved_dtype(name: str) -> str:
+    """Return the precision in which a model's weights are saved; float32 where nothing says so."""
+    with _told(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    return str(config.dtype or torch.float32).removeprefix("torch.")
 
 
 def end_tokens(model: PreTrainedModel) -> list[Any]:

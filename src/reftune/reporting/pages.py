@@ -67,6 +67,11 @@ def write_pages(
     return page
 
 
+def render(page: str, context: Mapping[str, Any]) -> str:
+    """Return a page, named as its template, as text."""
+    return _template(page).render(context)
+
+
 def _template(page: str) -> Template:
     """Return the template of a page.
 
