@@ -21,6 +21,7 @@ from reftune.progress import counting
 from reftune.runs.checkpoints import remove_checkpoints
 from reftune.runs.run_log import RunLog
 from reftune.stages.steps import EndStep, Loop, Metrics, State, TakeStep
+from reftune.training.first_prompts import check_first_prompts
 from reftune.training.learner import Learner
 from reftune.training.microbatches import shuffled
 from reftune.training.optimizer import make_optimizer
@@ -72,9 +73,11 @@ class Stage:
         )  # fmt: skip
 
     def generator(self, policy: PolicyWithValue) -> Generator:
-        """Return a generator that samples from `policy`."""
+        """Return a generator that samples from `policy`; raise UserError where it does so wrongly."""
         rows = self.config.compute.sampler_rows
-        return make_generator(policy, self.prompter, self.judge, self.accelerator, rows)
+        generator = make_generator(policy, self.prompter, self.judge, self.accelerator, rows)
+        check_first_prompts(generator, policy, self.train)
+        return generator
 
     def validate(self, generator: Generator) -> float:
         """Return the greedy accuracy on the validation questions."""
