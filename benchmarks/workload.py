@@ -24,7 +24,8 @@ from reftune.config.files import load_config
 from reftune.data.problems import load_splits
 from reftune.model.forward import PackedForward
 from reftune.model.loading import build_model, load_model, load_tokenizer
-from reftune.model.prompts import Prompter, Wording
+from reftune.model.prompts import Prompter
+from reftune.model.wording import Wording
 from reftune.problem import Problem
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.sampler import Sample

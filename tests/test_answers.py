@@ -7,12 +7,13 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reftune.grading.answers import answers_equal, check_answer, judge_answer
 from reftune.grading.choices import extract_choice
-from reftune.grading.extraction import extract_natural, reasoning
+from reftune.grading.extraction import extract_natural, reasoning, without_answer
 from reftune.grading.quantities import parse_number
 from reftune.problem import Problem
 
@@ -408,3 +409,65 @@ def test_no_text_takes_long_or_raises(text: str) -> None:
     assert (
         time.process_time() - begun < 1.0
     )  # nine judgements; the quadratic ones took five seconds each
+
+
+# What instruct models write: Qwen2.5, Llama 3, SmolLM2, Gemma, DeepSeek-R1 and its distilled models.
+MANY_MARKS = "It is \\boxed{72}.\nThe answer is 71, I think.\n#### 70"
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "expected"),
+    [
+        ("boxed", "Adding:\n\\[ 48 + 24 = 72 \\]\nSo she sold \\(\\boxed{72}\\) clips.", "72"),
+        ("boxed", r"The final answer is: $\boxed{72}$.", "72"),
+        ("boxed", "**Final Answer**\n\\[\n\\boxed{72}\n\\]", "72"),
+        ("boxed", r"Thus, \boxed{72 \text{ clips}}", r"72 \text{ clips}"),
+        ("boxed", r"It costs $\boxed{\$72.50}$", r"\$72.50"),
+        ("boxed", r"<think>Perhaps \boxed{70}?</think>It is \boxed{72}.<|im_end|>", "72"),
+        ("boxed", "**Answer:** 72 clips", "72 clips"),
+        ("boxed", "#### 72", "72"),
+        ("boxed", "The answer is 72.", "72"),
+        ("boxed", "So 48 + 24 = 72\nTherefore, the answer is: 72", "72"),
+        ("boxed", "I put it within \\boxed{}.", None),
+        ("boxed", MANY_MARKS, "72"),
+        ("hashes", MANY_MARKS, "70"),
+        ("answer_is", MANY_MARKS, "71, I think"),
+        (None, MANY_MARKS, "70"),
+        ("trigger", MANY_MARKS, "70"),
+        ("hashes", "1. 48 / 2 = 24\n\n#### 72 clips", "72 clips"),
+        ("hashes", "### Step 1\nAdd.\n\nThe final answer is $\\boxed{72}$.", "72"),
+        ("answer_is", "She sold 72.\n\nThe answer is 72.<end_of_turn>", "72"),
+        ("answer_is", "**Answer:** 72", "72"),
+        ("answer_is", "So the answer is \\boxed{72}.", "72"),
+        ("answer_is", "The total is $\\boxed{72}$", "72"),
+    ],
+)
+def test_the_mark_of_the_answer_style_comes_first(style: Any, text: str, expected: str | None) -> None:
+    assert extract_natural(text, TRIGGER, style) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("48 + 24 = 72.\n#### 72", "48 + 24 = 72."),
+        ("48 + 24 = 72. The answer is 72.", "48 + 24 = 72."),
+        ("48 + 24 = 72.\n\nTherefore, the answer is: 72", "48 + 24 = 72."),
+        ("48 + 24 = 72.\nThe final answer is $\\boxed{72}$.", "48 + 24 = 72."),
+        ("She sold $48 + 24 = \\boxed{72}$ clips.", "She sold $48 + 24 = 72$ clips."),
+        ("48 + 24 = 72.\n\n**Final Answer**\n\\[\n\\boxed{72}\n\\]", "48 + 24 = 72."),
+        ("48 + 24 = 72.\n\n**Answer:** 72 clips", "48 + 24 = 72."),
+        ("48 + 24 = 72. <answer>72</answer>", "48 + 24 = 72."),
+        ("The answer is 72. For 48 + 24 = 72.", "For 48 + 24 = 72."),
+        ("<think>Is the answer 71? No.</think>\n48 + 24 = 72. The answer is 72.",
+         "<think>Is the answer 71? No.</think>\n\n48 + 24 = 72."),
+        ("48 + 24 is 72.", "48 + 24 is 72."),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_sentence_with_the_answer_is_taken_out_of_a_solution(text: str, expected: str) -> None:
+    assert without_answer(text) == expected
+
+
+@pytest.mark.parametrize("ending", ["The answer is \\boxed{7}.", "#### 7", "The answer is 7."])
+def test_the_reasoning_of_every_style_is_what_comes_before_the_answer(ending: str) -> None:
+    assert reasoning(f"5 + 2 = 7.\n{ending}", TRIGGER) == "5 + 2 = 7."

@@ -11,6 +11,7 @@ import pytest
 
 from reftune.config import Config
 from reftune.config.files import dump_config, load_config
+from reftune.model.wording import resolved
 from reftune.problem import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -45,7 +46,8 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     assert (config.ppo.gamma, config.ppo.gae_lambda, config.ppo.value_coef) == (1.0, 0.95, 5.0)
     assert (config.ppo.clip_range, config.ppo.ppo_epochs) == (0.2, 2)
     assert config.reward.partial_reward == 0.1
-    assert config.prompt.template == "Question:\n{question}\nAnswer reasoning:\n"
+    asked = resolved(config.prompt, config.data.cot)
+    assert asked.template == "Question:\n{question}\nAnswer reasoning:\n"
 
 
 @pytest.mark.parametrize(

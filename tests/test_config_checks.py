@@ -109,6 +109,31 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         'a program returns its answer; set data.cot = "natural"', ["data.cot=natural"],
     ),
     (
+        ["prompt.answer_style=boxed", "data.cot=natural"], "prompt.trigger=So:",
+        'answers are written in another style; leave it out, or set prompt.answer_style = "trigger"',
+        ["prompt.answer_style=trigger"],
+    ),
+    (
+        ["prompt.style=chat", "model.name=gpt2", "data.cot=natural"], "prompt.trigger=So:",
+        'answers are written in another style; leave it out, or set prompt.answer_style = "trigger"',
+        ["prompt.style=auto"],
+    ),
+    (
+        ["prompt.style=chat", "model.name=gpt2"], "prompt.repeat_question=true",
+        'the program is written whole; leave it out, or set prompt.answer_style = "function"',
+        ["prompt.answer_style=function"],
+    ),
+    (
+        ["prompt.style=plain", "model.name=gpt2"], "prompt.system=Hi",
+        'plain text has no chat template; leave it out, or set prompt.style = "chat"',
+        ["prompt.style=auto"],
+    ),
+    (
+        ["model.scratch=tiny"], "prompt.template_args.enable_thinking=true",
+        'plain text has no chat template; leave it out, or set prompt.style = "chat"',
+        ["model.name=gpt2"],
+    ),
+    (
         ["data.cot=natural"], "reward.sandbox_seconds=1",
         'only programs run in the sandbox; set data.cot = "program"', ["data.cot=program"],
     ),
@@ -189,6 +214,16 @@ def test_a_setting_that_does_nothing_is_refused(
         (["evaluation.rerank=true"], "set evaluation.samples to 2 or more"),
         (["evaluation.rerank=true", "evaluation.samples=1"], "set evaluation.samples to 2 or more"),
         (["prompt.template=Question:"], "prompt.template must hold {question}"),
+        (
+            ["prompt.answer_style=boxed"],  # chains are programs by default
+            'prompt.answer_style: "boxed" is no answer style of program chains; choose "function" or'
+            ' "fenced", or the other kind of chain (data.cot)',
+        ),
+        (
+            ["prompt.answer_style=fenced", "data.cot=natural"],
+            '"fenced" is no answer style of natural chains; choose "trigger" or "boxed" or "hashes" or',
+        ),
+        (["prompt.template_args.tokenize=false"], "prompt.template_args: tokenize is set by reftune"),
         (['methods=["reft", "offline"]'], 'unknown method "offline"; choose among offline_st, '),
     ],
 )

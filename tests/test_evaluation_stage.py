@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reftune.config import Config, Evaluation
 from reftune.files import read_json, read_jsonl, write_jsonl
+from reftune.model.wording import resolved
 from reftune.problem import Problem, Row, Verdict
 from reftune.runs.run_log import RunLog
 from reftune.stages import evaluation as module
@@ -265,7 +266,7 @@ def test_a_model_answers_the_test_questions_as_it_is(written: Config, work: Work
     assert generator.accelerator is run.accelerator
     directory = written.run_dir / DIRECTORIES[name] / "model"
     assert generator.prompter.tokenizer.name_or_path == str(directory)
-    assert generator.prompter.settings is written.prompt
+    assert generator.prompter.settings == resolved(written.prompt, "natural")
 
 
 @pytest.mark.parametrize(

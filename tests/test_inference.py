@@ -29,14 +29,16 @@ def trained(tmp_path: Path) -> str:
 
 def test_a_model_is_asked_as_it_was_trained(trained: str) -> None:
     config = model_config(trained, test="t.jsonl")
-    assert config.prompt == Prompt(template="Q {question} A ", trigger=" so ", max_new_tokens=7)
+    own = Prompt(style="plain", template="Q {question} A ", trigger=" so ", max_new_tokens=7)
+    assert config.prompt == own  # written before there were styles
     assert (config.model.name, config.data.cot, config.data.test) == (trained, "natural", "t.jsonl")
 
 
 def test_what_the_caller_says_wins_over_what_the_model_says(trained: str) -> None:
     changes = ["prompt.max_new_tokens=9", "prompt.trigger=' => '", "data.max_test=3"]
     config = model_config(trained, changes)
-    assert config.prompt == Prompt(template="Q {question} A ", trigger=" => ", max_new_tokens=9)
+    assert (config.prompt.template, config.prompt.trigger) == ("Q {question} A ", " => ")
+    assert config.prompt.max_new_tokens == 9
     assert (config.data.cot, config.data.max_test) == ("natural", 3)
     assert model_config(trained, cot="program").data.cot == "program"
     assert model_config(trained, ["data.cot=program"]).data.cot == "program"

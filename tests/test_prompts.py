@@ -462,7 +462,8 @@ def test_what_save_writes_is_read_back(tmp_path: Path) -> None:
     Prompter(tokenizer_of("scratch"), settings, "natural").save(tmp_path, {"step": 7})
     written = json.loads((tmp_path / "reftune_prompt.json").read_text(encoding="utf-8"))
     prompt = {
-        "template": "{question}\n", "trigger": " = ", "repeat_question": True,
+        "style": "plain", "template": "{question}\n", "system": "", "template_args": {},
+        "answer_style": "trigger", "trigger": " = ", "repeat_question": True,
         "max_prompt_tokens": 300, "max_new_tokens": 7,
     }  # fmt: skip
     expected = {"cot": "natural", "prompt": prompt, "dtype": "float32", "trained": {"step": 7}}

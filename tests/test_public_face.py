@@ -54,6 +54,23 @@ def test_grade_gives_a_verdict_per_completion() -> None:
     assert other.reward == 0.5
 
 
+def test_grade_reads_by_the_style_that_it_is_told() -> None:
+    many = "It is \\boxed{72}.\nThe answer is 71.\n#### 70"
+    found = {
+        style: reftune.grade([many], [72], cot="natural", answer_style=style)[0].answer
+        for style in (None, "trigger", "boxed", "hashes", "answer_is")
+    }
+    assert found == {None: 70, "trigger": 70, "boxed": 72, "hashes": 70, "answer_is": 71}
+    fenced = f"Here it is:\n```python\n{SEVEN}\n```"
+    for style, status in (("fenced", "ok"), ("function", "syntax_error"), (None, "ok")):
+        [verdict] = reftune.grade([fenced], [7], cot="program", answer_style=style)
+        assert verdict.status == status
+    with pytest.raises(reftune.UserError, match='"boxed" is no answer style of program chains'):
+        reftune.grade([fenced], [7], cot="program", answer_style="boxed")
+    with pytest.raises(reftune.UserError, match='trigger: has no effect in the answer style "boxed"'):
+        reftune.grade([many], [7], cot="natural", answer_style="boxed", trigger="So:")
+
+
 def test_grade_runs_programs_and_knows_letters() -> None:
     fenced = f"Here it is:\n```python\n{SEVEN}\n```"
     verdicts = reftune.grade([SEVEN, fenced], [7, "b"], cot="program", choices=[None, [6, "7"]])

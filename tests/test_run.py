@@ -20,6 +20,7 @@ from reftune.methods import OPTIONAL
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import new_model, train_tokenizer
+from reftune.model.wording import resolved
 from reftune.problem import Problem, UserError
 from reftune.stages import run as module
 from reftune.stages.run import Run
@@ -177,7 +178,8 @@ def test_one_judge_is_started_for_all_problems_of_a_run(
     run = run_of(make_config(tmp_path))
     assert run.judge is run.judge is judge_nothing
     [(config, judged)] = started
-    assert config is run.config
+    asked = resolved(run.config.prompt, run.config.data.cot)
+    assert config == run.config.model_copy(update={"prompt": asked})
     assert judged == [*TRAINED_ON, *VALIDATED_ON, *TESTED_ON]
 
 
@@ -238,7 +240,7 @@ def test_a_model_is_read_from_its_own_directory(written: Config, name: str) -> N
     assert run.directory(name) == directory
     prompter = run.prompter(name)
     assert prompter.tokenizer.name_or_path == str(directory)
-    assert (prompter.settings, prompter.cot) == (written.prompt, "natural")
+    assert (prompter.settings, prompter.cot) == (resolved(written.prompt, "natural"), "natural")
     expected = load_file(directory / "model.safetensors")
     for trainable in (False, True):
         found = weights_of(run.load_policy(name, trainable=trainable))
@@ -339,7 +341,7 @@ def test_a_new_model_is_made_of_the_seed_and_the_annotated_problems(tmp_path: Pa
     vocabulary = train_tokenizer(annotated_texts(), 300).get_vocab()
     assert prompter.tokenizer.get_vocab() == vocabulary
     assert vocabulary != train_tokenizer(["How many are it?"], 300).get_vocab()
-    assert (prompter.settings, prompter.cot) == (run.config.prompt, "natural")
+    assert (prompter.settings, prompter.cot) == (resolved(run.config.prompt, "natural"), "natural")
     assert all(p.requires_grad for p in policy.parameters())
     assert policy.value_head is None
 

@@ -20,6 +20,7 @@ from reftune.data.problems import write_problems
 from reftune.methods import OPTIONAL
 from reftune.model.policy import PolicyWithValue
 from reftune.model.scratch import new_model, train_tokenizer
+from reftune.model.wording import resolved
 from reftune.problem import Problem, Status, UserError, Verdict
 from reftune.stages import ppo, reranker, self_training, sft, warmup_samples
 from reftune.stages.reranker import Reranker
@@ -102,7 +103,10 @@ def test_every_stage_works_with_the_parts_of_its_run(
     assert stage.config is written
     assert stage.judge is run.judge
     assert stage.accelerator is run.accelerator
-    assert (stage.prompter.settings, stage.prompter.cot) == (written.prompt, "natural")
+    assert (stage.prompter.settings, stage.prompter.cot) == (
+        resolved(written.prompt, "natural"),
+        "natural",
+    )
     assert ids(stage.validation) == VALIDATED_ON
     # Only SFT has no use for a problem without a chain.
     assert ids(stage.train) == [i for i in TRAINED_ON if name != "sft" or i != "q3"]
@@ -347,7 +351,10 @@ def test_a_reranker_starts_from_its_own_model_and_the_warm_ups_samples(
     assert stage.accelerator is run.accelerator
     assert [ids(stage.train), ids(stage.validation)] == [TRAINED_ON, VALIDATED_ON]
     assert stage.prompter.tokenizer.name_or_path == str(directory / "model")
-    assert (stage.prompter.settings, stage.prompter.cot) == (written.prompt, "natural")
+    assert (stage.prompter.settings, stage.prompter.cot) == (
+        resolved(written.prompt, "natural"),
+        "natural",
+    )
     assert isinstance(found, Reranker)
     saved = load_file(directory / "model/model.safetensors")
     backbone = {f"model.{key}": value for key, value in found.backbone.state_dict().items()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from reftune.launcher import rank
 from reftune.problem import (
+    AnswerStyle,
     Cot,
     EvaluationResult,
     Execution,
@@ -192,6 +193,7 @@ def grade(
     reward: str | RewardFunction | None = None,
     partial_reward: float = 0.1,
     trigger: str | None = None,
+    answer_style: AnswerStyle | None = None,
     seconds: float = 2.0,
     memory_mb: int = 256,
 ) -> list[Verdict]:
@@ -206,6 +208,9 @@ def grade(
         reward: your own function, or "path.py:function", in place of the built-in comparison.
         partial_reward: reward of a wrong number.
         trigger: the words before the answer of a natural chain; default: the paper's.
+        answer_style: how the answers are written; of natural chains "trigger", "boxed", "hashes" or
+            "answer_is", whose mark is then looked for first; of programs "function" (the completion is
+            the program) or "fenced" (it is in a fenced block). Default: as they come.
         seconds: of CPU time that a program has.
         memory_mb: megabytes of memory that a program has, 16 or more.
 
@@ -230,7 +235,13 @@ def grade(
     _check_limits(seconds, memory_mb)
     limits = Reward(sandbox_seconds=seconds, sandbox_memory_mb=memory_mb)
     _, verdicts = grade_rows(
-        rows, cot, partial_reward=partial_reward, reward=reward, trigger=trigger, limits=limits
+        rows,
+        cot,
+        partial_reward=partial_reward,
+        reward=reward,
+        trigger=trigger,
+        answer_style=answer_style,
+        limits=limits,
     )
     return verdicts
 

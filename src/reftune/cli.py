@@ -18,7 +18,7 @@ from reftune.chat import chat, show
 from reftune.data.commands import data_app
 from reftune.ending import run_to_end, say
 from reftune.launcher import rank
-from reftune.problem import Cot
+from reftune.problem import AnswerStyle, Cot
 
 if TYPE_CHECKING:
     from reftune.config import Config
@@ -193,11 +193,14 @@ def grade(
     trigger: Annotated[
         str | None, typer.Option(help='before a natural answer; default: "Therefore, the answer is:"')
     ] = None,
+    answer_style: Annotated[
+        AnswerStyle | None, typer.Option(help="how answers are written; default: as they come")
+    ] = None,
 ) -> None:
     """Judge the outputs of any system: was each final answer right?"""
     from reftune.grading.grade_file import grade_file
 
-    summary = grade_file(file, cot, out, reward=reward, trigger=trigger)
+    summary = grade_file(file, cot, out, reward=reward, trigger=trigger, answer_style=answer_style)
     typer.echo(f"correct: {summary.accuracy:.1%} ({summary.correct} of {summary.judged} judged)")
     for status, count in summary.statuses.items():
         typer.echo(f"  {status}: {count}")

@@ -1,6 +1,8 @@
 """What a launcher tells each of several processes, such as `accelerate launch`."""
 
+import functools
 import os
+import sys
 
 from reftune.problem import UserError
 
@@ -14,6 +16,13 @@ def check_launcher() -> None:
 def rank() -> int:
     """Return the number of this process among all; raise UserError where the environment has none."""
     return _number("RANK", 0)
+
+
+@functools.cache
+def tell_once(sentence: str) -> None:
+    """Tell the user something on standard error: from one process, and not a second time."""
+    if rank() == 0:
+        print(f"reftune: {sentence}", file=sys.stderr, flush=True)
 
 
 def local_processes() -> int:

@@ -6,6 +6,13 @@ from typing import Any, Literal, NotRequired, Protocol, TypedDict, get_args, run
 
 Cot = Literal["natural", "program"]
 
+# How a response gives its answer.
+AnswerStyle = Literal["trigger", "boxed", "hashes", "answer_is", "function", "fenced"]
+ANSWER_STYLES: dict[Cot, tuple[AnswerStyle, ...]] = {
+    "natural": ("trigger", "boxed", "hashes", "answer_is"),
+    "program": ("function", "fenced"),
+}
+
 Row = dict[str, Any]  # an object of a JSON or JSONL file
 
 Status = Literal[
@@ -41,6 +48,14 @@ Answer = float | str
 
 class UserError(Exception):
     """Report bad input in one sentence that names the place and the fix (exit code 2, no traceback)."""
+
+
+def misfit(style: AnswerStyle, cot: Cot) -> str | None:
+    """Return what is wrong, and the fix, where chains of a kind give no answers in this style."""
+    if style in ANSWER_STYLES[cot]:
+        return None
+    fit = " or ".join(f'"{known}"' for known in ANSWER_STYLES[cot])
+    return f'"{style}" is no answer style of {cot} chains; choose {fit}, or the other kind of chain'
 
 
 def shortened(text: str, most: int = 200) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePath
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +23,7 @@ from reftune.config.training import (
     WarmupSamples,
 )
 from reftune.methods import OPTIONAL, Lineup
+from reftune.problem import misfit
 
 __all__ = [
     "Columns",
@@ -126,6 +128,14 @@ class Config(Section):
                 " sft.epochs"
             )
         return self
+
+    @field_validator("prompt")
+    @classmethod
+    def _answers_fit_the_chains(cls, prompt: Prompt, others: Any) -> Prompt:
+        style, data = prompt.answer_style, others.data.get("data")
+        if style != "auto" and data is not None and (wrong := misfit(style, data.cot)):
+            raise ValueError(f"prompt.answer_style: {wrong} (data.cot)")
+        return prompt
 
     @property
     def lineup(self) -> Lineup:

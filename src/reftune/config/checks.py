@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reftune.config import Config
+from reftune.config.data import AUTO_ANSWERS
 
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _MISSING = object()
@@ -82,6 +83,16 @@ IDLE = (
          'a program returns its answer; set data.cot = "natural"'),
     Idle("prompt.repeat_question", lambda c: c.data.cot == "natural", "data.cot",
          'only programs can carry the question; set data.cot = "program"'),
+    Idle("prompt.trigger", lambda c: c.data.cot == "natural" and _answers(c) not in ("trigger", "auto"),
+         "prompt.answer_style prompt.style",
+         'answers are written in another style; leave it out, or set prompt.answer_style = "trigger"'),
+    Idle("prompt.repeat_question",
+         lambda c: c.data.cot == "program" and _answers(c) not in ("function", "auto"),
+         "prompt.answer_style prompt.style",
+         'the program is written whole; leave it out, or set prompt.answer_style = "function"'),
+    Idle("prompt.system prompt.template_args", lambda c: _style(c) == "plain",
+         "prompt.style model.name model.scratch",
+         'plain text has no chat template; leave it out, or set prompt.style = "chat"'),
     Idle("model.vocab_size model.scratch_overrides", lambda c: c.model.name is not None,
          "model.name model.scratch",
          "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch"),
@@ -148,6 +159,20 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
         return {key: value}
     pairs = [flat(inner, f"{key}.{name}".lstrip(".")) for name, inner in value.items()]
     return {leaf: inner for found in pairs for leaf, inner in found.items()}
+
+
+def _style(config: Config) -> str:
+    """Return the style of the prompt, "auto" where the tokenizer decides."""
+    auto_and_new = config.prompt.style == "auto" and config.model.scratch is not None
+    return "plain" if auto_and_new else config.prompt.style
+
+
+def _answers(config: Config) -> str:
+    """Return the style of the answers, "auto" where the tokenizer decides."""
+    prompt, style = config.prompt, _style(config)
+    if prompt.answer_style != "auto" or style == "auto":
+        return prompt.answer_style
+    return AUTO_ANSWERS[style, config.data.cot]
 
 
 def _batch(config: Config) -> int:

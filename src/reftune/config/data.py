@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from reftune.config.ranges import Count, Place, Section, Seed
-from reftune.problem import Cot
+from reftune.problem import AnswerStyle, Cot
+
+# What `apply_chat_template` itself takes, and the messages.
+_NOT_OF_A_TEMPLATE = (
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
+    "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors",
+    "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
+
+# What the answer style "auto" means, by the style of the prompt and the kind of chain.
+AUTO_ANSWERS: dict[tuple[str, Cot], AnswerStyle] = {
+    ("plain", "natural"): "trigger",
+    ("plain", "program"): "function",
+    ("chat", "natural"): "boxed",
+    ("chat", "program"): "fenced",
+}
 
 
 class Synthetic(Section):
@@ -49,17 +66,41 @@ class Data(Section):
 
 
 class Prompt(Section):
-    """How a question becomes text; the defaults are the paper's exact strings."""
+    """How a question becomes text, and its answer; the strings of the plain style are the paper's."""
 
-    template: str = "Question:\n{question}\nAnswer reasoning:\n"
-    trigger: str = Field("\nTherefore, the answer is: ", description="text before the answer (natural)")
+    style: Literal["auto", "plain", "chat"] = Field(
+        "auto", description="plain text, or a turn of a chat; auto: chat where there is a chat template"
+    )
+    template: str | None = Field(
+        None, description="text around {question}; default: the paper's, or what `answer_style` asks for"
+    )
+    system: str = Field("", description="chat: system message; default: the chat template's own")
+    template_args: dict[str, bool | int | str] = Field(
+        {}, description="chat: arguments of the chat template, e.g. {enable_thinking = false}"
+    )
+    answer_style: Literal["auto", AnswerStyle] = Field(
+        "auto",
+        description="natural: trigger, boxed, hashes or answer_is; program: function or fenced;"
+        " auto: trigger or function in plain text, boxed or fenced in a chat",
+    )
+    trigger: str = Field(
+        "\nTherefore, the answer is: ", description='text before the answer, in answer_style "trigger"'
+    )
     repeat_question: bool = Field(True, description="programs carry the question as their docstring")
     max_prompt_tokens: Count = 300
     max_new_tokens: Count = 400
 
     @field_validator("template")
     @classmethod
-    def _asks_the_question(cls, template: str) -> str:
-        if "{question}" not in template:
+    def _asks_the_question(cls, template: str | None) -> str | None:
+        if template is not None and "{question}" not in template:
             raise ValueError("prompt.template must hold {question}, or all prompts are the same")
         return template
+
+    @field_validator("template_args")
+    @classmethod
+    def _are_the_templates_own(cls, given: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
+        for name in given:
+            if name in _NOT_OF_A_TEMPLATE:
+                raise ValueError(f"prompt.template_args: {name} is set by reftune itself; leave it out")
+        return given

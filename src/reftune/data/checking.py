@@ -11,7 +11,8 @@ from reftune.data.sources import load_rows
 from reftune.files import PlacedRow
 from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
-from reftune.model.prompts import PROGRAM_HEAD, Prompter, Wording
+from reftune.model.prompts import make_prompter
+from reftune.model.wording import PROGRAM_HEAD, Wording
 from reftune.problem import Cot, Problem, UserError, Verdict
 
 
@@ -149,7 +150,7 @@ def _measure(check: Check, tokenizer: str | None) -> None:
         loaded = load_tokenizer(tokenizer, ends=False)
         if loaded.eos_token_id is None:
             loaded.eos_token = next(iter(loaded.get_vocab()))  # whatever ends a text, it is one token
-        prompter = Prompter(loaded, Prompt(), check.cot)
+        prompter = make_prompter(loaded, Prompt(), check.cot)
     for _, problem in check.problems:
         if prompter:
             prompt = len(prompter.encode_prompt(problem))

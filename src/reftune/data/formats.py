@@ -11,17 +11,20 @@ from string import ascii_lowercase
 from typing import Any
 
 from reftune.config import Columns
+from reftune.data.conversations import as_columns, is_conversation
 from reftune.files import PlacedRow
 from reftune.grading.cells import as_choices, as_text, indexed, read_options
 from reftune.grading.choices import extract_choice
 from reftune.problem import Cot, Problem, UserError
 
+# GSM8K too, whose answer holds the chain, and conversations once they are taken apart.
+OURS = Columns(id="id", chain="chain", choices="choices")
 KNOWN_FORMATS = (
     Columns(id="item_id", answer="answer_value", chain="answer_cot"),  # the official ReFT files
     # MathQA
     Columns(id="id", question="Problem", answer="correct", chain="Rationale", choices="options"),
     Columns(id="ID", question="Question", answer="Answer"),  # SVAMP; `Body` stands before the question
-    Columns(id="id", chain="chain", choices="choices"),  # ours; GSM8K too, whose answer holds the chain
+    OURS,
 )
 # What chains can be derived from, in formats that have it beside the columns above.
 FORMULA = "linear_formula"  # MathQA
@@ -55,6 +58,7 @@ def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fie
 
     Raises UserError that names the place of a row that cannot be read, as `to_problem` does.
     """
+    row = row if columns else as_columns(where, row)
     names = columns or known_columns(where, row)
     options = row.get(names.choices or "")
     row = row | {names.answer: indexed(where, row.get(names.answer), options)}
@@ -94,6 +98,8 @@ def known_columns(where: str, row: dict[str, Any]) -> Columns:
     for columns in KNOWN_FORMATS:
         if columns.question in row and columns.answer in row:
             return columns
+    if is_conversation(row):
+        return OURS
     raise UserError(f"{where}: has {listed(row)}, not 'question' and 'answer'; set data.columns")
 
 

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from reftune.config import Columns, Data
+from reftune.data.conversations import tell_of_systems
 from reftune.data.formats import read_fields, require_columns, require_new_id, to_problem
 from reftune.data.sources import Source, load_rows
 from reftune.data.synthetic.generator import generate
@@ -107,6 +108,8 @@ def load_problems(
         place, prefix = str(source), new_ids or Path(source).stem
     rows = list(load_rows(source, split, subset, place))
     require_columns(place, rows, columns)
+    if columns is None:
+        tell_of_systems(place, rows)
     places: dict[str, str] = {}
     problems = []
     for number, (where, row) in enumerate(rows, start=1):

@@ -11,7 +11,7 @@ from reftune.evaluation.aggregation import curves, judged_by_all, right_answers,
 from reftune.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
 from reftune.files import read_jsonl, write_json, write_jsonl
 from reftune.grading.extraction import reasoning
-from reftune.model.prompts import PROGRAM_HEAD
+from reftune.model.wording import PROGRAM_HEAD
 from reftune.problem import AnsweredQuestion, GradedRow, Problem, SampledAnswer
 from reftune.progress import counting
 from reftune.runs.records import Answered
@@ -120,7 +120,7 @@ def wrong_chain_share(rows: Answers, trigger: str | None = None) -> dict[str, An
     verdicts = [
         chain_is_right(row["question"], reasoning(row["completion"], trigger))
         for row in right
-        if not row["completion"].startswith(PROGRAM_HEAD)
+        if PROGRAM_HEAD not in row["completion"]
     ]
     wrong, checked = verdicts.count(False), len(verdicts) - verdicts.count(None)
     if not checked:

@@ -19,10 +19,11 @@ from reftune.evaluation.evaluate import answer_questions, summarise
 from reftune.grading.cells import as_text
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
 from reftune.model.loading import load_both, make_policy, refuse_run
-from reftune.model.prompts import Prompter, saved_settings
+from reftune.model.prompts import make_prompter, saved_settings
+from reftune.model.wording import answer_style
 from reftune.problem import AnsweredQuestion, Cot, Problem, UserError
 from reftune.runs.display import Display
-from reftune.runs.setup import check_prompts, judge_of, make_accelerator
+from reftune.runs.setup import check_prompts, judge_of, make_accelerator, with_prompt
 from reftune.training.rollouts import Generator, make_generator
 from reftune.training.types import GradedSample
 
@@ -50,7 +51,7 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
             )
     model = os.path.expanduser(model)
     refuse_run(model)
-    saved = saved_settings(model)
+    saved = saved_settings(model, _named_cot(overrides) or data.get("cot"))
     given = {key: value for key, value in data.items() if value is not None}
     own = saved.get("model", {}) | {"name": model}
     values = saved | {"model": own, "data": saved.get("data", {}) | given}
@@ -60,6 +61,13 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
             f"{model}: say with --cot, in Python with cot=, whether it writes natural or program chains"
         )
     return config
+
+
+def _named_cot(overrides: Sequence[str]) -> str | None:
+    """Return the kind of chain that the last override of it says."""
+    pairs = [override.partition("=") for override in overrides]
+    found = [value.strip(" \"'") for key, _, value in pairs if key.strip() == "data.cot"]
+    return found[-1] if found else None
 
 
 def evaluate_on(
@@ -79,7 +87,8 @@ def evaluate_on(
     changes = [f"evaluation.samples={samples}", *overrides]
     changes += [f"data.test_split={json.dumps(split)}"] if split else []
     changes += [f"data.subset={json.dumps(subset)}"] if subset else []
-    config = model_config(str(model), changes, test=str(data) if named else "rows.jsonl", cot=cot)
+    test = str(data) if named else "rows.jsonl"
+    config = with_prompt(model_config(str(model), changes, test=test, cot=cot))
     check = config.reward.function is None
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
@@ -143,10 +152,11 @@ def open_model(
     name = config.model.name
     if name is None:
         raise UserError(f"model.scratch = {config.model.scratch} has no weights yet; set model.name")
+    config = with_prompt(config)
     accelerator = make_accelerator(config)
     dtype = getattr(torch, config.model.dtype)
     model, tokenizer = load_both(name, config.model.eos_token, dtype)
-    prompter = Prompter(tokenizer, config.prompt, config.data.cot)
+    prompter = make_prompter(tokenizer, config.prompt, config.data.cot, config.model.eos_token)
     check_prompts(prompter, problems, model)
     policy = make_policy(model, config.model, device=accelerator.device)
     rows = config.compute.sampler_rows
@@ -156,4 +166,7 @@ def open_model(
 
 def _extractor(config: Config) -> Judge:
     sandbox = make_sandbox(config.reward, config.compute.sandbox_workers, text=True)
-    return make_extractor(config.data.cot, trigger=config.prompt.trigger, sandbox=sandbox)
+    style = answer_style(config.prompt, config.data.cot)
+    return make_extractor(
+        config.data.cot, trigger=config.prompt.trigger, answer_style=style, sandbox=sandbox
+    )

@@ -9,6 +9,8 @@ import functools
 import re
 from collections.abc import Callable
 
+from reftune.problem import AnswerStyle
+
 MAX_ANSWER_CHARS = 200  # a longer "final answer" is prose
 
 _END_TOKEN = re.compile(
@@ -36,10 +38,14 @@ _ABBREVIATION = re.compile(
     r"|ave|blvd|rd|rs|hon|pres)|\.[A-Za-z]|(?<=[A-Z]\. )[A-Z])\Z",
     re.IGNORECASE,
 )
+# The line with the answer in the styles that SFT writes, behind a chain.
+_LAST_LINE = re.compile(r"(?<=\S)\n(?:The answer is (?:\\boxed\{[^\n]*\}|[^\n=]*)\.|####[^\n]*)\s*\Z")
+_EMPTY_MATHS = re.compile(r"\\\[\s*\\\]|\$\$\s*\$\$")
+_TITLE_AT_END = re.compile(rf"{_HEADING.pattern}\s*\Z", _HEADING.flags)
 _WRAPPED = {"<>", "$$", "__", '""', "“”", "«»", "‘’", "„“"}
 
 
-def extract_natural(text: str, trigger: str) -> str | None:
+def extract_natural(text: str, trigger: str, style: AnswerStyle | None = None) -> str | None:
     r"""Return the final answer of a chain in natural language, or None where there is none.
 
     It is the line after the last `trigger`, whose whitespace may differ. A text without the trigger,
@@ -47,11 +53,14 @@ def extract_natural(text: str, trigger: str) -> str | None:
     place: `<answer>72</answer>`, `#### 72`, `\boxed{72}`, then `answer is 72` / `answer: 72` up to the
     end of the sentence, or what stands below a heading `Final Answer`. Thoughts that end with
     `</think>` do not count where anything follows, and one short line behind them needs no mark. What
-    wraps the answer is taken off.
+    wraps the answer is taken off. The mark of a `style` other than "trigger" comes before all others.
     """
     written, text = text, _spoken(text)
-    after_trigger = _last_trigger(trigger, text)
-    if after_trigger:
+    own = _MARK_OF[style](text) if style in _MARK_OF else ""
+    after_trigger = None if own else _last_trigger(trigger, text)
+    if own:
+        tail = own
+    elif after_trigger:
         tail = text[after_trigger.end() :]
     else:
         tail = next((found for mark in _MARKS if (found := mark(text))), "")
@@ -62,9 +71,52 @@ def extract_natural(text: str, trigger: str) -> str | None:
 
 
 def reasoning(text: str, trigger: str) -> str:
-    """Return what a chain in natural language says before the last `trigger`; all of it without one."""
+    """Return what a chain in natural language says before the last `trigger`; all of it without one.
+
+    The line that another answer style ends with is left out, too.
+    """
     found = _last_trigger(trigger, text)
-    return text[: found.start()] if found else text
+    return text[: found.start()] if found else _LAST_LINE.sub("", text)
+
+
+def without_answer(text: str) -> str:
+    r"""Return a worked solution without the sentence that states its final answer.
+
+    The marks are those of `extract_natural`. Of a box within a step, `48 + 24 = \boxed{72}`, what it
+    holds is kept. Thoughts, up to `</think>`, stay as they are.
+    """
+    thoughts, close, said = text.rpartition("</think>")
+    begin, end, kept = _answer_place(said)
+    said = _EMPTY_MATHS.sub("", f"{said[:begin]}{kept}{said[end:]}").strip()
+    return f"{thoughts}{close}\n\n{_TITLE_AT_END.sub('', said)}".strip()
+
+
+def _answer_place(text: str) -> tuple[int, int, str]:
+    """Return from where to where a text states its final answer, and what is to stay of that."""
+    if tags := [tag for tag in _TAGS.finditer(text) if tag[1].strip()]:
+        return *tags[-1].span(), ""
+    if (start := _last_hashes(text)) is not None:
+        return start, len(text), ""
+    if box := _last_box(text):
+        begin, end, content = box
+        first, last = _sentence(text, begin, end)
+        beside = text[first:begin] + text[end:last]
+        if "answer" in beside.lower() or not re.search(r"\w", beside):
+            return first, last, ""
+        return begin, end, content
+    if stated := _last_statement(text):
+        behind = text[stated.end() :]
+        return *_sentence(text, stated.start(), len(text) - len(behind.lstrip(" \t\r\n*:"))), ""
+    return len(text), len(text), ""
+
+
+def _sentence(text: str, begin: int, end: int) -> tuple[int, int]:
+    """Return the bounds, a line's at most, of the sentence around a place."""
+    line = text.rfind("\n", 0, begin) + 1
+    first = max([line, *(m.end() for m in _SENTENCE_END.finditer(text, line) if m.end() <= begin)])
+    rest = text[end:].partition("\n")[0]
+    after = _SENTENCE_END.search(rest)
+    return first, end + (after.start() + 1 if after else len(rest))
 
 
 def _spoken(text: str) -> str:
@@ -107,7 +159,16 @@ def _tagged(text: str) -> str:
 
 
 def _hashed(text: str) -> str:
-    """Return what follows the last `####` that is no title: a word first, and more below."""
+    """Return what follows the last `####` that is no title."""
+    start = _last_hashes(text)
+    if start is None:
+        return ""
+    content = text[start + 4 :].lstrip("# \t")
+    return _after_answer_is(content) or content
+
+
+def _last_hashes(text: str) -> int | None:
+    """Return where the last `####` is that is no title: a word first, and more below."""
     end = len(text)
     for _ in range(50):  # no answer of a model has more titles
         start = text.rfind("####", 0, end)
@@ -115,9 +176,9 @@ def _hashed(text: str) -> str:
             break
         content = text[start + 4 :].lstrip("# \t")
         if not (_STEP.match(content) and content.partition("\n")[2].strip()):
-            return _after_answer_is(content) or content
+            return start
         end = start
-    return ""
+    return None
 
 
 def _bare(written: str, said: str) -> str:
@@ -133,18 +194,26 @@ def _boxed(text: str) -> str:
 
 def _after_answer_is(text: str) -> str:
     """Return what follows the last `answer is` or the like, or the title of an answer."""
+    found = _last_statement(text)
+    return _first_sentence(text[found.end() :].lstrip(" \t\r\n*:")) if found else ""
+
+
+def _last_statement(text: str) -> re.Match[str] | None:
+    """Return the last `answer is` or the like, or the title of an answer."""
     first = text.lower().find("answer")
     if first < 0:
-        return ""
+        return None
     line = text.rfind("\n", 0, first) + 1 if text.isascii() else 0  # else lower() may move it
     marks = [found for mark in (_ANSWER_IS, _HEADING) if (found := _last(mark, text, line))]
-    if not marks:
-        return ""
-    end = max(found.end() for found in marks)
-    return _first_sentence(text[end:].lstrip(" \t\r\n*:"))
+    return max(marks, key=re.Match.end, default=None)
 
 
 _MARKS: tuple[Callable[[str], str], ...] = (_tagged, _hashed, _boxed, _after_answer_is)
+_MARK_OF: dict[AnswerStyle | None, Callable[[str], str]] = {
+    "boxed": _boxed,
+    "hashes": _hashed,
+    "answer_is": _after_answer_is,
+}
 
 
 def _first_sentence(text: str) -> str:
@@ -162,15 +231,24 @@ def _last_boxed(text: str) -> str | None:
 
     A sign directly before the box belongs to its content, and so do words behind it that change it.
     """
+    found = _last_box(text)
+    if found is None:
+        return None
+    begin, end, content = found
+    sign = "-" if text[:begin].rstrip("$").endswith(("-", "−")) else ""
+    behind = _BEHIND_BOX.match(text, end)
+    return sign + _inner_box(content) + (f" {behind[1]}" if behind else "")
+
+
+def _last_box(text: str) -> tuple[int, int, str] | None:
+    """Return where the last box that closes and is not empty begins and ends, and what it holds."""
     if "\\" not in text:
         return None
     for box in list(_BOX.finditer(text))[:-20:-1]:
         end = _closing_brace(text, box.end()) if box[1] else box.end()
         content = text[box.end() : end] if box[1] else box[2]
         if end is not None and content.strip(" \\,;~\n"):
-            sign = "-" if text[: box.start()].rstrip("$").endswith(("-", "−")) else ""
-            behind = _BEHIND_BOX.match(text, end + bool(box[1]))
-            return sign + _inner_box(content) + (f" {behind[1]}" if behind else "")
+            return box.start(), end + bool(box[1]), content
     return None
 
 

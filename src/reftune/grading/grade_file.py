@@ -1,7 +1,5 @@
 """Judge the outputs of any system: a file of completions in, a file of verdicts and a summary out."""
 
-import re
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +10,20 @@ from reftune.config import Prompt, Reward
 from reftune.files import check_writable, read_rows, write_jsonl
 from reftune.grading.answers import check_answer
 from reftune.grading.cells import as_choices, as_text, indexed
+from reftune.grading.fenced import extract_program
 from reftune.grading.judge import make_judge, make_sandbox
-from reftune.problem import Cot, Problem, RewardFunction, Row, Status, UserError, Verdict
-
-# A fence of ``` or ~~~, up to one of its own kind that begins or ends a line and is in no docstring.
-_CODE = r"((?:\"{3}.*?\"{3}|'{3}.*?'{3}|.)*?)"
-_FENCE = re.compile(
-    rf"(?P<mark>```|~~~)[^\n`]{{0,100}}\n{_CODE}(?:^[ \t]*(?P=mark)|(?P=mark)[ \t]*$|\Z)",
-    re.DOTALL | re.MULTILINE,
+from reftune.problem import (
+    AnswerStyle,
+    Cot,
+    Problem,
+    RewardFunction,
+    Row,
+    Status,
+    UserError,
+    Verdict,
+    misfit,
 )
-_BEFORE_FENCE = re.compile(rf"{_CODE}(?:^[ \t]*(?:```|~~~)|\Z)", re.DOTALL | re.MULTILINE)
-_SOLUTION = re.compile(r"^[ \t]*def\s+solution\b", re.MULTILINE)
+
 _EXAMPLE = '{"id": ..., "completion": ..., "answer": ...}'
 
 
@@ -48,6 +49,7 @@ def grade_file(
     *,
     reward: str | None = None,
     trigger: str | None = None,
+    answer_style: AnswerStyle | None = None,
     limits: Reward | None = None,
 ) -> GradeSummary:
     """Judge a JSONL file of completions and write one verdict per line, in the same order.
@@ -57,7 +59,7 @@ def grade_file(
         cot: "program" executes the completions, "natural" reads their final answer.
         out: takes lines of {"id", "status", "value", "correct", "reward", "reason"}; default: beside
             `path`, with the suffix `.graded.jsonl`.
-        reward, trigger, limits: as for `grade_rows`.
+        reward, trigger, answer_style, limits: as for `grade_rows`.
 
     Raises UserError that names file and line of what cannot be read.
     """
@@ -68,7 +70,9 @@ def grade_file(
     rows = list(read_rows(path, f"write {_EXAMPLE}", exact=True))
     if not rows:
         raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
-    problems, verdicts = grade_rows(rows, cot, reward=reward, trigger=trigger, limits=limits)
+    problems, verdicts = grade_rows(
+        rows, cot, reward=reward, trigger=trigger, answer_style=answer_style, limits=limits
+    )
     graded = [
         {"id": p.id, "status": v.status, "value": v.answer, "correct": v.correct, "reward": v.reward}
         | {"reason": v.reason}
@@ -85,6 +89,7 @@ def grade_rows(
     partial_reward: float = 0.1,
     reward: str | RewardFunction | None = None,
     trigger: str | None = None,
+    answer_style: AnswerStyle | None = None,
     limits: Reward | None = None,
 ) -> tuple[list[Problem], list[Verdict]]:
     """Judge completions; return the problem that each one answers, and its verdict.
@@ -95,6 +100,7 @@ def grade_rows(
         partial_reward: reward of a wrong number.
         reward: your own instead, see `reftune.grading.rewards.load_reward`.
         trigger: the words before the answer of a natural chain; default: the paper's.
+        answer_style: how the answers are written, see `docs/grading.md`; default: as they come.
         limits: what a program may use; the rest of the section says nothing here.
 
     Raises UserError that names the place of what cannot be graded.
@@ -103,8 +109,13 @@ def grade_rows(
         raise UserError(f"cot: choose natural or program, not {cot}")
     if trigger is not None and cot == "program":
         raise UserError("trigger: has no effect on programs, which return their answer; leave it out")
+    if trigger is not None and answer_style not in (None, "trigger"):
+        raise UserError(f'trigger: has no effect in the answer style "{answer_style}"; leave one out')
+    if answer_style is not None and (wrong := misfit(answer_style, cot)):
+        raise UserError(f"answer_style: {wrong} (cot)")
     problems = [_problem(where, row, cot, checked=reward is None) for where, row in rows]
-    completions = [_completion(where, row, cot) for where, row in rows]
+    as_they_come = cot == "program" and answer_style is None
+    completions = [_completion(where, row, as_they_come) for where, row in rows]
     with make_sandbox(limits or Reward(), text=True) as sandbox:
         judge = make_judge(
             cot,
@@ -112,20 +123,9 @@ def grade_rows(
             partial_reward=partial_reward,
             sandbox=sandbox,
             reward=reward,
+            answer_style=answer_style,
         )
         return problems, judge(problems, completions, [True] * len(problems))
-
-
-def extract_program(completion: str) -> str:
-    """Return the last fenced block that defines `solution`, or the whole text if there is none.
-
-    Where the prompt has opened the fence, the program ends at the one that closes it.
-    """
-    blocks = [block for _, block in _FENCE.findall(completion) if _SOLUTION.search(block)]
-    if blocks:
-        return textwrap.dedent(blocks[-1])
-    before = _BEFORE_FENCE.match(completion)
-    return before[1] if before and _SOLUTION.search(before[1]) else completion
 
 
 def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
@@ -138,11 +138,11 @@ def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
     )
 
 
-def _completion(where: str, row: Row, cot: Cot) -> str:
+def _completion(where: str, row: Row, perhaps_fenced: bool) -> str:
     completion = row.get("completion")
     if not isinstance(completion, str):
         raise UserError(f"{where}: completion must be a text; write {_EXAMPLE}")
-    return extract_program(completion) if cot == "program" else completion
+    return extract_program(completion) if perhaps_fenced else completion
 
 
 def _problem(where: str, row: Row, cot: Cot, checked: bool) -> Problem:

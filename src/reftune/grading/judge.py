@@ -8,15 +8,27 @@ from reftune.grading.answers import check_answer, judge_letter
 from reftune.grading.choices import extract_choice
 from reftune.grading.equality import Judgement, compare, judge_numbers, truth_number
 from reftune.grading.extraction import extract_natural
+from reftune.grading.fenced import extract_program, has_program
 from reftune.grading.quantities import parse_number, plain_number
 from reftune.grading.rewards import load_reward
 from reftune.grading.sandbox import Sandbox
-from reftune.problem import Answer, Cot, Execution, Problem, RewardFunction, Status, UserError, Verdict
+from reftune.problem import (
+    Answer,
+    AnswerStyle,
+    Cot,
+    Execution,
+    Problem,
+    RewardFunction,
+    Status,
+    UserError,
+    Verdict,
+)
 
 MAX_REASON_CHARS = 200
 
-# Problems, their completions (for programs the whole `def solution(): ...`), and whether each was
-# finished before the token limit; returns one verdict per completion.
+# Problems, their completions (for programs the whole `def solution(): ...`, or the text with a fenced
+# block that holds it, by the style of the answers), and whether each was finished before the token
+# limit; returns one verdict per completion.
 Judge = Callable[[Sequence[Problem], Sequence[str], Sequence[bool]], list[Verdict]]
 
 
@@ -27,6 +39,7 @@ def make_judge(
     partial_reward: float,
     sandbox: Sandbox | None = None,
     reward: str | RewardFunction | None = None,
+    answer_style: AnswerStyle | None = None,
 ) -> Judge:
     """Return the judge of one kind of chain.
 
@@ -40,8 +53,9 @@ def make_judge(
         sandbox: runs programs; multiple choice needs one made with `text=True`.
         reward: the user's own, see `load_reward`. Its value replaces the reward, and 1 or more counts
             as correct; status and answer stay those of the built-in extraction.
+        answer_style: how the answers are written; default: "trigger" and "function", the paper's.
     """
-    read = _make_reader(cot, trigger, sandbox)
+    read = _make_reader(cot, trigger, sandbox, answer_style)
     own_reward = load_reward(reward) if reward is not None else None
 
     def judge(
@@ -64,13 +78,19 @@ def make_judge(
     return judge
 
 
-def make_extractor(cot: Cot, *, trigger: str, sandbox: Sandbox | None = None) -> Judge:
+def make_extractor(
+    cot: Cot,
+    *,
+    trigger: str,
+    sandbox: Sandbox | None = None,
+    answer_style: AnswerStyle | None = None,
+) -> Judge:
     """Return a judge for questions whose answer nobody knows: its verdicts have what was answered.
 
     Any type will do: a number ("ok"), a letter or text ("ok_text"). Nothing is correct, rewards are 0;
     for the arguments see `make_judge`.
     """
-    read = _make_reader(cot, trigger, sandbox)
+    read = _make_reader(cot, trigger, sandbox, answer_style)
 
     def extract(
         problems: Sequence[Problem], completions: Sequence[str], finished: Sequence[bool]
@@ -94,7 +114,7 @@ def make_sandbox(limits: Reward, workers: int | None = None, *, text: bool) -> S
 
 
 def _make_reader(
-    cot: Cot, trigger: str, sandbox: Sandbox | None
+    cot: Cot, trigger: str, sandbox: Sandbox | None, style: AnswerStyle | None
 ) -> Callable[[Sequence[str], Sequence[bool]], list[Execution]]:
     """Return the function from completions, and whether each was finished, to what they answer."""
     if cot == "program" and sandbox is None:
@@ -103,16 +123,18 @@ def _make_reader(
     def read(completions: Sequence[str], finished: Sequence[bool]) -> list[Execution]:
         texts = [text for text, whole in zip(completions, finished, strict=True) if whole]
         if sandbox is not None and cot == "program":
+            if style == "fenced":  # without a program there is nothing to run
+                texts = [extract_program(text) if has_program(text) else "" for text in texts]
             found = iter(sandbox.run(texts))
         else:
-            found = iter([_read_natural(text, trigger) for text in texts])
+            found = iter([_read_natural(text, trigger, style) for text in texts])
         return [next(found) if whole else Execution("truncated") for whole in finished]
 
     return read
 
 
-def _read_natural(text: str, trigger: str) -> Execution:
-    answer = extract_natural(text, trigger)
+def _read_natural(text: str, trigger: str, style: AnswerStyle | None) -> Execution:
+    answer = extract_natural(text, trigger, style)
     return Execution("no_result") if answer is None else Execution("ok_text", answer)
 
 

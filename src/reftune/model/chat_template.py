@@ -5,7 +5,7 @@ the engine chooses.
 """
 
 from reftune.config import Prompt
-from reftune.problem import Cot
+from reftune.model.wording import PROGRAM_HEAD
 
 _ONE_QUESTION = "this model was trained on single questions: send one message, from the user, of text"
 _HEAD = f"""
@@ -23,17 +23,17 @@ _DOCSTRING = r"""
 """
 
 
-def chat_template(settings: Prompt, cot: Cot, begin: str = "") -> str:
+def chat_template(settings: Prompt, begin: str = "") -> str:
     """Return the prompt, a program's opening included, as a Jinja template of one user's message.
 
-    It starts with the text `begin`.
+    It starts with the text `begin`; the settings leave nothing open.
     """
     pieces = [_quoted(begin)] if begin else []
-    first, *others = map(_quoted, settings.template.split("{question}"))
+    first, *others = map(_quoted, str(settings.template).split("{question}"))
     pieces += [first, *(piece for text in others for piece in ("question", text))]
     head = _HEAD
-    if cot == "program":
-        pieces.append(_quoted("def solution():\n"))
+    if settings.answer_style == "function":
+        pieces.append(_quoted(PROGRAM_HEAD))
         if settings.repeat_question:
             head += _DOCSTRING.lstrip()
             pieces += [_quoted('    """'), "text", _quoted('"""\n')]

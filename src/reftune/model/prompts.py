@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,53 +18,61 @@ from pydantic import TypeAdapter
 
 from reftune.config import Model, Prompt
 from reftune.files import read_object, require_object
+from reftune.model.chat import Chat
 from reftune.model.chat_template import chat_template
+from reftune.model.wording import PROGRAM_HEAD, Wording, resolved
 from reftune.problem import Cot, Problem, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROGRAM_HEAD = "def solution():\n"
 SETTINGS_FILE = "reftune_prompt.json"
 
 
-@dataclass(frozen=True)
-class Wording:
-    """The strings around a question and its chain (Luong et al. 2024), before any tokenizer."""
+def make_prompter(
+    tokenizer: PreTrainedTokenizerBase, settings: Prompt, cot: Cot, eos_token: str | None = None
+) -> Prompter:
+    """Return the prompter of a model, whose style is found out where the settings leave it open.
 
-    settings: Prompt
-    cot: Cot
+    A model that reftune has trained is asked as it was trained. In a chat the tokenizer's EOS becomes
+    what the chat template writes behind an answer.
 
-    def question(self, problem: Problem) -> str:
-        """Return the prompt."""
-        return self.settings.template.replace("{question}", problem.question)
+    Args:
+        tokenizer: of the model, from its own directory.
+        settings, cot: how it is asked, and the kind of chain.
+        eos_token: what the user has said of it (`model.eos_token`), which the tokenizer knows already.
 
-    def opening(self, problem: Problem) -> str:
-        """Return the start of the response that RL and evaluation give away (programs only)."""
-        if self.cot == "natural":
-            return ""
-        # Whatever the question holds, it must not end its own docstring.
-        text = problem.question.replace("\\", "\\\\").replace('"""', "'''")
-        if text.endswith('"'):
-            text = text[:-1] + '\\"'
-        return PROGRAM_HEAD + (f'    """{text}"""\n' if self.settings.repeat_question else "")
+    Raises UserError where the chat template does not fit the settings, or nothing ends an answer.
+    """
+    place = tokenizer.name_or_path
+    saved = saved_settings(place).get("prompt") if place else None
+    style = _style(tokenizer, settings, saved)
+    settings = resolved(settings.model_copy(update={"style": style}), cot)
+    if style == "chat":
+        chat = Chat(tokenizer, settings)
+        chat.check()
+        if saved is None and eos_token is None:
+            tokenizer.eos_token = chat.turn_end()
+    return Prompter(tokenizer, settings, cot)
 
-    def rest(self, problem: Problem) -> str:
-        """Return what the annotated response says after the opening.
 
-        Raises UserError if there is no chain, or a program does not define solution().
-        """
-        if problem.chain is None:
-            raise UserError(f"problem {problem.id} has no chain; SFT needs annotated problems")
-        if self.cot == "natural":
-            return f"{problem.chain}{self.settings.trigger}{problem.answer}"
-        if not problem.chain.startswith(PROGRAM_HEAD):
-            raise UserError(f'problem {problem.id}: a program chain must start with "def solution():"')
-        return problem.chain.removeprefix(PROGRAM_HEAD).rstrip()
-
-    def pieces(self, problem: Problem) -> list[str]:
-        """Return an annotated problem as the texts that are encoded one by one."""
-        return [self.question(problem), self.opening(problem), self.rest(problem)]
+def _style(tokenizer: PreTrainedTokenizerBase, settings: Prompt, saved: Mapping[str, Any] | None) -> str:
+    """Return the style that the settings say, or else the tokenizer."""
+    name = tokenizer.name_or_path or "the tokenizer"
+    known = "chat" if tokenizer.chat_template else "plain"
+    if saved is not None:  # a model trained on plain text carries its prompt as a chat template
+        known = saved["style"]
+    if settings.style == "chat" and known == "plain":
+        why = "has no chat template" if saved is None else "was trained by reftune on plain text"
+        raise UserError(f'prompt.style = "chat": {name} {why}; set prompt.style = "plain"')
+    style = known if settings.style == "auto" else settings.style
+    if style == "plain" and settings.style == "auto":
+        for key in ("system", "template_args"):
+            if getattr(settings, key):
+                raise UserError(
+                    f"prompt.{key} has no effect: {name} is asked in plain text; leave it out"
+                )
+    return style
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Prompter:
     settings: Prompt
     cot: Cot
 
-    @property
+    @cached_property
     def wording(self) -> Wording:
         """Return the strings that this prompter encodes."""
         return Wording(self.settings, self.cot)
@@ -98,10 +107,8 @@ class Prompter:
 
         The response is all that follows the question, the opening of a program included.
         """
-        if completion is None:
-            rest = self.wording.rest(problem)
-        else:
-            rest = completion.removeprefix(PROGRAM_HEAD) if self.cot == "program" else completion
+        words = self.wording
+        rest = words.rest(problem) if completion is None else words.given(completion)
         return self._question(problem), [*self._opening(problem), *self._continuation(rest), self.eos]
 
     def decode(self, problem: Problem, tokens: Sequence[int], finished: bool) -> str:
@@ -110,7 +117,7 @@ class Prompter:
         The docstring is left out of a program: it is the question's text, and computes nothing.
         """
         ids = list(tokens[:-1] if finished else tokens)
-        if self.cot == "natural":
+        if self.wording.asked.answer_style != "function":
             return self._text(ids)
         # Some tokenizers drop the first token's space: decode together with what precedes it.
         opening = self._opening(problem)
@@ -119,18 +126,20 @@ class Prompter:
     def save(
         self, directory: Path, trained: Mapping[str, Any] | None = None, dtype: str = "float32"
     ) -> None:
-        """Write the tokenizer, with the prompt as its chat template, and the settings of both.
+        """Write the tokenizer, with a plain prompt as its chat template, and the settings of both.
 
         Args:
             trained: which stage and step the model comes from, and how good it was there.
             dtype: the precision in which the model is asked.
         """
         tokenizer = copy(self.tokenizer)
-        tokenizer.chat_template = chat_template(self.settings, self.cot, self._begin())
+        asked = self.wording.asked
+        if asked.style == "plain":
+            tokenizer.chat_template = chat_template(asked, self._begin())
         tokenizer.save_pretrained(directory)
         settings = {
             "cot": self.cot,
-            "prompt": self.settings.model_dump(),
+            "prompt": asked.model_dump(),
             "dtype": dtype,
             "trained": dict(trained or {}),
         }
@@ -149,8 +158,18 @@ class Prompter:
         # Some tokenizers put a space before what begins a text, but not before what follows the BOS.
         return f"{bos} " if ids != self._plain(f"{bos}{text}") else str(bos)
 
+    def rewriting(self, problem: Problem) -> str | None:
+        """Say how a chat template would write an annotated response, if not as it is trained."""
+        if self.wording.asked.style == "plain":
+            return None
+        question, *answer = self.wording.pieces(problem)
+        chat = Chat(self.tokenizer, self.wording.asked)
+        return chat.rewriting(question, "".join(answer), *self.encode_example(problem))
+
     def _question(self, problem: Problem) -> list[int]:
         text = self.wording.question(problem)
+        if self.wording.asked.style == "chat":
+            return Chat(self.tokenizer, self.wording.asked).ids(text)
         ids, bos = self._plain(text), self.tokenizer.bos_token_id
         # See what the tokenizer does: the attribute add_bos_token is often missing, or lost on saving.
         starts_with_bos = self.tokenizer(text).input_ids[: len(ids) + 1] == [bos, *ids]
@@ -190,17 +209,25 @@ def trained_at(directory: Path) -> dict[str, Any]:
     return dict(saved.get("trained", {}))
 
 
-def saved_settings(model: str) -> dict[str, Any]:
+def saved_settings(model: str, cot: str | None = None) -> dict[str, Any]:
     """Return the config values that a model was trained with, none where reftune did not train it.
+
+    Args:
+        model: its directory.
+        cot: the kind of chain that is asked for; what only fits the model's own kind is left out for
+            another, which is how it writes answers, and what a chat asks for.
 
     Raises UserError where they cannot be read.
     """
     saved = _saved(Path(model), "give a directory that reftune has written")
     if not saved:
         return {}
-    return {
-        "data": {"cot": saved["cot"]}, "prompt": saved["prompt"], "model": {"dtype": saved["dtype"]}
-    }  # fmt: skip
+    prompt = dict(saved["prompt"])
+    if cot not in (None, saved["cot"]):
+        del prompt["answer_style"]
+        if prompt["style"] == "chat":
+            del prompt["template"]
+    return {"data": {"cot": saved["cot"]}, "prompt": prompt, "model": {"dtype": saved["dtype"]}}
 
 
 def _saved(directory: Path, fix: str) -> dict[str, Any]:
@@ -212,7 +239,8 @@ def _saved(directory: Path, fix: str) -> dict[str, Any]:
     trained = require_object(saved.get("trained", {}), f"{path}: trained", fix)
     try:
         cot = TypeAdapter(Cot).validate_python(saved["cot"])
-        prompt = Prompt.model_validate(saved["prompt"]).model_dump()
+        prompt = require_object(saved["prompt"], f"{path}: prompt", fix)
+        prompt = Prompt.model_validate({"style": "plain"} | prompt).model_dump()  # older ones have none
         dtype = Model(name="m", dtype=saved.get("dtype", "float32")).dtype  # older ones have none
     except (ValueError, KeyError) as error:
         reason = f"{error}".partition("\n")[0]

@@ -3,6 +3,7 @@
 import ctypes
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -13,9 +14,11 @@ from transformers import PreTrainedModel
 
 from reftune.config import Config
 from reftune.grading.judge import Judge, make_judge, make_sandbox
-from reftune.launcher import check_launcher
+from reftune.launcher import check_launcher, tell_once
+from reftune.model.loading import load_tokenizer
 from reftune.model.packing import position_limit
-from reftune.model.prompts import Prompter
+from reftune.model.prompts import Prompter, make_prompter
+from reftune.model.wording import answer_style, resolved
 from reftune.problem import Problem, UserError
 
 MALLOC_OPTIONS = {-1: 2**30, -2: 2**26, -3: 2**25}  # trim threshold, top pad, mmap threshold
@@ -67,12 +70,36 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
+def with_prompt(config: Config, trained: Path | None = None) -> Config:
+    """Return the settings with a prompt that leaves nothing open, and say what was found out.
+
+    Args:
+        trained: directory of a model that was trained with these settings, if it is there by now;
+            default: the model that they name.
+
+    Raises UserError as `load_tokenizer` and `make_prompter` do.
+    """
+    model, prompt, cot = config.model, config.prompt, config.data.cot
+    if prompt.style != "auto" or model.name is None:
+        return config.model_copy(update={"prompt": resolved(prompt, cot)})
+    place = trained if trained is not None and trained.exists() else model.name
+    tokenizer = load_tokenizer(place, model.eos_token if place == model.name else None)
+    asked = make_prompter(tokenizer, prompt, cot, model.eos_token).settings
+    how = "by its chat template" if asked.style == "chat" else "in plain text"
+    tell_once(
+        f'{place}: is asked {how}, and answers in the style "{asked.answer_style}"'
+        " (prompt.style, prompt.answer_style)"
+    )
+    return config.model_copy(update={"prompt": asked})
+
+
 def judge_of(config: Config, problems: Sequence[Problem]) -> Judge:
     """Return the judge of answers to `problems`."""
     text = any(problem.choices for problem in problems)
     return make_judge(
         config.data.cot,
         trigger=config.prompt.trigger,
+        answer_style=answer_style(config.prompt, config.data.cot),
         partial_reward=config.reward.partial_reward,
         sandbox=make_sandbox(config.reward, config.compute.sandbox_workers, text=text),
         reward=config.reward.function,
@@ -99,7 +126,12 @@ def check_prompts(prompter: Prompter, problems: Sequence[Problem], model: PreTra
 
 
 def check_examples(prompter: Prompter, problems: Sequence[Problem], model: PreTrainedModel) -> None:
-    """Refuse an annotated chain that is longer than the model has positions, prompt included."""
+    """Refuse an annotated chain that is longer than the model has positions, prompt included.
+
+    Say where a chat template would write such a chain differently.
+    """
+    if found := next(filter(None, map(prompter.rewriting, problems[:8])), None):
+        tell_once(found)
     positions = position_limit(model.config)
     for problem in problems:
         length = sum(map(len, prompter.encode_example(problem)))

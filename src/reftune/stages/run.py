@@ -14,10 +14,11 @@ from reftune.grading.judge import Judge
 from reftune.methods import BASE, MAIN, directory_of
 from reftune.model.loading import build_model, load_policy, load_tokenizer, make_policy, training_dtype
 from reftune.model.policy import PolicyWithValue
-from reftune.model.prompts import Prompter, Wording
+from reftune.model.prompts import Prompter, make_prompter
+from reftune.model.wording import Wording
 from reftune.problem import Problem, UserError
 from reftune.runs.run_dir import has_begun
-from reftune.runs.setup import check_examples, check_prompts, judge_of
+from reftune.runs.setup import check_examples, check_prompts, judge_of, with_prompt
 from reftune.stages.stage import Stage
 
 
@@ -57,7 +58,9 @@ class Run:
     @cached_property
     def judge(self) -> Judge:
         """Start the judge once; its sandbox ends with this process."""
-        return judge_of(self.config, self.problems)
+        return judge_of(
+            with_prompt(self.config, self.directory(self.config.lineup.start)), self.problems
+        )
 
     def directory(self, model: str) -> Path:
         """Return where one of this run's models lies: its own ones, or the given one ("base")."""
@@ -67,9 +70,9 @@ class Run:
 
     def prompter(self, model: str) -> Prompter:
         """Return the prompter of one of this run's models."""
-        eos_token = self.config.model.eos_token if model == BASE else None  # ours know their own
-        tokenizer = load_tokenizer(self.directory(model), eos_token)
-        return Prompter(tokenizer, self.config.prompt, self.config.data.cot)
+        config, given = self.config, self.config.model.eos_token
+        tokenizer = load_tokenizer(self.directory(model), given if model == BASE else None)
+        return make_prompter(tokenizer, config.prompt, config.data.cot, given)
 
     def stage(self, name: str, prompter: Prompter, train: Sequence[Problem] | None = None) -> Stage:
         """Return a stage of this run; it trains on all training problems, or on `train`."""
@@ -107,7 +110,7 @@ class Run:
         named: torch.dtype = getattr(torch, config.model.dtype)
         dtype = training_dtype(config.model.dtype) if trainable else named
         model, tokenizer = build_model(config.model, texts, config.seed, dtype)
-        prompter = Prompter(tokenizer, config.prompt, config.data.cot)
+        prompter = make_prompter(tokenizer, config.prompt, config.data.cot, config.model.eos_token)
         check_prompts(prompter, self.problems, model)
         if config.sft.epochs or set(config.methods) - {MAIN}:  # else nobody reads them
             check_examples(prompter, self.annotated, model)
