@@ -85,7 +85,7 @@ def test_the_commands_and_their_options_exist() -> None:
         if isinstance(command, typer.core.TyperGroup):
             command = command.commands[rest.split()[0]]
         options = {option for parameter in command.params for option in parameter.opts}
-        assert set(re.findall(r"--\w+", rest)) <= options
+        assert set(re.findall(r"--[\w-]+", rest)) <= options
 
 
 def test_the_tree_has_a_line_for_every_folder() -> None:

@@ -88,10 +88,11 @@ def evaluate_on(
     changes += [f"data.test_split={json.dumps(split)}"] if split else []
     changes += [f"data.subset={json.dumps(subset)}"] if subset else []
     test = str(data) if named else "rows.jsonl"
-    config = with_prompt(model_config(str(model), changes, test=test, cot=cot))
+    config = model_config(str(model), changes, test=test, cot=cot)
     check = config.reward.function is None
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
+    config = with_prompt(config)
     opened = open_model(config, judge_of(config, problems), problems)
     with Display("evaluate", 1, shown=opened.generator.accelerator.is_main_process):
         at_once = config.compute.sampler_rows
