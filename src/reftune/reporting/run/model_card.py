@@ -93,7 +93,8 @@ def _facts(run: Run | None, model: str | None) -> dict[str, list[tuple[str, str]
     titles = {METHODS[x].stage: METHODS[x].title for x in METHODS}
     kept = {"Data", "Model", "Run"}
     if model in METHODS:
-        stages = (*METHODS[model].needs, METHODS[model].stage)
+        stage = METHODS[model].stage
+        stages = (*run.lineup.needs(stage), stage) if stage else ()
         kept |= {titles[stage] for stage in stages if stage in titles}
     return {
         title: [(key, _public(value)) for key, value in rows]
@@ -107,7 +108,7 @@ def _evaluated(run: Run, model: str | None) -> Row:
     if model not in models:
         return {}
     rows = [{"label": label_of(key), **found["greedy"]} for key, found in models.items()]
-    shown = comparisons(run.evaluation)
+    shown = comparisons(run)
     pairs = [
         row for row in (*shown["shown"], *shown["folded"])
         if model in (row["a"], row["b"]) and row["aggregation"] == "greedy"
