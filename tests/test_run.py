@@ -268,11 +268,18 @@ def test_a_model_that_is_only_read_has_the_runs_precision_and_no_gradients(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_that_is_trained_has_gradients_and_full_precision(written: Config, dtype: str) -> None:
+def test_a_model_that_is_trained_has_gradients_and_the_runs_precision(
+    written: Config, dtype: str
+) -> None:
     policy = run_of(with_model(written, dtype=dtype)).load_policy("sft", trainable=True)
-    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    assert {p.dtype for p in policy.parameters()} == {getattr(torch, dtype)}
     assert all(p.requires_grad for p in policy.parameters())
     assert policy.value_head is None
+
+
+def test_float16_is_trained_in_float32(written: Config) -> None:
+    policy = run_of(with_model(written, dtype="float16")).load_policy("sft", trainable=True)
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
