@@ -103,6 +103,29 @@ def ppo(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    name: Name = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="for a GPU that is not at hand: its memory, such as 24GB, or its name"),
+    ] = None,
+) -> None:
+    """Tell, before anything starts, what each stage needs: memory, whether it fits, and time.
+
+    For this machine the model is tried for a moment; for a GPU that is not at hand times are assumed.
+    """
+    from rich.console import Console
+
+    from reftune.config.files import load_config
+    from reftune.planning.plan import plan_run
+    from reftune.planning.table import tables
+
+    Console().print(tables(plan_run(load_config(config, overrides or [], name), gpu)))
+
+
+@app.command()
 def evaluate(
     model: ModelOption,
     data: Annotated[str, typer.Option(help='file, Hugging Face data set, or "synthetic"')],

@@ -13,9 +13,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -55,6 +57,14 @@ def load_gguf(name: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any
     model.config.name_or_path = model.name_or_path = name
     vars(model.config).pop("_model_name_or_path", None)  # what the file calls itself
     return model, loading
+
+
+def gguf_architecture(name: str) -> PreTrainedConfig:
+    """Load what the model of a GGUF file is made like; raise UserError where there is no such file."""
+    _check(Path(name))
+    with _silent():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(**_place_of(name))
+    return config
 
 
 def load_gguf_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,7 +24,7 @@ from transformers.utils import logging
 
 from reftune.config import Lora, Model
 from reftune.model.forward import first_line, kind_of
-from reftune.model.gguf import is_gguf, load_gguf, load_gguf_tokenizer
+from reftune.model.gguf import gguf_architecture, is_gguf, load_gguf, load_gguf_tokenizer
 from reftune.model.lora import add_adapter, has_adapter, merged, save_adapter, without_adapter
 from reftune.model.packing import text_config
 from reftune.model.policy import PolicyWithValue
@@ -54,11 +55,18 @@ def load_model(name: str | Path, dtype: torch.dtype | None = None) -> PreTrained
     return model
 
 
+def load_architecture(name: str | Path) -> PreTrainedConfig:
+    """Load what a model is made like, without its weights; raise UserError where that is impossible."""
+    with _told(name):
+        if is_gguf(name):
+            return gguf_architecture(str(name))
+        config: PreTrainedConfig = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+    return config
+
+
 def saved_dtype(name: str) -> str:
     """Return the precision in which a model's weights are saved; float32 where nothing says so."""
-    with _told(name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    return str(config.dtype or torch.float32).removeprefix("torch.")
+    return str(load_architecture(name).dtype or torch.float32).removeprefix("torch.")
 
 
 def end_tokens(model: PreTrainedModel) -> list[Any]:

@@ -71,7 +71,7 @@ def merged(model: nn.Module) -> Iterator[None]:
 
     The sums are computed in float32 and rounded once; the weights themselves come back as they were.
     """
-    layers = [layer for _, layer in _adapted(model)]
+    layers = [layer for _, layer in adapted_layers(model)]
     weights = [layer.base_layer.weight for layer in layers]
     try:
         for layer in layers:
@@ -88,7 +88,7 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model that an adapter was put into: its weights are the very same, not a copy."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     bare = copy.deepcopy(model, shared)
-    for name, layer in _adapted(bare):
+    for name, layer in adapted_layers(bare):
         bare.set_submodule(name, layer.base_layer)
     del bare.peft_config
     return bare.requires_grad_(False)
@@ -122,7 +122,7 @@ def _merged_weight(layer: Linear) -> Tensor:
         return (total + layer.get_delta_weight(ADAPTER)).to(weight.dtype)
 
 
-def _adapted(model: nn.Module) -> list[tuple[str, Linear]]:
+def adapted_layers(model: nn.Module) -> list[tuple[str, Linear]]:
     """Return the layers with an adapter, by name; a model in which peft was at work has loaded it."""
     if not has_adapter(model):
         return []

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedConfig
 
 from reftune.config import Config
 from reftune.data.problems import Splits, load_splits, require_same, write_splits
 from reftune.grading.judge import Judge
 from reftune.methods import BASE, MAIN, directory_of
-from reftune.model.loading import build_model, load_policy, load_tokenizer, make_policy, training_dtype
+from reftune.model.loading import (
+    build_model,
+    load_architecture,
+    load_policy,
+    load_tokenizer,
+    make_policy,
+    training_dtype,
+)
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, make_prompter
 from reftune.model.wording import Wording
@@ -119,6 +127,13 @@ class Run:
             model, config.model, critic=critic, trainable=trainable, lora=config.lora, device=device
         )
         return policy, prompter
+
+    def base_architecture(self) -> tuple[PreTrainedConfig, Prompter]:
+        """Return what the base model is made like, and its prompter, without its weights."""
+        if self.config.model.name is not None:
+            return load_architecture(self.config.model.name), self.prompter(BASE)
+        policy, prompter = self.base_policy()
+        return policy.policy.config, prompter
 
     def require(self, stages: Sequence[str]) -> None:
         """Raise UserError unless these stages are finished."""

@@ -1,0 +1,57 @@
+"""The machine that a plan is for: this one, or a card that is not at hand."""
+
+import os
+import re
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from reftune.planning.pace import CARDS, Card
+from reftune.problem import UserError
+
+GPU_PROGRAM = 0.7e9  # what CUDA, its libraries and its kernels take before any tensor
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a process of a run works; bytes."""
+
+    name: str
+    memory: float
+    program: float  # that a process takes without any model
+    gpu: bool
+    card: Card | None = None  # its data sheet, where it is not at hand
+
+
+def this_machine(device: torch.device) -> Machine:
+    """Return the machine at hand."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return Machine(found.name, found.total_memory, GPU_PROGRAM, gpu=True)
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with_limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
+    memory = min(pages, int(with_limit)) if with_limit.isdigit() else pages
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    threads = torch.get_num_threads()
+    return Machine(f"this machine with {threads} CPU threads", memory, used, gpu=False)
+
+
+def named_machine(name: str) -> Machine:
+    """Return a GPU that is not at hand, by its name or its memory ("24GB").
+
+    Raises UserError for a name that is not known.
+    """
+    key = name.lower().replace(" ", "").replace("nvidia", "").strip("-_")
+    if size := re.fullmatch(r"(\d+(?:\.\d+)?)g(?:i?b)?", key):
+        memory = float(size[1])
+        card = min(CARDS.values(), key=lambda one: (abs(one.memory - memory), one.tflops))
+        told = f"a GPU of {memory:g} GB"
+        return Machine(told, memory * 1e9, GPU_PROGRAM, True, Card(memory, card.tflops, card.bandwidth))
+    if key not in CARDS:
+        raise UserError(
+            f"--gpu {name}: not known; give its memory, such as 24GB, or one of {', '.join(CARDS)}"
+        )
+    return Machine(name, CARDS[key].memory * 1e9, GPU_PROGRAM, True, CARDS[key])

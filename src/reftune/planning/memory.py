@@ -1,0 +1,83 @@
+"""Where the memory of a stage goes, in bytes, by calculation.
+
+A stage has two moments that may be its fullest: an update, when activations and logits are there, and
+drawing samples, when the sampler's cache is. Weights, masters, gradients and the optimizer's moments
+stay throughout.
+"""
+
+import math
+
+from reftune.config import Config
+from reftune.model.policy import LOGITS_PER_CHUNK
+from reftune.planning.shapes import Shape
+from reftune.planning.workload import Draw, StageWork
+
+FLOAT = 4
+CHUNK_COPIES = 5  # logits, divided, log-probabilities, and what an entropy or a gradient takes
+SAMPLER_COPIES = 4  # logits, probabilities, their sums, and what is chosen among
+
+Items = dict[str, float]  # what it is for -> bytes
+
+
+def memory(work: StageWork, shape: Shape, config: Config, *, gpu: bool) -> dict[str, Items]:
+    """Return what a stage holds at each of its moments: "update" (where it learns) and "sampling".
+
+    Args:
+        gpu: whether that is a GPU's memory, so that what rests in the CPU's does not count.
+    """
+    moments: dict[str, Items] = {}
+    always = kept(work, shape, config, gpu=gpu)
+    if work.learns:
+        moments["update"] = always | _update(work, shape, config)
+    if draws := [draw for draw in (work.draws, work.validates) if draw]:
+        fullest = max((_sampling(draw, shape, config) for draw in draws), key=total)
+        moments["sampling"] = always | fullest
+    return moments
+
+
+def gib(amount: float) -> str:
+    """Return bytes as people read them, in GiB."""
+    return f"{amount / 2**30:.2f}"
+
+
+def total(items: Items) -> float:
+    """Return the sum of all items."""
+    return sum(items.values())
+
+
+def kept(work: StageWork, shape: Shape, config: Config, *, gpu: bool) -> Items:
+    """Return what a stage holds at any moment; for the arguments see `memory`."""
+    items: Items = {"weights": shape.weights * shape.bytes_each}
+    if work.learns:
+        if shape.trained_bytes < FLOAT:
+            items["masters"] = shape.trained * FLOAT
+        items["gradients"] = shape.trained * FLOAT
+        items["optimizer"] = shape.trained * (2 if config.model.optimizer == "adamw_8bit" else 8)
+    if work.reference and not shape.adapted and not (gpu and config.compute.offload_reference):
+        items["reference"] = shape.weights * shape.bytes_each
+    return items
+
+
+def _update(work: StageWork, shape: Shape, config: Config) -> Items:
+    activations = work.microbatch * shape.activation_bytes
+    if config.compute.gradient_checkpointing:  # the states between layers, and the inside of one
+        states = work.microbatch * shape.layers * shape.width * shape.bytes_each
+        activations = states + activations / shape.layers
+    rows = min(work.targets, LOGITS_PER_CHUNK / shape.vocabulary)
+    return {
+        "activations": activations,
+        "logits": CHUNK_COPIES * rows * shape.vocabulary * FLOAT,
+        # The largest weight's gradient is computed beside the sum that it is added to.
+        "working space": shape.largest_trained * FLOAT,
+    }
+
+
+def _sampling(draw: Draw, shape: Shape, config: Config) -> Items:
+    rows = min(draw.rows, config.compute.sampler_rows)
+    prompts = min(draw.questions, math.ceil(rows / draw.samples))
+    tokens = prompts * draw.prompt + rows * draw.longest
+    items: Items = {"cache": tokens * shape.cache_bytes}
+    items["logits"] = SAMPLER_COPIES * rows * shape.vocabulary * FLOAT
+    if shape.adapted and draw.learning:
+        items["merged weights"] = shape.adapted * shape.bytes_each
+    return items

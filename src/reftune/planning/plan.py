@@ -1,0 +1,162 @@
+"""Plan a run: what each stage needs, whether it fits, what to change if not, and how long it takes."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from reftune.config import Config
+from reftune.data.problems import load_splits
+from reftune.planning.machine import Machine, named_machine, this_machine
+from reftune.planning.memory import Items, memory, total
+from reftune.planning.pace import Pace, assumed
+from reftune.planning.probe import probe
+from reftune.planning.shapes import shape_of
+from reftune.planning.workload import Lengths, StageWork, measure, works
+from reftune.runs.setup import make_accelerator
+from reftune.stages.run import Run
+
+# What to try where a run does not fit, the harmless first; each on top of those before.
+CURES: tuple[tuple[str, Any], ...] = (
+    ("compute.tokens_per_microbatch", 1024),
+    ("compute.sampler_rows", 64),
+    ("compute.offload_reference", True),
+    ("compute.gradient_checkpointing", True),
+    ("model.dtype", "bfloat16"),
+    ("model.optimizer", "adamw_8bit"),
+    ("lora.rank", 16),
+)
+WORTH = 0.98  # of the memory that is left by a change worth naming
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What one stage of a run needs; seconds are None where nobody knows the pace."""
+
+    work: StageWork
+    moments: Mapping[str, Items]  # "update" and "sampling" -> what it is for -> bytes
+    step_seconds: float | None
+    seconds: float | None
+
+    @property
+    def fullest(self) -> str:
+        """Return the moment at which most memory is needed."""
+        return max(self.moments, key=lambda moment: total(self.moments[moment]))
+
+    @property
+    def items(self) -> Items:
+        """Return where the memory goes at the fullest moment."""
+        return self.moments[self.fullest]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs on a machine; `cures` are settings under which one that does not fit would."""
+
+    machine: Machine
+    stages: list[PlannedStage]
+    cures: list[str]
+
+    @property
+    def peak(self) -> float:
+        """Return the bytes of a process at the fullest moment of the run, with the program itself."""
+        return self.machine.program + max(total(stage.items) for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether that is there."""
+        return self.peak <= self.machine.memory
+
+    @property
+    def seconds(self) -> float | None:
+        """Return how long the run takes."""
+        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(known) if len(known) == len(self.stages) else None
+
+
+def plan_run(config: Config, gpu: str | None = None) -> Plan:
+    """Plan a run for this machine, or for a GPU that is not at hand.
+
+    Args:
+        config: of the run.
+        gpu: the name of a card or its memory, such as "24GB".
+
+    Raises UserError for a GPU that is not known, and whatever a run would raise at its start.
+    """
+    untracked = _with(config, "compute.trackers", [])
+    accelerator = make_accelerator(untracked)
+    machine = named_machine(gpu) if gpu else this_machine(accelerator.device)
+    return make_plan(untracked, machine, accelerator)
+
+
+def make_plan(config: Config, machine: Machine, accelerator: Accelerator) -> Plan:
+    """Plan a run for a machine: this one, which is tried for a moment, or one that is not at hand."""
+    run = Run(config, accelerator)
+    run.splits = load_splits(config.data, config.seed, check_answers=config.reward.function is None)
+    architecture, prompter = run.base_architecture()
+    lengths, counts = measure(prompter, run.splits.train, config), _counts(run)
+
+    def needs(changed: Config) -> list[tuple[StageWork, dict[str, Items]]]:
+        shape, found = shape_of(architecture, changed), works(changed, lengths, counts)
+        return [(work, memory(work, shape, changed, gpu=machine.gpu)) for work in found]
+
+    def peak(changed: Config) -> float:
+        moments = [items for _, stage in needs(changed) for items in stage.values()]
+        return machine.program + max(map(total, moments))
+
+    fits, pace = peak(config) <= machine.memory, None
+    if machine.card is not None:
+        pace = assumed(machine.card, shape_of(architecture, config), config)
+    elif fits:
+        pace = _pace_here(run, lengths)
+    stages = [_planned(work, moments, pace, config) for work, moments in needs(config)]
+    return Plan(machine, stages, [] if fits else find_cures(config, peak, machine))
+
+
+def _planned(
+    work: StageWork, moments: Mapping[str, Items], pace: Pace | None, config: Config
+) -> PlannedStage:
+    rows = config.compute.sampler_rows
+    if pace is None:
+        return PlannedStage(work, moments, None, None)
+    return PlannedStage(work, moments, pace.step(work, rows), pace.stage(work, rows))
+
+
+def find_cures(config: Config, peak: Callable[[Config], float], machine: Machine) -> list[str]:
+    """Return settings under which a run fits, as TOML; none where all of them are not enough."""
+    chosen: list[str] = []
+    least = peak(config)
+    for key, value in CURES:
+        if key == "model.optimizer" and not machine.gpu:
+            continue
+        changed = _with(config, key, value)
+        if (needed := peak(changed)) > WORTH * least:
+            continue
+        config, least = changed, needed
+        chosen.append(f"{key} = {json.dumps(value)}")
+        if least <= machine.memory:
+            return chosen
+    return []
+
+
+def _with(config: Config, key: str, value: Any) -> Config:
+    section, _, name = key.partition(".")
+    inner = getattr(config, section).model_copy(update={name: value})
+    return config.model_copy(update={section: inner})
+
+
+def _pace_here(run: Run, lengths: Lengths) -> Pace:
+    policy, prompter = run.base_policy()
+    problems = run.annotated or run.splits.train
+    return probe(run.stage("sft", prompter, problems), policy, problems, round(lengths.response))
+
+
+def _counts(run: Run) -> dict[str, int]:
+    splits = run.splits
+    return {
+        "train": len(splits.train), "annotated": len(run.annotated),
+        "validation": len(splits.validation), "test": len(splits.test),
+        "models": len(run.config.lineup.models),
+    }  # fmt: skip

@@ -1,0 +1,67 @@
+"""A plan as tables for the terminal, and what follows from it in sentences."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from reftune.planning.memory import gib
+from reftune.planning.plan import Plan
+
+UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+
+
+def tables(plan: Plan) -> RenderableType:
+    """Return where the memory goes, how long everything takes, and whether it fits."""
+    return Group(_memory(plan), _times(plan), *sentences(plan))
+
+
+def sentences(plan: Plan) -> list[str]:
+    """Return whether a run fits, and what to change if not."""
+    machine = plan.machine
+    told = f"peak {gib(plan.peak)} GiB of {gib(machine.memory)} GiB"
+    found = [f"It fits: {told}." if plan.fits else f"It does not fit: {told}."]
+    if not plan.fits:
+        cure = f"With {', '.join(plan.cures)} it would." if plan.cures else (
+            "No setting makes it fit: take a smaller model or a larger machine."
+        )  # fmt: skip
+        found.append(cure)
+    if machine.card:
+        found.append(
+            f"Times are assumed, not measured: {machine.card.tflops:g} TFLOP/s and"
+            f" {machine.card.bandwidth:g} GB/s, of which an update and a decoding step reach 40%."
+        )
+    return found
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the largest unit of which there is one."""
+    if seconds is None:
+        return "unknown"
+    unit, name = next((unit for unit in UNITS if seconds >= unit[0]), UNITS[-1])
+    return f"{seconds / unit:.3g} {name}"
+
+
+def _memory(plan: Plan) -> Table:
+    table = Table(title=f"Memory of a process in GiB, {plan.machine.name}", title_justify="left")
+    stages = plan.stages
+    table.add_column("")
+    for stage in stages:
+        table.add_column(stage.work.name, justify="right")
+    for name in dict.fromkeys(name for stage in stages for name in stage.items):
+        table.add_row(name, *(gib(stage.items[name]) if name in stage.items else "" for stage in stages))
+    table.add_row("the program itself", *(gib(plan.machine.program) for _ in stages))
+    peaks = [sum(stage.items.values()) + plan.machine.program for stage in stages]
+    table.add_row("peak", *map(gib, peaks), style="bold")
+    table.add_row("reached in", *(stage.fullest for stage in stages))
+    return table
+
+
+def _times(plan: Plan) -> Table:
+    table = Table(title="Time", title_justify="left")
+    table.add_column("")
+    for name in ("steps", "a step", "in all"):
+        table.add_column(name, justify="right")
+    for stage in plan.stages:
+        times = duration(stage.step_seconds), duration(stage.seconds)
+        table.add_row(stage.work.name, f"{stage.work.steps:,}", *times)
+    table.add_row("run", "", "", duration(plan.seconds), style="bold")
+    return table

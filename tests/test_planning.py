@@ -1,0 +1,315 @@
+"""Plans: memory and time by hand, shapes beside real models, and what the command says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tiny_run
+from reftune import cli
+from reftune.config import Config
+from reftune.planning import refusal
+from reftune.planning.machine import Machine, named_machine
+from reftune.planning.memory import memory
+from reftune.planning.pace import Card, Pace, assumed
+from reftune.planning.plan import find_cures
+from reftune.planning.refusal import refuse_too_large
+from reftune.planning.shapes import Shape, shape_of
+from reftune.planning.table import duration
+from reftune.planning.workload import Draw, Lengths, StageWork, works
+from reftune.problem import UserError
+
+LLAMA = LlamaConfig(
+    vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, tie_word_embeddings=True,
+)  # fmt: skip
+# 1,000 weights, all trained, in float32
+SHAPE = Shape(
+    weights=1000, trained=1000, trained_bytes=4, largest_trained=300, adapted=0, width=8, layers=2,
+    vocabulary=50, cache_width=6, activation_bytes=700, bytes_each=4,
+)  # fmt: skip
+LENGTHS = Lengths(
+    prompt=30.0, longest_prompt=40, response=20.0, longest_response=50, example=50.0, longest_example=80
+)
+
+
+def make_config(**sections: Any) -> Config:
+    return Config.model_validate({"model": {"name": "some/model"}, **sections})
+
+
+def test_a_shape_is_that_of_the_real_model() -> None:
+    model = LlamaForCausalLM(LLAMA)
+    shape = shape_of(LLAMA, make_config())
+    assert shape.weights == shape.trained == sum(p.numel() for p in model.parameters())
+    assert shape.largest_trained == 300 * 64
+    assert (shape.width, shape.layers, shape.vocabulary) == (64, 3, 300)
+    assert shape.cache_width == 2 * 2 * 16  # keys and values of two heads of 16
+    assert shape.cache_bytes == 3 * 64 * 4
+    assert (shape.bytes_each, shape.trained_bytes, shape.adapted) == (4, 4, 0)
+
+
+def test_activations_are_those_that_a_real_forward_pass_keeps() -> None:
+    """Counted by hand for the linear layers alone: what they read, and what the SwiGLU multiplies."""
+    shape = shape_of(LLAMA, make_config())
+    read_by_linears = 64 + 64 + 64 + 128  # q, k and v read one state; o; gate and up; down
+    least = 3 * 4 * (read_by_linears + 2 * 128)
+    assert least < shape.activation_bytes < 4 * least
+    deeper = LlamaConfig(**{**LLAMA.to_dict(), "num_hidden_layers": 6})
+    twice = shape_of(deeper, make_config()).activation_bytes
+    assert twice == pytest.approx(2 * shape.activation_bytes, rel=0.1)
+
+
+def test_in_16_bits_a_weight_and_its_activations_take_half() -> None:
+    whole, half = (shape_of(LLAMA, make_config(model={"name": "m", "dtype": d})) for d in
+                   ("float32", "bfloat16"))  # fmt: skip
+    assert half.cache_bytes * 2 == whole.cache_bytes
+    assert half.activation_bytes < 0.7 * whole.activation_bytes
+    assert (half.bytes_each, half.trained_bytes) == (2, 2)
+
+
+def test_an_adapter_is_all_that_is_trained() -> None:
+    pytest.importorskip("peft")
+    shape = shape_of(LLAMA, make_config(lora={"rank": 2}))
+    linears = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128  # q, k and v, o, gate and up and down
+    assert shape.adapted == 3 * linears
+    sides = (64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128)
+    assert shape.trained == 3 * 2 * sides
+    assert shape.weights == shape_of(LLAMA, make_config()).weights
+    assert shape.trained_bytes == 4
+
+
+def work(**changes: Any) -> StageWork:
+    """Return PPO that learns from 100 tokens at a time, 40 of them responses."""
+    draw = Draw(questions=4, samples=2, response=20.0, longest=50, prompt=30.0, learning=True)
+    given = {"learns": 100.0, "reads": 50.0, "reference": True, "draws": draw}
+    return StageWork("ppo", steps=10, microbatch=100.0, targets=40.0, **{**given, **changes})
+
+
+FULL = {"weights": 4000, "gradients": 4000, "optimizer": 8000, "reference": 4000}
+
+
+def test_memory_of_an_update_in_float32() -> None:
+    update = memory(work(), SHAPE, make_config(), gpu=True)["update"]
+    logits = 5 * 40 * 50 * 4
+    rest = {"activations": 70000, "logits": logits, "working space": 1200}
+    assert update == FULL | rest
+
+
+def test_memory_while_samples_are_drawn() -> None:
+    """Eight rows of 50 tokens, four prompts of 30; of each token two layers keep six numbers."""
+    sampling = memory(work(), SHAPE, make_config(), gpu=True)["sampling"]
+    cache = (8 * 50 + 4 * 30) * 2 * 6 * 4
+    assert sampling == FULL | {"cache": cache, "logits": 4 * 8 * 50 * 4}
+    few = make_config(compute={"sampler_rows": 4})
+    sampling = memory(work(), SHAPE, few, gpu=True)["sampling"]
+    assert sampling["cache"] == (4 * 50 + 2 * 30) * 2 * 6 * 4
+
+
+def test_masters_stand_beside_weights_of_16_bits() -> None:
+    half = replace(SHAPE, trained_bytes=2, bytes_each=2)
+    kept = memory(work(), half, make_config(), gpu=True)["update"]
+    expected = {
+        "weights": 2000,
+        "masters": 4000,
+        "gradients": 4000,
+        "optimizer": 8000,
+        "reference": 2000,
+    }
+    assert {name: kept[name] for name in expected} == expected
+    eight = make_config(model={"name": "m", "optimizer": "adamw_8bit"})
+    assert memory(work(), half, eight, gpu=True)["update"]["optimizer"] == 2000
+
+
+def test_with_an_adapter_there_is_no_reference_and_merged_weights_only_while_sampling() -> None:
+    adapted = replace(SHAPE, trained=100, largest_trained=20, adapted=600)
+    moments = memory(work(), adapted, make_config(), gpu=True)
+    assert "reference" not in moments["update"]
+    assert moments["update"]["gradients"] == 400
+    assert moments["sampling"]["merged weights"] == 2400
+    assert "merged weights" not in moments["update"]
+
+
+def test_a_reference_in_the_cpus_memory_takes_none_of_a_gpus() -> None:
+    away = make_config(compute={"offload_reference": True})
+    assert "reference" not in memory(work(), SHAPE, away, gpu=True)["update"]
+    assert memory(work(), SHAPE, away, gpu=False)["update"]["reference"] == 4000
+
+
+def test_checkpointing_keeps_states_and_one_layer() -> None:
+    less = make_config(compute={"gradient_checkpointing": True})
+    activations = memory(work(), SHAPE, less, gpu=True)["update"]["activations"]
+    assert activations == 100 * 2 * 8 * 4 + 70000 / 2
+
+
+def test_a_stage_that_only_answers_has_weights_and_a_cache() -> None:
+    moments = memory(work(learns=0.0, reads=0.0, reference=False), SHAPE, make_config(), gpu=True)
+    assert list(moments) == ["sampling"]
+    assert list(moments["sampling"]) == ["weights", "cache", "logits"]
+
+
+PACE = Pace(learn_token=0.1, optimizer_step=2.0, read_token=0.01, draw_step=1.0, draw_token=0.05)
+
+
+def test_drawing_lasts_as_long_as_its_longest_row_or_its_queue() -> None:
+    draw = Draw(questions=4, samples=2, response=20.0, longest=50, prompt=30.0, learning=True)
+    prompts, tokens = 4 * 30 * 0.01, 8 * 20
+    assert PACE.drawing(draw, 8) == pytest.approx(prompts + 50 * 1.0 + tokens * 0.05)
+    assert PACE.drawing(draw, 2) == pytest.approx(prompts + 80 * 1.0 + tokens * 0.05)
+
+
+def test_a_stage_takes_its_steps_and_its_validations() -> None:
+    validates = Draw(questions=5, samples=1, response=20.0, longest=50, prompt=30.0, learning=True)
+    found = work(validates=validates, validations=3, updates=2)
+    step = 100 * 0.1 + 2 * 2.0 + 50 * 0.01 + PACE.drawing(found.draws, 8)  # type: ignore[arg-type]
+    assert PACE.step(found, 8) == pytest.approx(step)
+    assert PACE.stage(found, 8) == pytest.approx(10 * step + 3 * PACE.drawing(validates, 8))
+
+
+def test_a_cards_pace_follows_from_its_data_sheet() -> None:
+    card = Card(memory=24, tflops=100, bandwidth=1000)
+    large = replace(SHAPE, weights=10**9, trained=10**9, bytes_each=2)
+    pace = assumed(card, large, make_config(model={"name": "m", "dtype": "bfloat16"}))
+    assert pace.learn_token == pytest.approx(6e9 / 40e12)
+    assert pace.read_token == pytest.approx(2e9 / 40e12)
+    assert pace.draw_step == pytest.approx(2e9 / 400e9)  # the weights, read at 40% of the bandwidth
+    slow = assumed(card, large, make_config())
+    assert slow.learn_token == pytest.approx(8 * pace.learn_token)
+
+
+def test_what_the_stages_of_a_run_do() -> None:
+    config = make_config(
+        sft={"epochs": 3, "warmup_epochs": 1, "batch_size": 8},
+        ppo={"steps": 7, "questions_per_step": 4, "samples_per_question": 5, "ppo_epochs": 2,
+             "minibatch_size": 10, "validate_every_steps": 2},
+        compute={"tokens_per_microbatch": 200},
+    )  # fmt: skip
+    counts = {"train": 90, "annotated": 60, "validation": 11, "test": 13, "models": 4}
+    sft, ppo, evaluation = works(config, LENGTHS, counts)
+    assert (sft.name, sft.steps, sft.learns, sft.validations) == ("sft", 3 * 8, 8 * 50.0, 3)
+    assert sft.microbatch == 2 * 80  # two of the longest fit into 200
+    assert sft.targets == pytest.approx(160 * (1 - 30 / 50))
+    distinct = 4 * 30 + 20 * 20.0
+    assert (ppo.steps, ppo.learns, ppo.reads, ppo.updates) == (7, 2 * distinct, distinct, 4)
+    assert ppo.draws is not None
+    assert (ppo.draws.rows, ppo.validations) == (20, 4)
+    assert evaluation.draws is not None
+    assert (evaluation.steps, evaluation.draws.questions, evaluation.learns) == (4, 13, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"), [("24GB", 24), ("24 gb", 24), ("80GiB", 80), ("H100", 80), ("RTX 4090", 24)]
+)
+def test_gpus_by_name_and_by_memory(name: str, gigabytes: float) -> None:
+    machine = named_machine(name)
+    assert machine.gpu
+    assert machine.memory == gigabytes * 1e9
+
+
+def test_an_unknown_gpu_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(UserError, match="--gpu voodoo2: not known; give its memory, such as 24GB, or"):
+        named_machine("voodoo2")
+
+
+def save_tiny(folder: Path) -> Path:
+    LlamaForCausalLM(LLAMA).save_pretrained(folder / "tiny")
+    return folder / "tiny"
+
+
+def refuse(name: Path | str, memory: float, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> None:
+    machine = Machine("this toaster", memory, program=1000.0, gpu=False)
+    monkeypatch.setattr(refusal, "this_machine", lambda device: machine)
+    config = make_config(model={"name": str(name)}, **sections)
+    refuse_too_large(config, ["sft", "ppo", "evaluation"], torch.device("cpu"))
+
+
+def test_a_run_is_refused_where_weights_and_moments_alone_are_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PPO has the weights five times: themselves, gradients, two moments and the reference."""
+    name, weights = save_tiny(tmp_path), sum(p.numel() for p in LlamaForCausalLM(LLAMA).parameters())
+    least = 5 * 4 * weights + 1000
+    refuse(name, least, monkeypatch)
+    with pytest.raises(UserError, match=r"^ppo: .*tiny takes .*this toaster has .*`reftune plan` says"):
+        refuse(name, least - 1, monkeypatch)
+    with pytest.raises(UserError, match=r"^sft: "):
+        refuse(name, least - 4 * weights - 1, monkeypatch)
+
+
+def test_a_model_that_cannot_be_measured_is_left_to_whoever_loads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(tmp_path / "none", 0.0, monkeypatch)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": -1}')
+    refuse(tmp_path, 0.0, monkeypatch)
+
+
+def test_settings_under_which_a_run_would_fit_are_named_in_order() -> None:
+    """Each takes off a part, and the second, which does little, is left out."""
+    config, sizes = make_config(), {"start": 100.0}
+
+    def peak(changed: Config) -> float:
+        left = sizes["start"]
+        left -= 10 * (changed.compute.tokens_per_microbatch == 1024)
+        left -= 1 * (changed.compute.sampler_rows == 64)
+        left -= 50 * changed.compute.gradient_checkpointing
+        return left - 30 * (changed.lora.rank > 0)
+
+    def cured(memory: float, gpu: bool = True) -> list[str]:
+        return find_cures(config, peak, Machine("m", memory, 0.0, gpu))
+
+    assert cured(95) == ["compute.tokens_per_microbatch = 1024"]
+    both = ["compute.tokens_per_microbatch = 1024", "compute.gradient_checkpointing = true"]
+    assert cured(40) == both
+    assert cured(10) == [*both, "lora.rank = 16"]
+    assert cured(5) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(None, "unknown"), (0.0042, "4.2 ms"), (1.0, "1 s"), (90.0, "1.5 min"), (5400.0, "1.5 h"),
+     (2 * 86400.0, "2 d")],
+)  # fmt: skip
+def test_durations_are_told_in_their_unit(seconds: float | None, told: str) -> None:
+    assert duration(seconds) == told
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["reftune", "plan", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tiny_run.write_config(tmp_path)
+
+
+def test_the_command_plans_for_this_machine_and_makes_no_run(
+    written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(monkeypatch, written) == 0
+    told = capsys.readouterr().out
+    for word in ("this machine with", "sft", "ppo", "evaluation", "activations", "peak", "It fits:"):
+        assert word in told
+    assert "unknown" not in told  # the pace was tried
+    assert not (written.parent / "runs").exists()
+
+
+def test_the_command_plans_for_a_gpu_that_is_not_at_hand(
+    written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(monkeypatch, written, "--gpu", "24GB") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "a GPU of 24 GB" in told
+    assert "Times are assumed, not measured" in told
+    assert start(monkeypatch, written, "--gpu", "0.1GB") == 0
+    assert "It does not fit: peak" in " ".join(capsys.readouterr().out.split())
+    assert start(monkeypatch, written, "--gpu", "voodoo2") == 2
+    assert "--gpu voodoo2: not known" in " ".join(capsys.readouterr().err.split())
