@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from reftune.files import atomic_directory, atomic_file, read_json, write_json
-from reftune.model.loading import save_policy
 from reftune.model.policy import PolicyWithValue
+from reftune.model.saving import save_policy
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import UserError
 from reftune.runs.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint

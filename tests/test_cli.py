@@ -12,7 +12,7 @@ import pytest
 
 import tiny_run
 from child import Child
-from reftune import cli
+from reftune import asking, cli
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_wrong_chains_are_printed_below_the_accuracy(capsys: pytest.CaptureFixtu
     greedy = {"correct": 8, "accuracy": 0.8, "interval": [0.49, 0.943]}
     chains = {"wrong": 1, "checked": 8, "unchecked": 0, "share": 0.125, "interval": [0.022, 0.471]}
     summary = {"greedy": greedy, "right_answer_wrong_chain": chains, "unjudged": 0}
-    cli._print_summary(summary, 10)
+    asking._print_summary(summary, 10)
     assert capsys.readouterr().out.splitlines() == [
         "greedy: 80.0% (8 of 10), 95% interval 49.0% to 94.3%",
         "right answer, wrong chain: 12.5% (1 of 8), 95% interval 2.2% to 47.1%",

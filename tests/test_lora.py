@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from precision import CLOSE, float64
 from reftune.config import Lora, Model
 from reftune.model.batch import collate
-from reftune.model.loading import load_policy, make_policy, reference_of, save_policy, set_trainable
+from reftune.model.loading import load_policy, make_policy, reference_of, set_trainable
 from reftune.model.lora import add_adapter, has_adapter, merged, plain_weights, without_adapter
 from reftune.model.policy import PolicyWithValue
+from reftune.model.saving import save_policy
 from reftune.problem import UserError
 from reftune.runs.checkpoints import load_checkpoint, load_trained, save_checkpoint, trained_weights
 from reftune.sampling.engine import BuiltinSampler

@@ -25,9 +25,9 @@ from reftune.model.loading import (
     load_policy,
     load_tokenizer,
     make_policy,
-    save_policy,
 )
 from reftune.model.policy import PolicyWithValue, TokenStats
+from reftune.model.saving import save_policy
 from reftune.model.scratch import train_tokenizer
 from reftune.problem import UserError
 from reftune.training.learner import Learner

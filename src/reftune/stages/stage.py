@@ -13,9 +13,9 @@ from reftune.config import Config, Epochs, Steps
 from reftune.files import atomic_directory, write_json
 from reftune.grading.judge import Judge
 from reftune.interrupts import check
-from reftune.model.loading import save_generation, save_policy
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, trained_at
+from reftune.model.saving import save_generation, save_policy
 from reftune.problem import Problem
 from reftune.progress import counting
 from reftune.runs.checkpoints import remove_checkpoints
