@@ -218,20 +218,12 @@ def grade(
         UserError: an answer cannot be graded, your reward fails, or the lists differ in length.
     """
     from reftune.config import Reward
-    from reftune.grading.grade_file import grade_rows
+    from reftune.grading.grade_file import as_rows, grade_rows
 
     columns: dict[str, Sequence[Any] | None] = {
         "completion": completions, "answer": answers, "choices": choices, "question": questions,
     }  # fmt: skip
-    given = {name: column for name, column in columns.items() if column is not None}
-    for name, column in given.items():
-        if len(column) != len(completions):
-            counts = f"{len(column)} for {len(completions)} completions"
-            raise UserError(f"{name}: {counts}; give one for each")
-    rows = [
-        (f"completion {n}", {"id": n} | dict(zip(given, values, strict=True)))
-        for n, values in enumerate(zip(*given.values(), strict=True), start=1)
-    ]
+    rows = as_rows(columns)
     _check_limits(seconds, memory_mb)
     limits = Reward(sandbox_seconds=seconds, sandbox_memory_mb=memory_mb)
     _, verdicts = grade_rows(

@@ -1,10 +1,10 @@
 """Judge the outputs of any system: a file of completions in, a file of verdicts and a summary out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from reftune.config import Prompt, Reward
 from reftune.files import check_writable, read_rows, write_jsonl
@@ -80,6 +80,23 @@ def grade_file(
     ]
     write_jsonl(out, graded)
     return _summary(verdicts, out)
+
+
+def as_rows(columns: Mapping[str, Sequence[Any] | None]) -> list[tuple[str, Row]]:
+    """Return the rows of columns, each with its place for error messages, as `grade_rows` takes them.
+
+    A column that is None is left out. Raises UserError where one is not as long as "completion".
+    """
+    given = {name: column for name, column in columns.items() if column is not None}
+    completions = given["completion"]
+    for name, column in given.items():
+        if len(column) != len(completions):
+            counts = f"{len(column)} for {len(completions)} completions"
+            raise UserError(f"{name}: {counts}; give one for each")
+    return [
+        (f"completion {n}", {"id": n} | dict(zip(given, values, strict=True)))
+        for n, values in enumerate(zip(*given.values(), strict=True), start=1)
+    ]
 
 
 def grade_rows(
