@@ -119,7 +119,10 @@ def test_unknown_key_names_the_nearest(tmp_path: Path, text: str, message: str) 
             "set exactly one of model.name and model.scratch .*",
         ),
         ("[sft]\nepochs = 3\nwarmup_epochs = 4", "sft.warmup_epochs must not exceed sft.epochs"),
-        ("[sft]\nepochs = 0\nwarmup_epochs = 2", "sft.warmup_epochs must not exceed sft.epochs"),
+        (
+            "[sft]\nepochs = 0\nwarmup_epochs = 2",
+            "sft.warmup_epochs must not exceed sft.epochs; set both to 0 to leave SFT out",
+        ),
         (
             "[sft]\nepochs = 0",
             r"sft.epochs = 0: the methods would start from a new model \(model.scratch\), which knows"

@@ -109,3 +109,18 @@ def test_questions_without_a_chain_are_counted_where_there_are_some(run_dir: Pat
     assert facts(read_run(run_dir))["Data"] == [("training questions", "100")]
     write(run_dir / "data/report.json", '{"train": 100, "without_chain": 30}')
     assert facts(read_run(run_dir))["Data"][1] == ("training questions without a chain", "30")
+
+
+def test_what_a_model_was_asked_and_trained_with_is_told(run_dir: Path) -> None:
+    settings = '[prompt]\nstyle = "auto"\nanswer_style = "auto"\n[model]\ndtype = "bfloat16"\n[lora]\n'
+    write(run_dir / "config.toml", f"{settings}rank = 4\nalpha = 8\n")
+    found = facts(read_run(run_dir))
+    assert found["Model"] == [("precision", "bfloat16"), ("LoRA rank", "4"), ("LoRA alpha", "8")]
+    assert found["Prompt"] == [("asked in style", "auto"), ("answers in style", "auto")]
+    write(run_dir / "config.toml", f"{settings}rank = 0\ndropout = 0.0\n")
+    assert facts(read_run(run_dir))["Model"] == [("precision", "bfloat16")]
+
+    saved = {"cot": "natural", "prompt": {"style": "chat", "answer_style": "boxed"}}
+    write(run_dir / "ppo/model/reftune_prompt.json", json.dumps(saved))  # what was found out
+    found = facts(read_run(run_dir))
+    assert found["Prompt"] == [("asked in style", "chat"), ("answers in style", "boxed")]

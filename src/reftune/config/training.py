@@ -48,7 +48,8 @@ class Sft(Supervised):
     @model_validator(mode="after")
     def _warmup_within(self) -> Sft:
         if self.warmup_epochs > self.epochs:
-            raise ValueError("sft.warmup_epochs must not exceed sft.epochs")
+            both = "; set both to 0 to leave SFT out" if self.epochs == 0 else ""
+            raise ValueError(f"sft.warmup_epochs must not exceed sft.epochs{both}")
         return self
 
 

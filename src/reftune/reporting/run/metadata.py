@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from reftune.methods import label_of, methods_by_stage
+from reftune.methods import METHODS, directory_of, label_of, methods_by_stage
+from reftune.model.prompts import SETTINGS_FILE, saved_settings
 from reftune.problem import Row
 from reftune.reporting.run.run_files import Run
 
@@ -16,7 +17,9 @@ COUNTS = {
     "without_chain": "training questions without a chain",
 }
 DATA = {"train": "train", "test": "test", "cot": "chains"}
-MODEL = {"name": "model", "scratch": "from scratch", "value_model": "critic"}
+PROMPT = {"style": "asked in style", "answer_style": "answers in style"}
+MODEL = {"name": "model", "scratch": "from scratch", "dtype": "precision", "value_model": "critic"}
+LORA = {"rank": "LoRA rank", "alpha": "LoRA alpha"}
 RUN = {"seed": "seed", "started": "started", "git_commit": "git commit"}
 STAGE = {  # of its section in the configuration and of its result
     "epochs": "epochs",
@@ -53,8 +56,11 @@ def facts(run: Run) -> dict[str, list[tuple[str, str]]]:
     counts = {key: count for key, count in run.data.items() if count or key != "without_chain"}
     groups = {
         "Data": _named(counts, COUNTS) + _named(section("data", {}), DATA),
+        "Prompt": _named(_asked(run), PROMPT),
         "Model": _named(section("model", {}), MODEL),
     }
+    if (lora := section("lora", {})).get("rank"):
+        groups["Model"] += _named(lora, LORA)
     for stage, title in _titles(run).items():
         groups[title] = _named(run.results[stage] | section(stage, {}), STAGE)
     if rerankers := _reranker_stages(run):
@@ -76,6 +82,14 @@ def stage_states(run: Run) -> list[dict[str, str]]:
     if rerankers := _reranker_stages(run):
         states.append(_rerankers(run, rerankers))
     return [*states, _evaluation(run)]
+
+
+def _asked(run: Run) -> Row:
+    """Return the settings of the prompt: as saved with a model, where nothing is left open."""
+    places = [run.directory / directory_of(name) / "model" for name in METHODS]
+    saved = next((place for place in places if (place / SETTINGS_FILE).exists()), None)
+    asked: Row = run.config.get("prompt", {})
+    return asked if saved is None else asked | saved_settings(str(saved))["prompt"]
 
 
 def _titles(run: Run) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _facts(run: Run | None, model: str | None) -> dict[str, list[tuple[str, str]
     if run is None:
         return {}
     titles = {METHODS[x].stage: METHODS[x].title for x in METHODS}
-    kept = {"Data", "Model", "Run"}
+    kept = {"Data", "Prompt", "Model", "Run"}
     if model in METHODS:
         stage = METHODS[model].stage
         stages = (*run.lineup.needs(stage), stage) if stage else ()
