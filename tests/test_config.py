@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from reftune.config import Config
-from reftune.config.files import dump_config, load_config
+from reftune.config.data import PAPERS_TEMPLATE
+from reftune.config.files import changed_settings, dump_config, load_config
 from reftune.model.wording import resolved
 from reftune.problem import UserError
 
@@ -266,6 +268,23 @@ def test_extends_that_leads_nowhere(tmp_path: Path) -> None:
     write(tmp_path, 'extends = "b.toml"', "a.toml")
     circle = write(tmp_path, 'extends = "a.toml"', "b.toml")
     assert refusal(circle) == f"{circle}: extends itself; remove the circle"
+
+
+@pytest.mark.parametrize("source", ['scratch = "tiny"', 'name = "some/model"'])
+def test_a_run_of_a_version_without_styles_was_asked_in_plain_text(tmp_path: Path, source: str) -> None:
+    style = "style=auto" if "scratch" in source else "style=plain"
+    now = load_config(write(tmp_path, f"[model]\n{source}\n"), [f"prompt.{style}"])
+    known = ("style", "system", "answer_style", "template_args")
+    rows = [row for row in dump_config(now).splitlines() if not row.startswith(known)]
+    text = "\n".join(rows).replace("[prompt.template_args]", "").replace("[prompt]", "[prompt]\n{}")
+    assert "style" not in text
+    papers = load_config(
+        write(tmp_path, text.format(f"template = {json.dumps(PAPERS_TEMPLATE)}"), "old.toml")
+    )
+    other = load_config(write(tmp_path, text.format('template = "{question}?"'), "old.toml"))
+    assert changed_settings(papers, now) == {}
+    assert changed_settings(other, now) == {"prompt.template": None}
+    assert other.prompt.template == "{question}?"
 
 
 def test_dump_reads_back_as_the_same_config(tmp_path: Path) -> None:

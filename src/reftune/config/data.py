@@ -16,6 +16,8 @@ _NOT_OF_A_TEMPLATE = (
     "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
 )  # fmt: skip
 
+PAPERS_TEMPLATE = "Question:\n{question}\nAnswer reasoning:\n"  # Luong et al. 2024
+
 # What the answer style "auto" means, by the style of the prompt and the kind of chain.
 AUTO_ANSWERS: dict[tuple[str, Cot], AnswerStyle] = {
     ("plain", "natural"): "trigger",

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from reftune.config import Config
 from reftune.config.checks import Layer, flat, idle_setting, last_layer
+from reftune.config.data import PAPERS_TEMPLATE
 from reftune.config.ranges import Section
 from reftune.files import TOO_DEEP, parse_toml, reading_from
 from reftune.problem import UserError, shown
@@ -120,7 +121,24 @@ def _read_with_parents(path: Path, seen: tuple[str, ...]) -> list[Layer]:
         layers += _read_with_parents(path.parent / name, (*seen, place))
     for layer in layers:
         layer.values.pop("name", None)  # two configs with one run directory would be in each other's way
-    return [*layers, Layer(str(path), values, judged=not text.startswith(_RECORD))]
+    is_record = text.startswith(_RECORD)
+    if is_record:
+        _complete_old_record(values)
+    return [*layers, Layer(str(path), values, judged=not is_record)]
+
+
+def _complete_old_record(values: dict[str, Any]) -> None:
+    """Say what a version meant that knew no styles: every model was asked in plain text.
+
+    Nor did it leave a template open, which the paper's was unless the user gave another.
+    """
+    prompt, model = values.get("prompt"), values.get("model")
+    if not isinstance(prompt, dict) or not isinstance(model, dict) or "style" in prompt:
+        return
+    if prompt.get("template") == PAPERS_TEMPLATE:
+        del prompt["template"]
+    if "name" in model:
+        prompt["style"] = "plain"
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from reftune.config import Prompt
-from reftune.config.data import AUTO_ANSWERS
+from reftune.config.data import AUTO_ANSWERS, PAPERS_TEMPLATE
 from reftune.problem import AnswerStyle, Cot, Problem, UserError
 
 PROGRAM_HEAD = "def solution():\n"
-PAPERS_TEMPLATE = "Question:\n{question}\nAnswer reasoning:\n"  # Luong et al. 2024
 
 _STEPS = "Please reason step by step, and"
 # What a chat asks for, by the style of the answer; the second is what Qwen and DeepSeek recommend.
