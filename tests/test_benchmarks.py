@@ -25,7 +25,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return what all benchmarks together print with --quick, on a SVAMP of our own making."""
     folder = tmp_path_factory.mktemp("svamp")
     _write_svamp(folder)
-    options = ["--quick", "--repeats", "1", "--threads", "1", "--data", str(folder)]
+    options = ["--quick", "--rounds", "1", "--threads", "1", "--data", str(folder)]
     return Child("benchmarks", *options).finish()
 
 
