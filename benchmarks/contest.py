@@ -163,49 +163,38 @@ def spread(numbers: Sequence[float]) -> Spread:
     return statistics.median(numbers), min(numbers), max(numbers)
 
 
-def parse_options(about: str, arguments: Sequence[str] | None) -> Options:
+def parse_options(
+    about: str, arguments: Sequence[str] | None, real_questions: int = REAL_QUESTIONS
+) -> Options:
     """Read the command line that all benchmarks share; --quick makes everything tiny, for tests."""
-    return with_defaults(make_parser(about).parse_args(arguments))
+    return with_defaults(make_parser(about).parse_args(arguments), real_questions)
 
 
 def make_parser(about: str) -> argparse.ArgumentParser:
     """Return the parser of what all benchmarks share."""
     parser = argparse.ArgumentParser(description=about.partition("\n")[0])
-    parser.add_argument(
-        "--rounds", type=int, help=f"measured rounds; default: {ROUNDS}, with a real model {REAL_ROUNDS}"
-    )
-    parser.add_argument(
-        "--questions", type=int, help=f"default: {QUESTIONS}, with a real model {REAL_QUESTIONS}"
-    )
-    parser.add_argument("--threads", type=int, help="per contestant; default: all cores")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument(
-        "--model", type=Path, default=Path("runs/demo/warmup/model"), help="trained model"
-    )
-    parser.add_argument(
-        "--model-size",
-        choices=("tiny", "small", REAL, "0.5b", "1.5b"),
-        help=f"random weights instead of --model; {REAL}: the model of --smollm2, where it is there",
-    )
-    parser.add_argument(
-        "--smollm2",
-        type=Path,
-        default=Path("models/SmolLM2-135M-Instruct"),
-        help=f"directory of the model of --model-size {REAL}; `make smollm2` brings it",
-    )
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data/mwp_reft"), help="SVAMP's folder"
-    )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes in this process; shows nothing")
+    add, real = parser.add_argument, f"with the model of {REAL}"
+    add("--rounds", type=int, help=f"that count; default: {ROUNDS}, {real} {REAL_ROUNDS}")
+    add("--questions", type=int, help=f"default: {QUESTIONS}, {real} {REAL_QUESTIONS} or fewer")
+    add("--threads", type=int, help="per contestant; default: all cores")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--model", type=Path, default=Path("runs/demo/warmup/model"), help="trained model")
+    sizes = ("tiny", "small", REAL, "0.5b", "1.5b")
+    told = f"random weights instead of --model; {REAL}: the model of --smollm2, where it is there"
+    add("--model-size", choices=sizes, help=told)
+    place = Path("models/SmolLM2-135M-Instruct")
+    add("--smollm2", type=Path, default=place, help="a directory; `make smollm2` brings the model")
+    add("--data", type=Path, default=Path("../shared/data/mwp_reft"), help="SVAMP's folder")
+    add("--quick", action="store_true", help="tiny sizes in this process; shows nothing")
     return parser
 
 
-def with_defaults(options: Options) -> Options:
+def with_defaults(options: Options, real_questions: int = REAL_QUESTIONS) -> Options:
     """Fill in what the command line leaves open: a real model gets less work, or it would take hours."""
     real = options.model_size == REAL
     options.rounds = options.rounds or (REAL_ROUNDS if real else ROUNDS)
-    options.questions = options.questions or (REAL_QUESTIONS if real else QUESTIONS)
+    options.questions = options.questions or (real_questions if real else QUESTIONS)
     options.samples = SAMPLES
     if options.quick:
         options.rounds, options.questions, options.samples = min(options.rounds, 2), 4, 2
@@ -265,6 +254,8 @@ def _run(contestant: Callable[[Turns, Options], None], pipe: Connection, options
         contestant(Turns(pipe, options.device), options)
     except (ImportError, LeftOut) as reason:
         pipe.send(str(reason))
+    except SystemExit:  # there is no further turn
+        return
     except Exception as error:
         import traceback
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.rl_step [--model-size 135m]
 
-One step is: sample 8 responses to each of the same 64 questions (2 with the real model) at temperature
+One step is: sample 8 responses to each of the same 64 questions (one with the real model) at temperature
 1, judge them by a trivial reward, score them with policy and frozen reference, update twice on all rows.
 All start from the same model with the same limits. Learning rates are so small that the lengths stay the
 warm-up's in all rounds. Micro-batches are of 64 rows, with the real model of 4 as in the official code,
@@ -61,7 +61,7 @@ FOREVER = 10**6  # steps; the harness ends the training
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Hold the contest; print its table and the phases of our step."""
-    options = parse_options(__doc__ or "", arguments)
+    options = parse_options(__doc__ or "", arguments, real_questions=1)
     contestants = [
         Contestant("reftune", reftune), Contestant("TRL GRPO", trl_grpo),
         Contestant("official loop", official_loop),

@@ -193,11 +193,11 @@ def _open_model(
         texts = [text for problem in problems for text in wording.pieces(problem)]
         model, tokenizer = build_model(settings, texts, config.seed)
         if options.model_size in LARGE:
-            model = _large(options.model_size, options.device)
+            model = new_large(options.model_size, options.device)
     return model, make_prompter(tokenizer, config.prompt, config.data.cot)
 
 
-def _large(size: str, device: str) -> PreTrainedModel:
+def new_large(size: str, device: str) -> PreTrainedModel:
     """Return a model with random weights, made where it will be used."""
     with torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -215,7 +215,7 @@ def _real_config(options: Options) -> Config:
             "data": {"cot": "program", **(sources if _has_svamp(options) else {})},
             "prompt": {"repeat_question": False, "max_new_tokens": 12 if options.quick else REAL_LIMIT},
             "model": {"name": str(options.smollm2)} if has_real(options) else new,
-            "compute": {"tokens_per_microbatch": 2048},  # 3 GB of activations
+            "compute": {"tokens_per_microbatch": 2048},  # some GB of activations
         }
     )
 
