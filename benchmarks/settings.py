@@ -5,9 +5,9 @@
 Each value gets a process of its own, one after the other, and a turn to warm up. The real model's own
 default of 2 questions fills no large batch: give it 8 or more, and time.
 
-- Update: tokens per second of one pass over the workload svamp x 8 (responses as long as SVAMP's
-  programs), over `compute.tokens_per_microbatch`, and on a CPU with one or two replicas of the model
-  that share the threads (`training/cpu_threads.py`; with 16-bit weights there is always one).
+- Update: tokens per second of one pass over responses (the model's own; with the real model as long as
+  SVAMP's programs), over `compute.tokens_per_microbatch`, and on a CPU with one or two replicas of the
+  model that share the threads (`training/cpu_threads.py`).
 - Sampling: tokens per second over `compute.sampler_rows`, up to the number of responses.
 - Prefill: prompt tokens per second over `shared_prefix.PREFILL_TOKENS`.
 
@@ -19,6 +19,8 @@ choose.
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +30,10 @@ from unittest import mock
 import torch
 
 from benchmarks.contest import (
+    REAL,
     Contestant,
     Options,
     Spread,
-    Turn,
     Turns,
     compete,
     parse_options,
@@ -58,6 +60,12 @@ class Measured:
     rate: Spread  # per second: median, lowest, highest
     peak_mb: float
 
+    @property
+    def row(self) -> str:
+        """Return a row of a Markdown table."""
+        middle, low, high = self.rate
+        return f"| {self.value} | {middle:,.0f} | {low:,.0f}-{high:,.0f} | {self.peak_mb:,.0f} |"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure value after value; print a table of each setting and the recommended values."""
@@ -75,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Recommended: compute.tokens_per_microbatch = {recommended(updates[best]).value}"
           f" with {best} replica(s), compute.sampler_rows = {recommended(sampler_rows).value},"
           f" PREFILL_TOKENS = {recommended(prefill).value}.\n")  # fmt: skip
-    print(f"{_chosen(updates[best], best, options)}\n", flush=True)
+    print(f"{chosen(updates[best], best, options)}\n", flush=True)
 
 
 def recommended(measured: Sequence[Measured]) -> Measured:
@@ -86,6 +94,8 @@ def recommended(measured: Sequence[Measured]) -> Measured:
 
 def bytes_per_token(measured: Sequence[Measured]) -> float:
     """Return the slope of the peak memory, in bytes, from the smallest value to the first highest."""
+    if len(measured) < 2:
+        return 0.0
     first, most = measured[0], max(each.peak_mb for each in measured)
     last = next(each for each in measured[1:] if each.peak_mb >= NEARLY * most)
     return max(0.0, (last.peak_mb - first.peak_mb) * 2**20 / (last.value - first.value))
@@ -94,7 +104,7 @@ def bytes_per_token(measured: Sequence[Measured]) -> float:
 def updating(turns: Turns, options: Options) -> None:
     """Update with micro-batches of `options.value` tokens and `options.replicas` replicas."""
     keep_freed_memory()
-    options.workload = "svamp x 8" if options.model_size else "demo"
+    options.workload = "svamp x 8" if options.model_size == REAL else "demo"
     experience = make_experience(options)
     settings = {"compute": {"tokens_per_microbatch": options.value}, "ppo": {"ppo_epochs": 1}}
     experience = replace(experience, workload=experience.workload.set(**settings))
@@ -141,31 +151,34 @@ def _of(values: Sequence[int], options: Options) -> Sequence[int]:
 def _measure(
     title: str, run: Callable[[Turns, Options], None], values: Sequence[int], options: Options
 ) -> list[Measured]:
-    """Measure each value in a process of its own and print their table."""
-    print(
-        f"| {title} | tokens/s | lowest-highest | peak memory, MB |\n|---:|---:|---:|---:|", flush=True
-    )
-    measured = []
+    """Measure each value in a process of its own, as long as there is memory, and print their table."""
+    print(f"| {title} | tokens/s | lowest-highest | peak memory, MB |\n|---:|---:|---:|---:|")
+    measured: list[Measured] = []
     for options.value in values:
-        turns: list[Turn] = compete([Contestant(f"{title} = {options.value}", run)], options).popitem()[
-            1
-        ]
-        rate, peak_mb = spread([speed(turn) for turn in turns]), max(turn.peak_mb for turn in turns)
-        measured.append(Measured(options.value, rate, peak_mb))
-        middle, low, high = rate
-        print(
-            f"| {options.value} | {middle:,.0f} | {low:,.0f}-{high:,.0f} | {peak_mb:,.0f} |", flush=True
+        try:
+            turns = compete([Contestant(f"{title} = {options.value}", run)], options)
+        except RuntimeError:  # the larger the value, the more memory
+            if not measured:
+                raise
+            traceback.print_exc()
+            break
+        if not turns:
+            sys.exit("nothing can be measured")
+        [each] = turns.values()
+        measured.append(
+            Measured(options.value, spread(list(map(speed, each))), max(turn.peak_mb for turn in each))
         )
+        print(measured[-1].row, flush=True)
     print(flush=True)
     return measured
 
 
-def _chosen(measured: Sequence[Measured], replicas: int, options: Options) -> str:
+def chosen(measured: Sequence[Measured], replicas: int, options: Options) -> str:
     """Say what the product's rule makes of what was measured."""
-    each, free = bytes_per_token(measured), _free_bytes(options.device)
+    each, free = bytes_per_token(measured) / replicas, _free_bytes(options.device)
     if not each or free is None:
-        return "Of the memory that a token takes nothing can be said: the peak did not rise."
-    tokens = token_budget(None, each / replicas, free, replicas)
+        return "Of the memory that a token takes nothing can be said."
+    tokens = token_budget(None, each, free, replicas)
     return (
         f"A padded token of a micro-batch takes {each / 2**10:,.0f} KB; with {free / 2**30:.1f} GB free"
         f" the rule of training/token_budget.py would choose {tokens} tokens."

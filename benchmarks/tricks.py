@@ -167,7 +167,11 @@ def measure(trick: str, options: Options) -> str:
         Contestant(f"{trick}, {word}", partial(run, trick=trick, on=word == "with"))
         for word in ("with", "without")
     ]
-    middle, low, high = spread(ratios(*compete(sides, options).values()))
+    turns = compete(sides, options)
+    if len(turns) < len(sides):
+        return "left out"
+    middle, low, high = spread(ratios(*turns.values()))
+    print(f"{trick}: faster by {middle:.2f} ({low:.2f}-{high:.2f})\n", flush=True)
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 

@@ -161,6 +161,27 @@ def test_settings_prints_what_was_measured_and_recommends(
     assert "tokens_per_microbatch = 512 with 1 replica(s), compute.sampler_rows = 16," in printed
     # A MB for each token, and half of 4 GB.
     assert "1,024 KB; with 4.0 GB free the rule of training/token_budget.py would choose 2048" in printed
+    measured = [Measured(value, (1.0, 1.0, 1.0), value) for value in (256, 512)]
+    # Two replicas that take half a MB each for a token of their own need as much.
+    told = "512 KB; with 4.0 GB free the rule of training/token_budget.py would choose 2048"
+    assert told in settings.chosen(measured, 2, parse_options("", []))
+
+
+def test_where_memory_runs_out_smaller_values_are_recommended(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compete(contestants: Any, options: Options) -> dict[str, list[Turn]]:
+        if options.value > 512:
+            raise RuntimeError("its process died")
+        return {"": [Turn(1.0, options.value, 1.0, 1.0)]}
+
+    monkeypatch.setattr(settings, "compete", compete)
+    settings.main([])
+    printed = capsys.readouterr().out
+    assert "tokens_per_microbatch = 512 with 1 replica(s), compute.sampler_rows = 512," in printed
+    monkeypatch.setattr(settings, "MICROBATCHES", (1024, 2048))
+    with pytest.raises(RuntimeError, match="its process died"):
+        settings.main([])
 
 
 def test_each_setting_reaches_what_it_sets(experience: Experience) -> None:
