@@ -126,6 +126,7 @@ def test_the_real_model_is_asked_svamps_questions_by_its_chat_template(tmp_path:
     decode = asked.prompter.tokenizer.decode
     prompts = [decode(prompt) for prompt in asked.prompts]
     for prompt, problem in zip(prompts, asked.problems, strict=True):
+        assert problem.question.startswith("A shop has")
         assert prompt.startswith(f"<user>{problem.question}\n\n")
         assert prompt.endswith("```python block.<end><bot>")
     assert [decode(end) for end in asked.eos] == ["<end>"]
