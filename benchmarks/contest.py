@@ -13,14 +13,17 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 Options = argparse.Namespace
+REAL = "135m"  # the size of the real model
+ROUNDS, REAL_ROUNDS = 5, 3
+QUESTIONS, REAL_QUESTIONS, SAMPLES = 64, 2, 8
 Spread = tuple[float, float, float]  # median, lowest, highest
 
 
@@ -89,28 +92,42 @@ class Turns:
 
 
 def compete(contestants: Sequence[Contestant], options: Options) -> dict[str, list[Turn]]:
-    """Give each contestant one turn to warm up, then `options.repeats` turns, always one after another.
+    """Give each contestant one turn to warm up, then `options.rounds` turns, always one after another.
 
-    Returns the turns by name. A contestant that cannot take part is left out with a line that says why;
-    an error in one ends the contest.
+    Returns the turns by name. A contestant that cannot take part, or fails, is left out with a line that
+    says why; an error in the first ends the contest.
     """
     workers: list[_Worker] = []
     try:
         for contestant in contestants:
             workers.append(_Worker(contestant, options))
-            workers[-1].wait()
+            with _failing(workers[-1], workers):
+                workers[-1].wait()
         present = [worker for worker in workers if worker.takes_part]
         turns: dict[str, list[Turn]] = {worker.name: [] for worker in present}
-        for number in range(options.repeats + 1):
-            for worker in present:
-                turn = worker.ask()
-                _say(f"{worker.name}, round {number} of {options.repeats}: {turn.seconds:.2f} s")
-                if number > 0:  # the first of each only warms up
-                    turns[worker.name].append(turn)
+        for number in range(options.rounds + 1):
+            for worker in [worker for worker in present if worker.takes_part]:
+                with _failing(worker, present):
+                    turn = worker.ask()
+                    _say(f"{worker.name}, round {number} of {options.rounds}: {turn.seconds:.2f} s")
+                    if number > 0:  # the first of each only warms up
+                        turns[worker.name].append(turn)
     finally:
         for worker in workers:
             worker.close()
-    return turns
+    return {worker.name: turns[worker.name] for worker in present if worker.takes_part}
+
+
+@contextmanager
+def _failing(worker: _Worker, among: Sequence[_Worker]) -> Iterator[None]:
+    """Leave a contestant that fails out, unless it is the first, with which all are compared."""
+    try:
+        yield
+    except RuntimeError as error:
+        if worker is among[0]:
+            raise
+        worker.takes_part = False
+        print(f"{worker.name} is left out: it failed, {error.__cause__}\n", flush=True)
 
 
 def table(turns: dict[str, list[Turn]], unit: str) -> str:
@@ -160,29 +177,42 @@ def spread(numbers: Sequence[float]) -> Spread:
     return statistics.median(numbers), min(numbers), max(numbers)
 
 
-def parse_options(about: str, arguments: Sequence[str] | None) -> Options:
+def parse_options(
+    about: str, arguments: Sequence[str] | None, real_questions: int = REAL_QUESTIONS
+) -> Options:
     """Read the command line that all benchmarks share; --quick makes everything tiny, for tests."""
+    return with_defaults(make_parser(about).parse_args(arguments), real_questions)
+
+
+def make_parser(about: str) -> argparse.ArgumentParser:
+    """Return the parser of what all benchmarks share."""
     parser = argparse.ArgumentParser(description=about.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5, help="measured rounds; 5 or more for figures")
-    parser.add_argument("--threads", type=int, help="per contestant; default: all cores")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument(
-        "--model", type=Path, default=Path("runs/demo/warmup/model"), help="trained model"
-    )
-    parser.add_argument(
-        "--model-size",
-        choices=("tiny", "small", "0.5b", "1.5b"),
-        help="random weights instead of --model",
-    )
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data/mwp_reft"), help="SVAMP's folder"
-    )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes in this process; shows nothing")
-    options = parser.parse_args(arguments)
-    options.questions, options.samples = (4, 2) if options.quick else (64, 8)
+    add, real = parser.add_argument, f"with the model of {REAL}"
+    add("--rounds", type=int, help=f"that count; default: {ROUNDS}, {real} {REAL_ROUNDS}")
+    add("--questions", type=int, help=f"default: {QUESTIONS}, {real} {REAL_QUESTIONS} or fewer")
+    add("--threads", type=int, help="per contestant; default: all cores")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--model", type=Path, default=Path("runs/demo/warmup/model"), help="trained model")
+    sizes = ("tiny", "small", REAL, "0.5b", "1.5b")
+    told = f"random weights instead of --model; {REAL}: the model of --smollm2, where it is there"
+    add("--model-size", choices=sizes, help=told)
+    place = Path("models/SmolLM2-135M-Instruct")
+    add("--smollm2", type=Path, default=place, help="a directory; `make smollm2` brings the model")
+    add("--data", type=Path, default=Path("../shared/data/mwp_reft"), help="SVAMP's folder")
+    add("--quick", action="store_true", help="tiny sizes in this process; shows nothing")
+    return parser
+
+
+def with_defaults(options: Options, real_questions: int = REAL_QUESTIONS) -> Options:
+    """Fill in what the command line leaves open: a real model gets less work, or it would take hours."""
+    real = options.model_size == REAL
+    options.rounds = options.rounds or (REAL_ROUNDS if real else ROUNDS)
+    options.questions = options.questions or (real_questions if real else QUESTIONS)
+    options.samples = SAMPLES
     if options.quick:
-        options.repeats, options.model_size = min(options.repeats, 2), options.model_size or "tiny"
+        options.rounds, options.questions, options.samples = min(options.rounds, 2), 4, 2
+        options.model_size = options.model_size or "tiny"
     return options
 
 
@@ -190,7 +220,7 @@ class _Worker:
     """The harness's end of the line to one contestant."""
 
     def __init__(self, contestant: Contestant, options: Options) -> None:
-        self.name = contestant.name
+        self.name, self.takes_part = contestant.name, False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         # Importing torch takes seconds: a quick run is content with threads.
@@ -238,6 +268,8 @@ def _run(contestant: Callable[[Turns, Options], None], pipe: Connection, options
         contestant(Turns(pipe, options.device), options)
     except (ImportError, LeftOut) as reason:
         pipe.send(str(reason))
+    except SystemExit:  # there is no further turn
+        return
     except Exception as error:
         import traceback
 

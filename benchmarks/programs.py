@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def gold_programs(options: Options) -> list[str]:
     """Return the different programs among the demo's training problems."""
-    from benchmarks.workload import open_config
+    from benchmarks.workload import demo_config
     from reftune.data.problems import load_splits
 
-    config = open_config(options)
+    config = demo_config(options)
     problems = load_splits(config.data, config.seed).train
     programs = [problem.chain for problem in problems if problem.chain is not None]
     return list(dict.fromkeys(programs))[: 50 if options.quick else None]

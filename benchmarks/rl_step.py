@@ -1,22 +1,24 @@
-"""(c) A whole RL step: reftune, TRL's GRPOTrainer and PPOTrainer, and the official code's loop.
+"""(c) A whole RL step: reftune, TRL's GRPOTrainer (its PPO is gone), and the official code's loop.
 
-    python -m benchmarks.rl_step
+    python -m benchmarks.rl_step [--model-size 135m]
 
-One step is: sample 8 responses to each of the same 64 questions at temperature 1, judge them by a
-trivial reward, score them with policy and frozen reference, update twice on all 512 rows. All start from
-the same model with the same limits. Learning rates are so small that the lengths stay the warm-up's in
-all rounds. Micro-batches are of 64 rows, reftune's by its token budget.
+One step is: sample 8 responses to each of the same 64 questions (one with the real model) at temperature
+1, judge them by a trivial reward, score them with policy and frozen reference, update twice on all rows.
+All start from the same model with the same limits. Learning rates are so small that the lengths stay the
+warm-up's in all rounds. Micro-batches are of 64 rows, with the real model of 4 as in the official code,
+reftune's by its token budget.
 
 What differs:
 
 - reftune: what `run_ppo` does in a step, without its files. The value head is on the policy's backbone.
 - TRL GRPO: no critic. A pass for the old log-probabilities and one for the reference; logits for
   response positions only.
-- TRL PPO: the critic is a second model of the same size. Generation and scoring take all 512 rows at
-  once. It left TRL with version 1.13 and is skipped from there on.
 - official loop: what the paper's code does, stated plainly here: padded `generate`; a forward pass of
   the policy with its value head and one of the reference over all positions of the padded batch; padded
-  updates. (It takes 4 rows per GPU there; here micro-batches of 64.)
+  updates.
+
+With bfloat16 reftune trains weights in bfloat16 with float32 masters, as in its runs, and the others
+float32 weights under autocast.
 """
 
 from __future__ import annotations
@@ -26,18 +28,26 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, GenerationConfig, TrainerCallback
+from torch import Tensor
+from transformers import GenerationConfig, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from benchmarks.contest import Contestant, Options, Turns, compete, parse_options, phases, table
+from benchmarks.contest import (
+    REAL,
+    Contestant,
+    Options,
+    Turns,
+    compete,
+    parse_options,
+    phases,
+    table,
+)
 from benchmarks.padded import PaddedBatch, PaddedPolicy, PaddedTargets, padded_update
-from benchmarks.update import LEARNING_RATE, make_accelerator, make_learner
-from benchmarks.workload import Workload, open_workload, repeated
+from benchmarks.update import LEARNING_RATE, budget_of, make_accelerator, make_learner
+from benchmarks.workload import Workload, described, open_workload, repeated
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import Problem, Verdict
 from reftune.runs.setup import keep_freed_memory
@@ -45,17 +55,18 @@ from reftune.stages.ppo import compute_advantages, update
 from reftune.training.advantages import whiten
 from reftune.training.rollouts import collect, make_generator
 
-MICRO_BATCH = 64
+MICRO_BATCH, REAL_MICRO_BATCH = 64, 4  # rows
 FOREVER = 10**6  # steps; the harness ends the training
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Hold the contest; print its table and the phases of our step."""
-    options = parse_options(__doc__ or "", arguments)
+    options = parse_options(__doc__ or "", arguments, real_questions=1)
     contestants = [
         Contestant("reftune", reftune), Contestant("TRL GRPO", trl_grpo),
-        Contestant("TRL PPO", trl_ppo), Contestant("official loop", official_loop),
+        Contestant("official loop", official_loop),
     ]  # fmt: skip
+    print(f"{described(options)}\n", flush=True)
     turns = compete(contestants, options)
     print(table(turns, "") + "\n")
     print(f"Of reftune's step: {phases(turns['reftune'])}.\n", flush=True)
@@ -69,7 +80,7 @@ def trivial_reward(completion: str) -> float:
 def reftune(turns: Turns, options: Options) -> None:
     """Do what `run_ppo` does in one step."""
     keep_freed_memory()  # as in reftune's runs
-    workload = _open(options)
+    workload = open_workload(options, options.questions)
     config, accelerator = workload.config, make_accelerator(options)
     reference = PolicyWithValue(copy.deepcopy(workload.model).requires_grad_(False))
     policy = PolicyWithValue(workload.model, "shared")
@@ -82,7 +93,7 @@ def reftune(turns: Turns, options: Options) -> None:
         rollouts = collect(
             generator, policy, reference, workload.problems,
             samples=options.samples, temperature=config.ppo.temperature,
-            token_budget=config.compute.tokens_per_microbatch, key=(config.seed, "benchmark", turn),
+            token_budget=budget_of(config), key=(config.seed, "benchmark", turn),
         )  # fmt: skip
         middle = time.perf_counter()
         estimates = compute_advantages(rollouts, config.ppo)
@@ -101,45 +112,16 @@ def trl_grpo(turns: Turns, options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
             output_dir=folder, num_generations=options.samples, max_completion_length=workload.limit,
-            gradient_accumulation_steps=max(1, rows // MICRO_BATCH), num_iterations=updates,
+            gradient_accumulation_steps=max(1, rows // _micro_batch(options)), num_iterations=updates,
             beta=workload.config.ppo.kl_coef, max_steps=FOREVER,
             temperature=workload.config.ppo.temperature, **_trainer_settings(rows, options),
         )  # fmt: skip
         trainer = GRPOTrainer(
             _on_disk(workload, Path(folder)), _reward, settings, processing_class=_tokenizer(workload),
-            train_dataset=Dataset.from_list([{"prompt": _text(workload, p)} for p in workload.problems]),
+            train_dataset=Dataset.from_list([{"prompt": text} for text in _texts(workload)]),
             callbacks=[_StepByStep(turns, updates)],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-
-
-def trl_ppo(turns: Turns, options: Options) -> None:
-    """Let TRL's PPOTrainer train, one batch per turn."""
-    from datasets import Dataset
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
-
-    workload = _open(options)
-    rows = options.questions * options.samples
-    ppo = workload.config.ppo
-    prompts = repeated(workload.prompts, options.samples)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = PPOConfig(
-            output_dir=folder, gradient_accumulation_steps=max(1, rows // MICRO_BATCH),
-            num_ppo_epochs=ppo.ppo_epochs, num_mini_batches=1, total_episodes=FOREVER * rows,
-            local_rollout_forward_batch_size=rows, response_length=workload.limit, stop_token="eos",
-            temperature=ppo.temperature, num_sample_generations=0, kl_coef=ppo.kl_coef,
-            **_trainer_settings(rows, options),
-        )  # fmt: skip
-        trainer = PPOTrainer(
-            settings, _tokenizer(workload), model=workload.model,
-            ref_model=copy.deepcopy(workload.model), reward_model=_TrivialRewardModel(),
-            value_model=_critic(workload), callbacks=[_StepByStep(turns, 1)],
-            train_dataset=Dataset.from_list([{"input_ids": prompt} for prompt in prompts]),
-            eval_dataset=Dataset.from_list([{"input_ids": prompts[0]}]),
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        trainer.accelerator.print = lambda *_: None
         trainer.train()
 
 
@@ -149,21 +131,22 @@ def official_loop(turns: Turns, options: Options) -> None:
     reference = PaddedPolicy(copy.deepcopy(workload.model)).requires_grad_(False)
     policy = PaddedPolicy(workload.model)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    ppo, autocast = workload.config.ppo, make_accelerator(options).autocast
+    ppo, autocast = workload.config.ppo, make_accelerator(options, mixed=True).autocast
+    rows_at_once = _micro_batch(options)
     prompts = repeated(workload.prompts, options.samples)
 
     def act(_: int) -> float:
         batch, scores = _generate(workload, prompts)
         with autocast():
-            logprobs, values = _read(policy, batch, ppo.temperature)
-            ref_logprobs, _values = _read(reference, batch, ppo.temperature)
+            logprobs, values = _read(policy, batch, ppo.temperature, rows_at_once)
+            ref_logprobs, _values = _read(reference, batch, ppo.temperature, rows_at_once)
         rewards = -ppo.kl_coef * (logprobs - ref_logprobs) * batch.mask
         last = (batch.mask * torch.arange(batch.mask.shape[1], device=batch.mask.device)).argmax(dim=1)
         rewards[torch.arange(len(rewards)), last] += scores.to(rewards.device)
         advantages = _gae(rewards, values * batch.mask, ppo.gamma, ppo.gae_lambda) * batch.mask
         returns = advantages + values
         targets = PaddedTargets(logprobs, values, whiten(advantages, batch.mask), returns)
-        padded_update(policy, optimizer, batch, targets, ppo, MICRO_BATCH, autocast)
+        padded_update(policy, optimizer, batch, targets, ppo, rows_at_once, autocast)
         return 1
 
     turns.serve(act)
@@ -171,8 +154,12 @@ def official_loop(turns: Turns, options: Options) -> None:
 
 def _open(options: Options) -> Workload:
     workload = open_workload(options, options.questions)
-    workload.model.float()  # bfloat16 is for autocast here, as in reftune's own runs
+    workload.model.float()  # bfloat16 is for autocast here
     return workload
+
+
+def _micro_batch(options: Options) -> int:
+    return REAL_MICRO_BATCH if options.model_size == REAL else MICRO_BATCH
 
 
 def _judge(problems: Sequence[Problem], texts: Sequence[str], _: Sequence[bool]) -> list[Verdict]:
@@ -194,22 +181,10 @@ class _StepByStep(TrainerCallback):  # type: ignore[misc]
             self._turns.wait()
 
 
-class _TrivialRewardModel(nn.Module):
-    """What PPOTrainer asks for the reward: 1 where the last id of the response is odd, else 0."""
-
-    base_model_prefix = "backbone"
-
-    def backbone(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(hidden_states=[input_ids.unsqueeze(-1)])
-
-    def score(self, states: Tensor) -> Tensor:
-        return (states % 2).float()
-
-
 def _trainer_settings(rows: int, options: Options) -> dict[str, Any]:
-    """Return what both trainers are told: the batch, and to write nothing."""
+    """Return what the trainer is told: the batch, and to write nothing."""
     return {
-        "per_device_train_batch_size": min(MICRO_BATCH, rows), "learning_rate": LEARNING_RATE,
+        "per_device_train_batch_size": min(_micro_batch(options), rows), "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant", "gradient_checkpointing": False,
         "bf16": options.dtype == "bfloat16", "use_cpu": options.device == "cpu",
         "logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
@@ -220,9 +195,9 @@ def _reward(completions: list[str], **_: Any) -> list[float]:
     return [trivial_reward(text) for text in completions]
 
 
-def _text(workload: Workload, problem: Problem) -> str:
-    wording = workload.prompter.wording
-    return wording.question(problem) + wording.opening(problem)
+def _texts(workload: Workload) -> list[str]:
+    """Return the prompts as text, which the tokenizer turns into the same ids again."""
+    return [workload.prompter.tokenizer.decode(prompt) for prompt in workload.prompts]
 
 
 def _tokenizer(workload: Workload) -> Any:
@@ -235,15 +210,6 @@ def _on_disk(workload: Workload, folder: Path) -> str:
     """Save the model, so that GRPOTrainer can load it twice, once as the reference."""
     workload.model.save_pretrained(folder / "model")
     return str(folder / "model")
-
-
-def _critic(workload: Workload) -> nn.Module:
-    """Return a value model whose backbone is a copy of the policy's."""
-    config = copy.deepcopy(workload.model.config)
-    config.num_labels = 1
-    critic = AutoModelForSequenceClassification.from_config(config).to(workload.model.device)
-    critic.base_model.load_state_dict(workload.model.base_model.state_dict())
-    return critic
 
 
 def _generate(workload: Workload, prompts: list[list[int]]) -> tuple[PaddedBatch, Tensor]:
@@ -269,13 +235,13 @@ def _generate(workload: Workload, prompts: list[list[int]]) -> tuple[PaddedBatch
 
 
 @torch.no_grad()
-def _read(policy: PaddedPolicy, batch: PaddedBatch, temperature: float) -> tuple[Tensor, Tensor]:
+def _read(
+    policy: PaddedPolicy, batch: PaddedBatch, temperature: float, rows: int
+) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and values of the whole batch."""
     pieces = [
         policy(ids, attention, temperature)
-        for ids, attention in zip(
-            batch.ids.split(MICRO_BATCH), batch.attention.split(MICRO_BATCH), strict=True
-        )
+        for ids, attention in zip(batch.ids.split(rows), batch.attention.split(rows), strict=True)
     ]
     logprobs, values = zip(*pieces, strict=True)
     return torch.cat(logprobs) * batch.mask, torch.cat(values) * batch.mask

@@ -1,10 +1,11 @@
 """(e) Roofline: how much of the machine's matrix and memory rates prefill, decode and update reach.
 
-    python -m benchmarks.roofline [--device cuda --dtype bfloat16 --model-size 1.5b]
+    python -m benchmarks.roofline [--model-size 135m | --device cuda --dtype bfloat16 --model-size 1.5b]
 
 The rates are measured in the same rounds: the best of several matrix products, and copying a tensor that
 no cache holds (bytes read and written). Prefill and decode are of the rollouts' uniform workload: 64
-prompts of one length with 8 responses each that run to the limit. The update is on the demo's samples.
+prompts of one length with 8 responses each that run to the limit (2 prompts with the real model). The
+update is on the demo's samples, with the real model on responses as long as SVAMP's programs.
 
 - FLOPs: 2 per weight of the layers and token, 4 per attended position, head and its dimension, and the
   output embedding where logits are needed. Shared prompts, and what responses begin with alike, count
@@ -26,9 +27,9 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.contest import Options, parse_options, spread
+from benchmarks.contest import REAL, Options, parse_options, spread
 from benchmarks.update import make_experience, reftune_update
-from benchmarks.workload import open_workload, repeated, sample, set_threads
+from benchmarks.workload import described, open_workload, repeated, sample, set_threads
 from reftune.model.batch import collate
 from reftune.runs.setup import keep_freed_memory
 from reftune.sampling.sampler import Sample
@@ -81,12 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(__doc__ or "", arguments)
     set_threads(options)
     keep_freed_memory()
-    options.workload = "demo"
+    options.workload = "svamp x 8" if options.model_size == REAL else "demo"
+    print(f"{described(options)}\n", flush=True)
     sampling, sampling_work = _sampling(options)
     updating, updating_work = _updating(options)
     acts = _products(options) | {"copy": _copy(options)} | sampling | updating
     seconds: dict[str, list[float]] = {name: [] for name in acts}
-    for number in range(options.repeats + 1):
+    for number in range(options.rounds + 1):
         for name, act in acts.items():
             taken = _clock(act, options)
             if number > 0:  # the first of each only warms up
@@ -153,8 +155,8 @@ def update_work(shape: Shape, prompts: int, width: float, tokens: int, time: flo
     forward = shape.forward(prompts * width, width / 2, 0)
     forward += shape.forward(tokens, width + time / 2, tokens)
     # Forward and backward read the weights, the gradients are written and read; AdamW reads gradient,
-    # weight and two states, and writes the last three.
-    return Work(3 * forward * steps, (4 + 7) * 4 * shape.weights * steps)
+    # weight and two states, and writes the last three, all in float32.
+    return Work(3 * forward * steps, (2 * shape.weight_bytes + 9 * 4) * shape.weights * steps)
 
 
 def _sampling(options: Options) -> tuple[dict[str, Act], dict[str, Work]]:

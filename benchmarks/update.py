@@ -1,6 +1,6 @@
 """(b) The update: `stages.ppo.update` against a plainly padded loop (`padded.py`).
 
-    python -m benchmarks.update [--device cuda --dtype bfloat16 --model-size 0.5b]
+    python -m benchmarks.update [--model-size 135m | --device cuda --dtype bfloat16 --model-size 0.5b]
 
 Both take the same two optimizer steps on the same 512 rows, with the same losses, AdamW and (up to
 rounding) the same number of rows per micro-batch. Counted are the real tokens of prompt and response,
@@ -12,7 +12,9 @@ once per sample and step.
   responses are those of programs of the data set, drawn at random.
 - svamp x 1: 512 different questions with one response each, as in the paper: no prompt is shared.
 
-With bfloat16 both train float32 weights under autocast, as reftune does.
+With the real model the workload demo is left out, and the others have its chat template and tokenizer.
+With bfloat16 reftune trains weights in bfloat16 with float32 masters, as in its runs, and the padded
+loop float32 weights under autocast.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmarks.contest import Contestant, LeftOut, Options, Turns, compete, parse_options, table
+from benchmarks.contest import REAL, Contestant, LeftOut, Options, Turns, compete, parse_options, table
 from benchmarks.padded import PaddedPolicy, PaddedTargets, pad_batch, padded_update
-from benchmarks.workload import Workload, open_config, open_workload, repeated, sample
+from benchmarks.workload import Workload, described, open_config, open_workload, repeated, sample
 from reftune.config import Config
 from reftune.model.batch import length_mask
 from reftune.model.policy import PolicyWithValue
@@ -39,6 +41,7 @@ from reftune.stages.ppo import update
 from reftune.training.learner import Learner
 from reftune.training.microbatches import make_microbatches
 from reftune.training.optimizer import make_optimizer
+from reftune.training.token_budget import token_budget
 from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
 WORKLOADS = ("demo", "svamp x 8", "svamp x 1")
@@ -73,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Hold the contest on each workload and print its table."""
     options = parse_options(__doc__ or "", arguments)
     contestants = [Contestant("reftune", reftune), Contestant("padded loop", padded)]
-    for name in WORKLOADS:
+    print(f"{described(options)}\n", flush=True)
+    for name in WORKLOADS[1:] if options.model_size == REAL else WORKLOADS:
         options.workload = name
         print(f"Workload {name}:\n", flush=True)
         try:
@@ -100,6 +104,7 @@ def reftune_update(experience: Experience, options: Options) -> Callable[[int], 
     config = experience.workload.config
     policy = PolicyWithValue(experience.workload.model, "shared")
     learner = make_learner(policy, config, make_accelerator(options))
+    learner.model.eval()  # as in `run_ppo`
     rollouts, targets = _rollouts(experience), _targets(experience)
 
     def act(turn: int) -> float:
@@ -112,12 +117,12 @@ def reftune_update(experience: Experience, options: Options) -> Callable[[int], 
 def plain_update(experience: Experience, options: Options) -> Callable[[int], float]:
     """Return the padded loop's function for the same."""
     config, samples = experience.workload.config, experience.samples
-    policy = PaddedPolicy(experience.workload.model)
+    policy = PaddedPolicy(experience.workload.model.float())
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     batch = pad_batch([s.prompt for s in samples], [s.tokens for s in samples], options.device)
     targets = _padded_targets(experience, batch.mask)
     rows = _rows_at_once(experience, config)
-    autocast = make_accelerator(options).autocast
+    autocast = make_accelerator(options, mixed=True).autocast
 
     def act(_: int) -> float:
         padded_update(policy, optimizer, batch, targets, config.ppo, rows, autocast)
@@ -134,7 +139,6 @@ def make_experience(options: Options) -> Experience:
     workload = open_workload(options, rows // each, name)
     prompts = repeated(workload.prompts, each)
     samples = _sampled(workload, prompts) if name == "demo" else _drawn(workload, prompts)
-    workload.model.float()
     mask = length_mask([len(s.tokens) for s in samples])
     noise = torch.randn(3, *mask.shape, generator=torch.Generator().manual_seed(0)) * mask
     old = torch.zeros_like(mask)
@@ -144,16 +148,21 @@ def make_experience(options: Options) -> Experience:
     return Experience(workload, samples, groups, mask, old, noise[0] * 0.1, noise[1], noise[2])
 
 
-def make_accelerator(options: Options) -> Accelerator:
-    """Return accelerate's handle on the device, with autocast where bfloat16 is asked for."""
-    mixed = "bf16" if options.dtype == "bfloat16" else "no"
-    return Accelerator(cpu=options.device == "cpu", mixed_precision=mixed)
+def make_accelerator(options: Options, mixed: bool = False) -> Accelerator:
+    """Return accelerate's handle on the device; `mixed`: with autocast where bfloat16 is asked for."""
+    precision = "bf16" if mixed and options.dtype == "bfloat16" else "no"
+    return Accelerator(cpu=options.device == "cpu", mixed_precision=precision)
 
 
 def make_learner(policy: PolicyWithValue, config: Config, accelerator: Accelerator) -> Learner:
     """Return what `run_ppo` updates with, at the benchmark's learning rate."""
-    budget, norm = config.compute.tokens_per_microbatch, config.ppo.max_grad_norm
+    budget, norm = budget_of(config), config.ppo.max_grad_norm
     return Learner(policy, make_optimizer(policy, LEARNING_RATE, 0.0), accelerator, budget, norm)
+
+
+def budget_of(config: Config) -> int:
+    """Return the padded tokens of a micro-batch."""
+    return token_budget(config.compute.tokens_per_microbatch)
 
 
 def _sampled(workload: Workload, prompts: list[list[int]]) -> list[Sample]:
@@ -176,8 +185,8 @@ def _drawn(workload: Workload, prompts: list[list[int]]) -> list[Sample]:
 
 def _rows_at_once(experience: Experience, config: Config) -> int:
     """Return how many rows reftune's micro-batches have on average."""
-    budget, lengths = config.compute.tokens_per_microbatch, experience.lengths
-    pieces = make_microbatches(range(len(lengths)), lengths, budget, 1, experience.groups)
+    lengths = experience.lengths
+    pieces = make_microbatches(range(len(lengths)), lengths, budget_of(config), 1, experience.groups)
     return math.ceil(len(lengths) / len(pieces))
 
 

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from benchmarks.contest import Turn, parse_options, ratios, spread, table
+from benchmarks import settings, tricks, workload
+from benchmarks.contest import (
+    REAL,
+    Contestant,
+    Options,
+    Turn,
+    Turns,
+    compete,
+    parse_options,
+    ratios,
+    spread,
+    table,
+)
 from benchmarks.roofline import Shape, decode_work, model_shape, prefill_work
-from benchmarks.update import make_experience, plain_update, reftune_update
+from benchmarks.settings import Measured, bytes_per_token, recommended
+from benchmarks.update import Experience, make_experience, plain_update, reftune_update
+from benchmarks.workload import LARGE, described, new_large, open_workload
 from child import Child
 from precision import CLOSE, float64
+from reftune.model import forward
+from reftune.sampling import shared_prefix
+from reftune.sampling.decoders import PaddedDecoder
+from reftune.sampling.engine import BuiltinSampler
+from reftune.training import learner
 
 HEADLINES = {"rollouts": 2, "update": 3, "rl_step": 1, "programs": 2, "roofline": 1}  # tables of each
 
@@ -25,7 +48,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return what all benchmarks together print with --quick, on a SVAMP of our own making."""
     folder = tmp_path_factory.mktemp("svamp")
     _write_svamp(folder)
-    options = ["--quick", "--repeats", "1", "--threads", "1", "--data", str(folder)]
+    options = ["--quick", "--rounds", "1", "--threads", "1", "--data", str(folder)]
     return Child("benchmarks", *options).finish()
 
 
@@ -85,6 +108,242 @@ def test_flops_of_a_forward_pass_are_counted_by_hand() -> None:
     assert decode_work(shape, 3, 7, 1).bytes == 17280 * 4 + 256 * 21 + 720
 
 
+def test_a_real_model_gets_less_work_unless_the_command_line_says_how_much() -> None:
+    sizes = [
+        parse_options("", arguments.split())
+        for arguments in ("", "--model-size 135m", "--model-size 135m --rounds 7 --questions 5")
+    ]
+    assert [(each.rounds, each.questions, each.samples) for each in sizes] == [
+        (5, 64, 8), (3, 2, 8), (7, 5, 8),
+    ]  # fmt: skip
+
+
+def test_without_the_real_model_its_shape_takes_part_and_that_is_said() -> None:
+    options = parse_options("", ["--model-size", REAL, "--smollm2", "/nowhere", "--data", "/nowhere"])
+    assert "random weights in the shape of SmolLM2-135M-Instruct" in described(options)
+    assert "the demo's" in described(options)
+    model = new_large(REAL, "meta")
+    assert sum(weight.numel() for weight in model.parameters()) == 134_515_008  # as its card says
+    assert LARGE[REAL]["num_hidden_layers"] == 30
+
+
+def test_the_real_model_is_asked_svamps_questions_by_its_chat_template(tmp_path: Path) -> None:
+    _write_svamp(tmp_path)
+    _write_chat_model(tmp_path / "model")
+    places = ["--smollm2", str(tmp_path / "model"), "--data", str(tmp_path)]
+    options = parse_options("", ["--quick", "--threads", "1", "--model-size", REAL, *places])
+    asked = open_workload(options, 3)
+    assert "SmolLM2-135M-Instruct, by its chat template" in described(options)
+    decode = asked.prompter.tokenizer.decode
+    prompts = [decode(prompt) for prompt in asked.prompts]
+    for prompt, problem in zip(prompts, asked.problems, strict=True):
+        assert prompt.startswith(f"<user>{problem.question}\n\n")
+        assert prompt.endswith("```python block.<end><bot>")
+    assert [decode(end) for end in asked.eos] == ["<end>"]
+
+
+def test_the_smallest_value_within_three_percent_is_recommended() -> None:
+    rates = {256: 90.0, 512: 97.5, 1024: 100.0, 2048: 99.0}
+    measured = [Measured(value, (rate, rate, rate), 0.0) for value, rate in rates.items()]
+    assert recommended(measured).value == 512
+    assert recommended(measured[:1]).value == 256
+
+
+def test_memory_of_a_token_is_the_slope_up_to_where_the_batch_is_one_micro_batch() -> None:
+    peaks = {256: 1000.0, 512: 1256.0, 1024: 1768.0, 2048: 1768.0}  # a MB each, and 800 in a batch
+    measured = [Measured(value, (1.0, 1.0, 1.0), peak) for value, peak in peaks.items()]
+    assert bytes_per_token(measured) == 2**20
+
+
+def test_settings_prints_what_was_measured_and_recommends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compete(contestants: Any, options: Options) -> dict[str, list[Turn]]:
+        rate = 50.0 if options.value == 256 else 100.0
+        return {contestants[0].name: [Turn(1.0, rate / options.replicas, options.value, 1.0)]}
+
+    monkeypatch.setattr(settings, "compete", compete)
+    monkeypatch.setattr(settings, "_free_bytes", lambda device: 2.0**32)
+    settings.main(["--questions", "8"])
+    printed = capsys.readouterr().out
+    assert "| 256 | 50 | 50-50 | 256 |\n| 512 | 100 | 100-100 | 512 |" in printed
+    assert "| 512 | 50 | 50-50 | 512 |" in printed  # with two replicas
+    assert "| 64 | 50 | 50-50 | 64 |\n\n" in printed, "64 responses fill no more rows"
+    assert "tokens_per_microbatch = 512 with 1 replica(s), compute.sampler_rows = 16," in printed
+    # A MB for each token, and half of 4 GB.
+    assert "1,024 KB; with 4.0 GB free the rule of training/token_budget.py would choose 2048" in printed
+    measured = [Measured(value, (1.0, 1.0, 1.0), value) for value in (256, 512)]
+    # Two replicas that take half a MB each for a token of their own need as much.
+    told = "512 KB; with 4.0 GB free the rule of training/token_budget.py would choose 2048"
+    assert told in settings.chosen(measured, 2, parse_options("", []))
+
+
+def test_where_memory_runs_out_smaller_values_are_recommended(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compete(contestants: Any, options: Options) -> dict[str, list[Turn]]:
+        if options.value > 512:
+            raise RuntimeError("its process died")
+        return {"": [Turn(1.0, options.value, 1.0, 1.0)]}
+
+    monkeypatch.setattr(settings, "compete", compete)
+    settings.main([])
+    printed = capsys.readouterr().out
+    assert "tokens_per_microbatch = 512 with 1 replica(s), compute.sampler_rows = 512," in printed
+    monkeypatch.setattr(settings, "MICROBATCHES", (1024, 2048))
+    with pytest.raises(RuntimeError, match="its process died"):
+        settings.main([])
+
+
+def test_each_setting_reaches_what_it_sets(experience: Experience) -> None:
+    def seen(owner: Any, name: str, run: Any, value: int) -> list[Any]:
+        options = _quick()
+        options.value, options.replicas = value, 3
+        with _watch(owner, name) as watched:
+            run(mock.Mock(serve=lambda act: act(1)), options)
+        return list(watched.call_args_list)
+
+    calls = seen(learner, "make_microbatches", settings.updating, 123)
+    assert [call.args[2:4] for call in calls] == [(123, 3)]
+    calls = seen(workload, "BuiltinSampler", settings.sampling, 5)
+    assert [call.args[2] for call in calls] == [5]
+    few = seen(shared_prefix, "prefill", settings.prefilling, 16384)
+    many = seen(shared_prefix, "prefill", settings.prefilling, 40)
+    assert len(many) > len(few)
+
+
+def test_tricks_prints_a_column_for_each_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compete(contestants: Any, options: Options) -> dict[str, list[Turn]]:
+        slow = 3.0 if options.model_size == REAL else 2.0
+        names = [contestant.name for contestant in contestants]
+        return {names[0]: [Turn(1.0, 1.0, 0.0, 0.0)], names[1]: [Turn(slow, 1.0, 0.0, 0.0)]}
+
+    monkeypatch.setattr(tricks, "compete", compete)
+    tricks.main(["--only", "forks", "lanes"])
+    table = capsys.readouterr().out.partition("| trick ")[2]
+    assert table.startswith("| tiny: faster by | 135m: faster by |\n|---|---:|---:|\n")
+    assert "| forks | 2.00 (2.00-2.00) | 3.00 (3.00-3.00) |\n| lanes | 2.00" in table
+    tricks.main(["--model-size", "small", "--only", "forks"])
+    assert "| trick | small: faster by |\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trick", tricks.SAMPLING)
+def test_without_a_trick_of_the_sampler_other_decoding_gives_the_same_samples(
+    experience: Experience, trick: str
+) -> None:
+    drawn, seen = [], []
+    for on in (True, False):
+        decoders, logits = _watch(BuiltinSampler, "make_decoder"), _watch(BuiltinSampler, "logits")
+        with float64(), decoders as made, logits as read:
+            samples = tricks.sampler(_quick(), trick, on)(1)
+        drawn.append([s.tokens for s in samples])
+        rows = sum(len(call.args[1]) for call in read.call_args_list)
+        padded = sum(isinstance(decoder, PaddedDecoder) for decoder in made.results)
+        seen.append((len(made.results), rows, padded))
+    assert drawn[0] == drawn[1]
+    (batches, rows, padded), (batches_off, rows_off, padded_off) = seen
+    assert (batches < batches_off) is (trick == "admission")
+    assert (rows < rows_off) is (trick == "forks")
+    assert (padded < padded_off) is (trick == "shared prompts (sampling)")
+
+
+@pytest.mark.parametrize("trick", [name for name in tricks.UPDATE if name != "keep_freed_memory"])
+def test_without_a_trick_of_the_update_other_reading_gives_the_same_gradient(
+    experience: Experience, trick: str
+) -> None:
+    gradients, seen = [], []
+    for on in (True, False):
+        packed, rows = _watch(forward, "_read_packed"), _watch(forward, "read_rows")
+        with float64(), packed as as_one, rows as as_rows, _watch(forward, "gather_rows") as distinct:
+            act = tricks.updater(_quick("2" if trick == "lanes" else "1"), trick, on)
+            for watched in (as_one, as_rows, distinct):
+                watched.reset_mock()
+            act(1)
+        weights = tricks.make_experience.made.workload.model.parameters()  # type: ignore[attr-defined]
+        gradients.append(torch.cat([weight.grad.flatten() for weight in weights]))
+        tokens = sum(call.args[1].numel() for call in distinct.call_args_list)
+        seen.append((as_one.call_count, as_rows.call_count, tokens))
+    assert gradients[0].norm() > 0.1
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=CLOSE, atol=CLOSE)
+    (packs, rows_read, tokens), (packs_off, rows_off, tokens_off) = seen
+    assert (packs, packs_off) == {"lanes": (2, 1), "prefix tree": (1, 1)}.get(trick, (1, 0))
+    assert (tokens < tokens_off) is (trick == "prefix tree")
+    assert rows_off - rows_read == (trick == "shared prompts (update)")
+
+
+@pytest.fixture
+def experience(monkeypatch: pytest.MonkeyPatch, made: Experience) -> Experience:
+    """Let all benchmarks of a test work on one experience, each on a model of its own."""
+
+    def open_again(options: Options, questions: int, name: str = "demo") -> Any:
+        return copy.deepcopy(made.workload)
+
+    def make_again(options: Options) -> Experience:
+        torch.set_num_threads(options.threads)
+        make_again.made = copy.deepcopy(made)  # type: ignore[attr-defined]
+        return make_again.made  # type: ignore[attr-defined, no-any-return]
+
+    for module in (settings, tricks):
+        monkeypatch.setattr(module, "open_workload", open_again)
+        monkeypatch.setattr(module, "make_experience", make_again)
+    return made
+
+
+@pytest.fixture(scope="module")
+def made() -> Experience:
+    """Make what the tests' benchmarks learn from."""
+    options = _quick()
+    options.workload = "demo"
+    with float64():
+        experience = make_experience(options)
+    for first, second in zip(experience.samples[::2], experience.samples[1::2], strict=True):
+        alike = min(len(first.tokens), len(second.tokens)) - 1  # but not in how they end
+        second.tokens[:alike] = first.tokens[:alike]
+    return experience
+
+
+def _quick(threads: str = "1") -> Options:
+    return parse_options("", ["--quick", "--threads", threads])
+
+
+@contextmanager
+def _watch(owner: Any, name: str) -> Iterator[Any]:
+    """Let a function do what it does, and remember its calls and results."""
+    real, results = getattr(owner, name), []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        results.append(real(*args, **kwargs))
+        return results[-1]
+
+    watching = mock.MagicMock(side_effect=call)
+    watching.results = results
+
+    def watched(*args: Any, **kwargs: Any) -> Any:  # a function, so that it also is a method
+        return watching(*args, **kwargs)
+
+    with mock.patch.object(owner, name, watched):
+        yield watching
+
+
+def _write_chat_model(folder: Path) -> None:
+    """Write a tiny model with a chat template and a tokenizer of its own."""
+    from reftune.config import Model
+    from reftune.model.scratch import new_model
+
+    model, tokenizer = new_model(Model(scratch="tiny", vocab_size=300), ["def solution():"], 0)
+    tokenizer.add_tokens(["<user>", "<bot>", "<end>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<bot>' }}{{ m.content }}<end>"
+        "{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    model.resize_token_embeddings(len(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<end>")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _write_svamp(folder: Path) -> None:
     """Write training and test problems in the format of the official files."""
     import json
@@ -98,3 +357,29 @@ def _write_svamp(folder: Path) -> None:
 
     (folder / "svamp_python_sdp.json").write_text(json.dumps([row(i) for i in range(300)]))
     (folder / "svamp_test_set.json").write_text(json.dumps([row(i) for i in range(300, 310)]))
+
+
+def _works(turns: Turns, options: Any) -> None:
+    turns.serve(lambda turn: 1.0)
+
+
+def _fails_to_begin(turns: Turns, options: Any) -> None:
+    raise ValueError("no room")
+
+
+def _fails_late(turns: Turns, options: Any) -> None:
+    turns.serve(lambda turn: 1.0 if turn < 3 else 1 / 0)
+
+
+def test_a_contestant_that_fails_is_left_out_but_not_the_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = parse_options("", ["--quick"])
+    contestants = [Contestant(f.__name__, f) for f in (_works, _fails_to_begin, _fails_late)]
+    turns = compete(contestants, options)
+    assert {name: len(each) for name, each in turns.items()} == {"_works": 2}
+    told = capsys.readouterr().out
+    assert "_fails_to_begin is left out: it failed, ValueError('no room')" in told
+    assert "_fails_late is left out: it failed, ZeroDivisionError" in told
+    with pytest.raises(RuntimeError, match="_fails_late failed"):
+        compete(contestants[::-1], options)

@@ -186,7 +186,7 @@ def make_learner(
 ) -> Any:
     # Plain gradient steps: Adam would blow rounding of gradients near 0 up to whole steps.
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-    budget, norm = config.compute.tokens_per_microbatch, config.ppo.max_grad_norm
+    budget, norm = config.compute.tokens_per_microbatch or 4096, config.ppo.max_grad_norm
     return kind(policy, optimizer, Accelerator(cpu=True), budget, norm, **more)
 
 

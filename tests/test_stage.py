@@ -171,6 +171,11 @@ def test_actor_and_learner_get_the_stages_parts_and_the_machines_budgets(tmp_pat
     assert learner.accelerator is stage.accelerator
 
 
+def test_where_no_budget_is_given_a_learner_reads_4096_tokens_at_once(tmp_path: Path) -> None:
+    learner = make_stage(tmp_path, compute=Compute()).learner(make_policy(), OnlineSt())
+    assert learner.token_budget == 4096
+
+
 def test_a_head_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     policy = make_policy(critic="shared")
     learner = make_stage(tmp_path).learner(policy, OnlineSt(learning_rate=0.5), 0.25)

@@ -10,7 +10,7 @@ and what the parts printed to gpu-check.log. --dry-run goes through all parts wi
 The whole run is configs/gpu_gsm8k.toml: it needs SmolLM2-135M-Instruct (--model, or GPU_CHECK_MODEL;
 without it a model of that shape with random weights takes its place in the benchmarks, and the run is
 left out) and the files train.jsonl and test.jsonl of GSM8K (--gsm8k, or GPU_CHECK_GSM8K).
-docs/gpu.md says what a machine without a network needs.
+tools/gpu_carry.sh brings what a machine without a network lacks.
 """
 
 from __future__ import annotations

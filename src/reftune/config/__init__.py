@@ -51,7 +51,9 @@ __all__ = [
 class Compute(Section):
     """Budgets of this machine; none of them changes a result beyond rounding."""
 
-    tokens_per_microbatch: Count = 4096
+    tokens_per_microbatch: Count | None = Field(
+        None, description="padded tokens that are read at once; default: 4096"
+    )
     sampler_rows: Count = Field(512, description="responses decoded at once; max_num_seqs in vLLM")
     gradient_checkpointing: bool = Field(
         False, description="keep the inputs of layers alone; slower by a third, for far less memory"

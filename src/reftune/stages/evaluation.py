@@ -12,6 +12,7 @@ from reftune.runs.run_log import RunLog
 from reftune.stages.reranker import load_reranker, rank
 from reftune.stages.run import Run
 from reftune.training.rollouts import make_generator
+from reftune.training.token_budget import token_budget
 
 PIECES = "pieces"  # directory of what the model at work has answered so far
 
@@ -58,6 +59,6 @@ def answer_with(run: Run, name: str) -> list[AnsweredQuestion]:
     pieces = config.run_dir / "evaluation" / PIECES / name
     answered = answer_questions(generator, test, config.evaluation, config.seed, rows, pieces)
     if config.evaluation.rerank and name in config.lineup.reranked:
-        budget = config.compute.tokens_per_microbatch
+        budget = token_budget(config.compute.tokens_per_microbatch)
         rank(load_reranker(run, name), prompter, test, answered, run.accelerator, budget)
     return answered

@@ -72,7 +72,7 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -
         rollouts = collect(
             generator, policy, reference, questions,
             samples=ppo.samples_per_question, temperature=ppo.temperature,
-            token_budget=config.compute.tokens_per_microbatch, key=(config.seed, stage.name, step),
+            token_budget=stage.token_budget, key=(config.seed, stage.name, step),
         )  # fmt: skip
         sampled = time.perf_counter()
         estimates = compute_advantages(rollouts, ppo)

@@ -116,7 +116,7 @@ def run_reranker(
     validation = labelled(stage.prompter, stage.validation, samples, settings.max_tokens)
     _require_classes(stage, train, validation)
     learner = stage.learner(reranker, settings, settings.head_learning_rate)
-    budget = stage.config.compute.tokens_per_microbatch
+    budget = stage.token_budget
 
     def take_step(rows: list[int]) -> dict[str, float]:
         sums = _train_on(learner, [train[i] for i in rows])

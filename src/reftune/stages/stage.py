@@ -26,6 +26,7 @@ from reftune.training.learner import Learner
 from reftune.training.microbatches import shuffled
 from reftune.training.optimizer import make_optimizer
 from reftune.training.rollouts import Generator, accuracy, make_generator
+from reftune.training.token_budget import token_budget
 from reftune.training.types import GradedSample
 
 OnlineStep = Callable[[int], tuple[Metrics, Sequence[GradedSample]]]
@@ -49,6 +50,11 @@ class Stage:
         """Return where metrics, checkpoints, the model and `result.json` go."""
         return self.config.run_dir / self.name
 
+    @property
+    def token_budget(self) -> int:
+        """Return how many padded tokens are read at once."""
+        return token_budget(self.config.compute.tokens_per_microbatch)
+
     def log(self, total: int, done: int) -> RunLog:
         """Return the stage's log, of which `done` of `total` steps were made before."""
         return RunLog(self.directory, self.accelerator, self.name, total, done)
@@ -66,9 +72,9 @@ class Stage:
         model.to(self.accelerator.device)
         rates = (settings.learning_rate, settings.weight_decay, head_learning_rate)
         optimizer = make_optimizer(model, *rates, kind)
-        budget, norm = compute.tokens_per_microbatch, settings.max_grad_norm
+        norm = settings.max_grad_norm
         return Learner(
-            model, optimizer, self.accelerator, budget, norm,
+            model, optimizer, self.accelerator, self.token_budget, norm,
             gradient_checkpointing=compute.gradient_checkpointing,
         )  # fmt: skip
 
