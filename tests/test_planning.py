@@ -32,6 +32,8 @@ SHAPE = Shape(
     weights=1000, trained=1000, trained_bytes=4, largest_trained=300, adapted=0, width=8, layers=2,
     vocabulary=50, cache_width=6, activation_bytes=700, bytes_each=4,
 )  # fmt: skip
+GPU = Machine("a card", 1e12, 0.0, gpu=True)
+CPU = Machine("a laptop", 1e12, 0.0, gpu=False)
 LENGTHS = Lengths(
     prompt=30.0, longest_prompt=40, response=20.0, longest_response=50, example=50.0, longest_example=80
 )
@@ -93,7 +95,7 @@ FULL = {"weights": 4000, "gradients": 4000, "optimizer": 8000, "reference": 4000
 
 
 def test_memory_of_an_update_in_float32() -> None:
-    update = memory(work(), SHAPE, make_config(), gpu=True)["update"]
+    update = memory(work(), SHAPE, make_config(), GPU)["update"]
     logits = 5 * 40 * 50 * 4
     rest = {"activations": 70000, "logits": logits, "working space": 1200}
     assert update == FULL | rest
@@ -101,17 +103,17 @@ def test_memory_of_an_update_in_float32() -> None:
 
 def test_memory_while_samples_are_drawn() -> None:
     """Eight rows of 50 tokens, four prompts of 30; of each token two layers keep six numbers."""
-    sampling = memory(work(), SHAPE, make_config(), gpu=True)["sampling"]
+    sampling = memory(work(), SHAPE, make_config(), GPU)["sampling"]
     cache = (8 * 50 + 4 * 30) * 2 * 6 * 4
     assert sampling == FULL | {"cache": cache, "logits": 4 * 8 * 50 * 4}
     few = make_config(compute={"sampler_rows": 4})
-    sampling = memory(work(), SHAPE, few, gpu=True)["sampling"]
+    sampling = memory(work(), SHAPE, few, GPU)["sampling"]
     assert sampling["cache"] == (4 * 50 + 2 * 30) * 2 * 6 * 4
 
 
 def test_masters_stand_beside_weights_of_16_bits() -> None:
     half = replace(SHAPE, trained_bytes=2, bytes_each=2)
-    kept = memory(work(), half, make_config(), gpu=True)["update"]
+    kept = memory(work(), half, make_config(), GPU)["update"]
     expected = {
         "weights": 2000,
         "masters": 4000,
@@ -121,12 +123,12 @@ def test_masters_stand_beside_weights_of_16_bits() -> None:
     }
     assert {name: kept[name] for name in expected} == expected
     eight = make_config(model={"name": "m", "optimizer": "adamw_8bit"})
-    assert memory(work(), half, eight, gpu=True)["update"]["optimizer"] == 2000
+    assert memory(work(), half, eight, GPU)["update"]["optimizer"] == 2000
 
 
 def test_with_an_adapter_there_is_no_reference_and_merged_weights_only_while_sampling() -> None:
     adapted = replace(SHAPE, trained=100, largest_trained=20, adapted=600)
-    moments = memory(work(), adapted, make_config(), gpu=True)
+    moments = memory(work(), adapted, make_config(), GPU)
     assert "reference" not in moments["update"]
     assert moments["update"]["gradients"] == 400
     assert moments["sampling"]["merged weights"] == 2400
@@ -135,18 +137,28 @@ def test_with_an_adapter_there_is_no_reference_and_merged_weights_only_while_sam
 
 def test_a_reference_in_the_cpus_memory_takes_none_of_a_gpus() -> None:
     away = make_config(compute={"offload_reference": True})
-    assert "reference" not in memory(work(), SHAPE, away, gpu=True)["update"]
-    assert memory(work(), SHAPE, away, gpu=False)["update"]["reference"] == 4000
+    assert "reference" not in memory(work(), SHAPE, away, GPU)["update"]
+    assert memory(work(), SHAPE, away, CPU)["update"]["reference"] == 4000
+
+
+def test_replicas_on_a_cpu_have_gradients_and_activations_of_their_own() -> None:
+    two = replace(CPU, threads=2)
+    once, twice = (memory(work(), SHAPE, make_config(), x)["update"] for x in (CPU, two))
+    grown = {"gradients", "activations", "logits", "working space"}
+    assert {name for name in once if twice[name] != once[name]} == grown
+    assert all(twice[name] == 2 * once[name] for name in grown)
+    large = replace(SHAPE, trained=2**27)
+    assert memory(work(), large, make_config(), two)["update"]["gradients"] == 2**27 * 4
 
 
 def test_checkpointing_keeps_states_and_one_layer() -> None:
     less = make_config(compute={"gradient_checkpointing": True})
-    activations = memory(work(), SHAPE, less, gpu=True)["update"]["activations"]
+    activations = memory(work(), SHAPE, less, GPU)["update"]["activations"]
     assert activations == 100 * 2 * 8 * 4 + 70000 / 2
 
 
 def test_a_stage_that_only_answers_has_weights_and_a_cache() -> None:
-    moments = memory(work(learns=0.0, reads=0.0, reference=False), SHAPE, make_config(), gpu=True)
+    moments = memory(work(learns=0.0, reads=0.0, reference=False), SHAPE, make_config(), GPU)
     assert list(moments) == ["sampling"]
     assert list(moments["sampling"]) == ["weights", "cache", "logits"]
 

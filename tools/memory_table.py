@@ -12,6 +12,7 @@ from typing import Any
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from reftune.config import Config
+from reftune.planning.machine import Machine
 from reftune.planning.memory import gib, memory, total
 from reftune.planning.shapes import shape_of
 from reftune.planning.workload import Lengths, works
@@ -44,6 +45,7 @@ MODES: dict[str, dict[str, Any]] = {
     "LoRA of rank 16, bfloat16": HALF | {"lora": {"rank": 16}},
     "LoRA of rank 16, bfloat16, gradient checkpointing": HALF | LESS | {"lora": {"rank": 16}},
 }
+CARD = Machine("a card", 0.0, 0.0, gpu=True)
 LENGTHS = Lengths(
     prompt=150.0, longest_prompt=250, response=150.0, longest_response=300, example=300.0,
     longest_example=550,
@@ -57,7 +59,7 @@ def peak(architecture: PreTrainedConfig, mode: dict[str, Any]) -> float:
     sections["ppo"] = {"questions_per_step": 32, "samples_per_question": 8}
     config = Config.model_validate(sections)
     [work] = [work for work in works(config, LENGTHS, COUNTS) if work.name == "ppo"]
-    moments = memory(work, shape_of(architecture, config), config, gpu=True)
+    moments = memory(work, shape_of(architecture, config), config, CARD)
     return max(map(total, moments.values()))
 
 

@@ -24,10 +24,11 @@ class Machine:
     program: float  # that a process takes without any model
     gpu: bool
     card: Card | None = None  # its data sheet, where it is not at hand
+    threads: int = 1  # of the CPU
 
 
 def this_machine(device: torch.device) -> Machine:
-    """Return the machine at hand."""
+    """Return the machine at hand; on a CPU the program is as large as it is now."""
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         return Machine(found.name, found.total_memory, GPU_PROGRAM, gpu=True)
@@ -36,7 +37,8 @@ def this_machine(device: torch.device) -> Machine:
     memory = min(pages, int(with_limit)) if with_limit.isdigit() else pages
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     threads = torch.get_num_threads()
-    return Machine(f"this machine with {threads} CPU threads", memory, used, gpu=False)
+    told = f"this machine with {threads} CPU threads"
+    return Machine(told, memory, used, gpu=False, threads=threads)
 
 
 def named_machine(name: str) -> Machine:

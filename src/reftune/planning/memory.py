@@ -9,8 +9,10 @@ import math
 
 from reftune.config import Config
 from reftune.model.policy import LOGITS_PER_CHUNK
+from reftune.planning.machine import Machine
 from reftune.planning.shapes import Shape
 from reftune.planning.workload import Draw, StageWork
+from reftune.training.cpu_threads import replica_count
 
 FLOAT = 4
 CHUNK_COPIES = 5  # logits, divided, log-probabilities, and what an entropy or a gradient takes
@@ -19,16 +21,16 @@ SAMPLER_COPIES = 4  # logits, probabilities, their sums, and what is chosen amon
 Items = dict[str, float]  # what it is for -> bytes
 
 
-def memory(work: StageWork, shape: Shape, config: Config, *, gpu: bool) -> dict[str, Items]:
+def memory(work: StageWork, shape: Shape, config: Config, machine: Machine) -> dict[str, Items]:
     """Return what a stage holds at each of its moments: "update" (where it learns) and "sampling".
 
     Args:
-        gpu: whether that is a GPU's memory, so that what rests in the CPU's does not count.
+        machine: a GPU's memory is not taken by what rests in the CPU's; on a CPU replicas learn.
     """
     moments: dict[str, Items] = {}
-    always = kept(work, shape, config, gpu=gpu)
+    always = kept(work, shape, config, machine)
     if work.learns:
-        moments["update"] = always | _update(work, shape, config)
+        moments["update"] = always | _update(work, shape, config, machine)
     if draws := [draw for draw in (work.draws, work.validates) if draw]:
         fullest = max((_sampling(draw, shape, config) for draw in draws), key=total)
         moments["sampling"] = always | fullest
@@ -45,31 +47,39 @@ def total(items: Items) -> float:
     return sum(items.values())
 
 
-def kept(work: StageWork, shape: Shape, config: Config, *, gpu: bool) -> Items:
+def kept(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
     """Return what a stage holds at any moment; for the arguments see `memory`."""
     items: Items = {"weights": shape.weights * shape.bytes_each}
     if work.learns:
         if shape.trained_bytes < FLOAT:
             items["masters"] = shape.trained * FLOAT
-        items["gradients"] = shape.trained * FLOAT
+        items["gradients"] = shape.trained * FLOAT * _replicas(shape, machine)
         items["optimizer"] = shape.trained * (2 if config.model.optimizer == "adamw_8bit" else 8)
-    if work.reference and not shape.adapted and not (gpu and config.compute.offload_reference):
+    if work.reference and not shape.adapted and not (machine.gpu and config.compute.offload_reference):
         items["reference"] = shape.weights * shape.bytes_each
     return items
 
 
-def _update(work: StageWork, shape: Shape, config: Config) -> Items:
+def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
     activations = work.microbatch * shape.activation_bytes
     if config.compute.gradient_checkpointing:  # the states between layers, and the inside of one
         states = work.microbatch * shape.layers * shape.width * shape.bytes_each
         activations = states + activations / shape.layers
     rows = min(work.targets, LOGITS_PER_CHUNK / shape.vocabulary)
+    count = _replicas(shape, machine)
     return {
-        "activations": activations,
-        "logits": CHUNK_COPIES * rows * shape.vocabulary * FLOAT,
+        "activations": activations * count,
+        "logits": CHUNK_COPIES * rows * shape.vocabulary * FLOAT * count,
         # The largest weight's gradient is computed beside the sum that it is added to.
-        "working space": shape.largest_trained * FLOAT,
+        "working space": shape.largest_trained * FLOAT * count,
     }
+
+
+def _replicas(shape: Shape, machine: Machine) -> int:
+    """Return how many replicas learn side by side."""
+    if machine.gpu or shape.trained_bytes < FLOAT:
+        return 1
+    return replica_count(shape.trained, machine.threads)
 
 
 def _sampling(draw: Draw, shape: Shape, config: Config) -> Items:

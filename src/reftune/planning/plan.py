@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate import Accelerator
+from transformers import PreTrainedConfig
 
 from reftune.config import Config
 from reftune.data.problems import load_splits
@@ -13,7 +13,7 @@ from reftune.planning.machine import Machine, named_machine, this_machine
 from reftune.planning.memory import Items, memory, total
 from reftune.planning.pace import Pace, assumed
 from reftune.planning.probe import probe
-from reftune.planning.shapes import shape_of
+from reftune.planning.shapes import Shape, shape_of
 from reftune.planning.workload import Lengths, StageWork, measure, works
 from reftune.runs.setup import make_accelerator
 from reftune.stages.run import Run
@@ -87,32 +87,50 @@ def plan_run(config: Config, gpu: str | None = None) -> Plan:
     """
     untracked = _with(config, "compute.trackers", [])
     accelerator = make_accelerator(untracked)
-    machine = named_machine(gpu) if gpu else this_machine(accelerator.device)
-    return make_plan(untracked, machine, accelerator)
-
-
-def make_plan(config: Config, machine: Machine, accelerator: Accelerator) -> Plan:
-    """Plan a run for a machine: this one, which is tried for a moment, or one that is not at hand."""
-    run = Run(config, accelerator)
+    card = named_machine(gpu) if gpu else None  # before anything is read
+    run = Run(untracked, accelerator)
     run.splits = load_splits(config.data, config.seed, check_answers=config.reward.function is None)
     architecture, prompter = run.base_architecture()
-    lengths, counts = measure(prompter, run.splits.train, config), _counts(run)
-
-    def needs(changed: Config) -> list[tuple[StageWork, dict[str, Items]]]:
-        shape, found = shape_of(architecture, changed), works(changed, lengths, counts)
-        return [(work, memory(work, shape, changed, gpu=machine.gpu)) for work in found]
-
-    def peak(changed: Config) -> float:
-        moments = [items for _, stage in needs(changed) for items in stage.values()]
-        return machine.program + max(map(total, moments))
-
-    fits, pace = peak(config) <= machine.memory, None
+    machine = card or this_machine(accelerator.device)  # all is imported and read by now
+    lengths = measure(prompter, run.splits.train, config)
+    calculation = Calculation(architecture, lengths, _counts(run), machine)
+    fits = calculation.peak(config) <= machine.memory
+    pace = None
     if machine.card is not None:
-        pace = assumed(machine.card, shape_of(architecture, config), config)
+        pace = assumed(machine.card, calculation.shape(config), config)
     elif fits:
         pace = _pace_here(run, lengths)
-    stages = [_planned(work, moments, pace, config) for work, moments in needs(config)]
-    return Plan(machine, stages, [] if fits else find_cures(config, peak, machine))
+    stages = [_planned(work, moments, pace, config) for work, moments in calculation.needs(config)]
+    return Plan(machine, stages, [] if fits else find_cures(config, calculation.peak, machine))
+
+
+@dataclass
+class Calculation:
+    """What settings make of a run whose model and texts are known."""
+
+    architecture: PreTrainedConfig
+    lengths: Lengths
+    counts: Mapping[str, int]
+    machine: Machine
+    shapes: dict[str, Shape] = field(default_factory=dict)
+
+    def shape(self, config: Config) -> Shape:
+        """Return the sizes of the model as it would be trained."""
+        key = f"{config.model.dtype} {config.lora}"
+        if key not in self.shapes:
+            self.shapes[key] = shape_of(self.architecture, config)
+        return self.shapes[key]
+
+    def needs(self, config: Config) -> list[tuple[StageWork, dict[str, Items]]]:
+        """Return what each stage does, and what it holds at its moments."""
+        shape, machine = self.shape(config), self.machine
+        found = works(config, self.lengths, self.counts)
+        return [(work, memory(work, shape, config, machine)) for work in found]
+
+    def peak(self, config: Config) -> float:
+        """Return the bytes at the fullest moment of all stages, with the program itself."""
+        moments = [items for _, stage in self.needs(config) for items in stage.values()]
+        return self.machine.program + max(map(total, moments))
 
 
 def _planned(

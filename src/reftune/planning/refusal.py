@@ -31,7 +31,7 @@ def refuse_too_large(config: Config, stages: Sequence[str], device: torch.device
     for stage in stages:
         name = stage.partition("/")[0]
         work = StageWork(stage, 1, learns=float(name in LEARNING), reference=name == "ppo")
-        items = kept(work, shape, config, gpu=machine.gpu)
+        items = kept(work, shape, config, machine)
         if total(items) + machine.program > machine.memory:
             parts = ", ".join(f"{key} {gib(value)}" for key, value in items.items())
             raise UserError(

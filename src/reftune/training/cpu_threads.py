@@ -59,9 +59,13 @@ def make_cpu_threads(model: nn.Module, accelerator: Accelerator) -> CpuThreads:
     halves = any(p.requires_grad and p.dtype.itemsize < 4 for p in model.parameters())  # with masters
     if not alone or halves or accelerator.mixed_precision != "no":
         return CpuThreads()
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    count = max(1, min(threads, PARAMETERS_IN_REPLICAS // max(1, parameters)))
+    count = replica_count(sum(p.numel() for p in model.parameters() if p.requires_grad), threads)
     return CpuThreads(count, threads // count)
+
+
+def replica_count(parameters: int, threads: int) -> int:
+    """Return how many replicas with so many parameters that learn share the work of so many threads."""
+    return max(1, min(threads, PARAMETERS_IN_REPLICAS // max(1, parameters)))
 
 
 def replicas(model: nn.Module, count: int) -> list[nn.Module]:
