@@ -118,7 +118,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
         Part("machine", 30, [*measured, "machine"], named_lines),
         Part("tests", 90, [*tests, "tests/test_gpu.py"], read_tests),
         Part("data", 40, [*python, *prepare], no_figures, "; ".join(data)),
-        Part("plan", 40, [*python, "-m", "reftune", "plan", *settings], read_plan, lacking),
+        Part("plan", 60, [*python, "-m", "reftune", "plan", *settings], read_plan, lacking),
         Part("run", 270, [*measured, "run", *settings], read, lacking),
         *(benchmark(*which, options) for which in (BENCHMARKS[-3:] if options.dry_run else BENCHMARKS)),
     ]

@@ -105,6 +105,7 @@ class StaticBatch:
         if self.captures:
             self.graphs.clear()
             self.layers.clear()
+            self.positions = self.hidden = self.each  # the last ones lie in the graphs' memory
             torch.cuda.empty_cache()  # training has no use for blocks of such sizes
 
     def attend(
@@ -196,15 +197,18 @@ class StaticBatch:
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
         try:
             graph = torch.cuda.CUDAGraph()
+            capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
             # The outer one, for a capture that fails stays in its stream.
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.stream(torch.cuda.current_stream()), capture:
                 self._step(rows, width)
             self.graphs[rows, width] = graph
         except RuntimeError as error:
             self.captures = self.sampler.captures = False
+            context = error.__context__  # the end of a capture that failed fails, too
+            reason = context if isinstance(context, RuntimeError) else error
             tell_once(
                 f"{kind_of(self.model)} samples slowly: its steps cannot be captured as a CUDA graph"
-                f" ({first_line(error)})"
+                f" ({first_line(reason)})"
             )
 
     def _step(self, rows: int, width: int) -> None:
