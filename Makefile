@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install smollm2 demo reproduce-mini bench test test-slow test-cpus mutants docs check format clean
+.PHONY: help install smollm2 demo reproduce-mini bench gpu-check test test-slow test-cpus mutants docs check format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -39,6 +39,10 @@ bench: install  ## measure reftune against other ways of doing the same; takes B
 	$(PIP_INSTALL) -q -e '.[bench]'
 	$(BIN)/reftune sft configs/demo.toml
 	$(BIN)/python -m benchmarks $(BENCH)
+
+gpu-check: install  ## check one GPU in nine minutes: tests, benchmarks, a whole run; takes GPU_CHECK="--gsm8k DIR ..."
+	$(PIP_INSTALL) -q -e '.[bench]'
+	$(BIN)/python tools/gpu_check.py $(GPU_CHECK)
 
 test: install  ## run the test suite, less the slow and the GPU tests
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"

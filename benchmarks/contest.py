@@ -13,8 +13,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -94,26 +94,40 @@ class Turns:
 def compete(contestants: Sequence[Contestant], options: Options) -> dict[str, list[Turn]]:
     """Give each contestant one turn to warm up, then `options.rounds` turns, always one after another.
 
-    Returns the turns by name. A contestant that cannot take part is left out with a line that says why;
-    an error in one ends the contest.
+    Returns the turns by name. A contestant that cannot take part, or fails, is left out with a line that
+    says why; an error in the first ends the contest.
     """
     workers: list[_Worker] = []
     try:
         for contestant in contestants:
             workers.append(_Worker(contestant, options))
-            workers[-1].wait()
+            with _failing(workers[-1], workers):
+                workers[-1].wait()
         present = [worker for worker in workers if worker.takes_part]
         turns: dict[str, list[Turn]] = {worker.name: [] for worker in present}
         for number in range(options.rounds + 1):
-            for worker in present:
-                turn = worker.ask()
-                _say(f"{worker.name}, round {number} of {options.rounds}: {turn.seconds:.2f} s")
-                if number > 0:  # the first of each only warms up
-                    turns[worker.name].append(turn)
+            for worker in [worker for worker in present if worker.takes_part]:
+                with _failing(worker, present):
+                    turn = worker.ask()
+                    _say(f"{worker.name}, round {number} of {options.rounds}: {turn.seconds:.2f} s")
+                    if number > 0:  # the first of each only warms up
+                        turns[worker.name].append(turn)
     finally:
         for worker in workers:
             worker.close()
-    return turns
+    return {worker.name: turns[worker.name] for worker in present if worker.takes_part}
+
+
+@contextmanager
+def _failing(worker: _Worker, among: Sequence[_Worker]) -> Iterator[None]:
+    """Leave a contestant that fails out, unless it is the first, with which all are compared."""
+    try:
+        yield
+    except RuntimeError as error:
+        if worker is among[0]:
+            raise
+        worker.takes_part = False
+        print(f"{worker.name} is left out: it failed, {error.__cause__}\n", flush=True)
 
 
 def table(turns: dict[str, list[Turn]], unit: str) -> str:
@@ -206,7 +220,7 @@ class _Worker:
     """The harness's end of the line to one contestant."""
 
     def __init__(self, contestant: Contestant, options: Options) -> None:
-        self.name = contestant.name
+        self.name, self.takes_part = contestant.name, False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         # Importing torch takes seconds: a quick run is content with threads.

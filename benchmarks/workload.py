@@ -85,6 +85,11 @@ class Workload:
         return PackedForward(self.model)
 
     @cached_property
+    def samplers(self) -> dict[tuple[int, ...], BuiltinSampler]:
+        """Return the samplers so far, by the ids that end a response; to make one takes a trial."""
+        return {}
+
+    @cached_property
     def prompts(self) -> list[list[int]]:
         """Return the ids of each question's prompt."""
         return [self.prompter.encode_prompt(problem) for problem in self.problems]
@@ -164,8 +169,11 @@ def sample(
     """Sample one response per prompt at temperature 1 with reftune; another turn gives others."""
     seeds = [turn * len(prompts) + i for i in range(len(prompts))]
     rows = workload.config.compute.sampler_rows
-    sampler = BuiltinSampler(workload.model, ends, rows, packed_forward=workload.packed_forward)
-    return sampler.sample(prompts, seeds, max_new_tokens=limit, temperature=1.0)
+    if tuple(ends) not in workload.samplers:
+        workload.samplers[tuple(ends)] = BuiltinSampler(
+            workload.model, ends, rows, packed_forward=workload.packed_forward
+        )
+    return workload.samplers[tuple(ends)].sample(prompts, seeds, max_new_tokens=limit, temperature=1.0)
 
 
 def repeated(prompts: Sequence[list[int]], samples: int) -> list[list[int]]:

@@ -16,7 +16,18 @@ import pytest
 import torch
 
 from benchmarks import settings, tricks, workload
-from benchmarks.contest import REAL, Options, Turn, parse_options, ratios, spread, table
+from benchmarks.contest import (
+    REAL,
+    Contestant,
+    Options,
+    Turn,
+    Turns,
+    compete,
+    parse_options,
+    ratios,
+    spread,
+    table,
+)
 from benchmarks.roofline import Shape, decode_work, model_shape, prefill_work
 from benchmarks.settings import Measured, bytes_per_token, recommended
 from benchmarks.update import Experience, make_experience, plain_update, reftune_update
@@ -347,3 +358,29 @@ def _write_svamp(folder: Path) -> None:
 
     (folder / "svamp_python_sdp.json").write_text(json.dumps([row(i) for i in range(300)]))
     (folder / "svamp_test_set.json").write_text(json.dumps([row(i) for i in range(300, 310)]))
+
+
+def _works(turns: Turns, options: Any) -> None:
+    turns.serve(lambda turn: 1.0)
+
+
+def _fails_to_begin(turns: Turns, options: Any) -> None:
+    raise ValueError("no room")
+
+
+def _fails_late(turns: Turns, options: Any) -> None:
+    turns.serve(lambda turn: 1.0 if turn < 3 else 1 / 0)
+
+
+def test_a_contestant_that_fails_is_left_out_but_not_the_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = parse_options("", ["--quick"])
+    contestants = [Contestant(f.__name__, f) for f in (_works, _fails_to_begin, _fails_late)]
+    turns = compete(contestants, options)
+    assert {name: len(each) for name, each in turns.items()} == {"_works": 2}
+    told = capsys.readouterr().out
+    assert "_fails_to_begin is left out: it failed, ValueError('no room')" in told
+    assert "_fails_late is left out: it failed, ZeroDivisionError" in told
+    with pytest.raises(RuntimeError, match="_fails_late failed"):
+        compete(contestants[::-1], options)

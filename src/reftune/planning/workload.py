@@ -9,6 +9,7 @@ from typing import Any
 from reftune.config import Config
 from reftune.model.prompts import Prompter
 from reftune.problem import Problem
+from reftune.training.token_budget import token_budget
 
 QUESTIONS = 512  # so many of a set stand for all of them
 
@@ -159,5 +160,5 @@ def _asking(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, i
 
 def _microbatch(config: Config, rows: int, longest: int) -> float:
     """Return the padded tokens of the largest micro-batch (see `make_microbatches`)."""
-    fits = max(1, config.compute.tokens_per_microbatch // max(1, longest))
+    fits = max(1, token_budget(config.compute.tokens_per_microbatch) // max(1, longest))
     return min(rows, fits) * longest

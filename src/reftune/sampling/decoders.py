@@ -13,6 +13,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 Tokens = Sequence[int]
 
+# Of all prompts that are read at once: more are no faster, and what a layer needs for them may be large.
+PREFILL_TOKENS = 8192
+
 
 @runtime_checkable
 class Decoder(Protocol):

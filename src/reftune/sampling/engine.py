@@ -8,7 +8,6 @@ depends on which batch, order or process it was decoded in.
 
 import inspect
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -22,9 +21,11 @@ from reftune.model.lora import merged
 from reftune.model.packing import window
 from reftune.problem import UserError
 from reftune.sampling.decoders import Decoder, PaddedDecoder
+from reftune.sampling.drawn import Drawn, Finish, Group
 from reftune.sampling.rng import sample_tokens
 from reftune.sampling.sampler import Sample
 from reftune.sampling.shared_prefix import SharedPrefixDecoder
+from reftune.sampling.static_batch import CacheLayer, StaticBatch, pays_on
 from reftune.sampling.trial import find_fault
 
 # Finished responses leave once no more than this share still runs: leaving copies the cache, entering
@@ -32,9 +33,6 @@ from reftune.sampling.trial import find_fault
 RETAIN_UNTIL = 0.9
 ADMIT_BELOW = 0.75
 ANY_TOKEN = 2**32  # more than any vocabulary has
-
-Finish = Callable[[int, Sample], None]
-Group = tuple[tuple[int, ...], list[int]]  # a prompt, and which samples are drawn from it
 
 
 class BuiltinSampler:
@@ -73,7 +71,11 @@ class BuiltinSampler:
         self.context = context
         self.choose = sample_tokens
         packs = self.packed_forward.supports_packing
-        self.shares_prompts = packs and not find_fault(self, shares_prompts=True)
+        self.static = packs and pays_on(model.device)
+        self.captures = model.device.type == "cuda"  # steps as graphs; not where that has failed
+        self.cache_layers: list[tuple[CacheLayer, CacheLayer]] = []  # found out when it is needed
+        self.static = self.static and not find_fault(self, shares_prompts=True)
+        self.shares_prompts = self.static or (packs and not find_fault(self, shares_prompts=True))
         if self.shares_prompts and window(model) == math.inf:
             return  # no batch will be padded
         if fault := find_fault(self, shares_prompts=False):
@@ -94,9 +96,10 @@ class BuiltinSampler:
             samples[i] = sample
             progress.advance()
 
-        batch = _Batch(self, self._group(prompts), seeds, max_new_tokens, temperature)
+        drawn = Drawn(self, self._group(prompts), seeds, max_new_tokens, temperature)
+        static = self.static and self._shares_prompts(drawn.longest + max_new_tokens)
         with torch.no_grad(), merged(self.model), self.context():
-            batch.run(finish)
+            (StaticBatch if static else _Batch)(drawn).run(finish)
         return [samples[i] for i in range(len(prompts))]
 
     @property
@@ -110,9 +113,12 @@ class BuiltinSampler:
     def make_decoder(self, longest: int, max_new_tokens: int, rows: int) -> Decoder:
         """Return an empty batch for prompts of at most `longest` tokens and at most so many rows."""
         model = self.packed_forward.body(self.model)
-        if self.shares_prompts and longest + max_new_tokens <= window(model):
+        if self._shares_prompts(longest + max_new_tokens):
             return SharedPrefixDecoder(model, max_new_tokens, rows)
         return PaddedDecoder(model, max_new_tokens)
+
+    def _shares_prompts(self, length: int) -> bool:
+        return self.shares_prompts and length <= window(self.model)
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits that follow from what a decoder gave, in float32 at least."""
@@ -141,26 +147,9 @@ class BuiltinSampler:
 class _Batch:
     """The samples of one call: those that run, in the decoder's rows, and those that wait."""
 
-    def __init__(
-        self,
-        sampler: BuiltinSampler,
-        groups: list[Group],
-        seeds: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-    ) -> None:
-        self.sampler, self.temperature, self.max_new_tokens = sampler, temperature, max_new_tokens
-        self.waiting = deque(groups)
-        self.indices = [i for _, members in groups for i in members]  # the caller's numbers
-        self.prompts = [prompt for prompt, members in groups for _ in members]
-        device = sampler.model.device
-        count = len(self.indices)
-        self.seeds = torch.tensor([seeds[i] for i in self.indices], dtype=torch.long, device=device)
-        # The last column takes what samples write after their end.
-        self.tokens = torch.zeros(count, max_new_tokens + 1, dtype=torch.long, device=device)
-        dtype = torch.promote_types(sampler.model.dtype, torch.float32)
-        self.logprobs = torch.zeros(count, max_new_tokens + 1, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.logprobs)
+    def __init__(self, drawn: Drawn) -> None:
+        self.drawn, self.sampler, self.waiting = drawn, drawn.sampler, drawn.waiting
+        device = drawn.tokens.device
         # Of each sample in the decoder: number, tokens so far, whether EOS has ended it, and its row.
         self.numbers = torch.zeros(0, dtype=torch.long, device=device)
         self.lengths = torch.zeros_like(self.numbers)
@@ -172,14 +161,14 @@ class _Batch:
     @property
     def ended(self) -> Tensor:
         """Return which samples draw no more."""
-        return self.finished | (self.lengths == self.max_new_tokens)
+        return self.finished | (self.lengths == self.drawn.max_new_tokens)
 
     def run(self, finish: Finish) -> None:
         """Decode everything; hand over samples soon after they end."""
-        longest = max((len(prompt) for prompt, _ in self.waiting), default=0)
-        most = min(self.sampler.max_rows, len(self.indices))
+        drawn, sampler = self.drawn, self.sampler
+        most = min(sampler.max_rows, len(drawn.indices))
         while self.waiting:
-            decoder = self.sampler.make_decoder(longest, self.max_new_tokens, most)
+            decoder = sampler.make_decoder(drawn.longest, drawn.max_new_tokens, most)
             states = self._admit(decoder, 0)
             while len(self.numbers):
                 chosen, running = self._draw(states)
@@ -219,19 +208,11 @@ class _Batch:
 
     def _draw(self, states: Tensor) -> tuple[Tensor, int]:
         """Choose every sample's next token; return them, and how many samples go on."""
-        sampler, numbers, running = self.sampler, self.numbers, ~self.ended
-        seeds, rows = self.seeds[numbers], None if self.apart else self.rows
-        chosen, logprobs = sampler.choose(
-            sampler.logits(states), seeds, self.lengths, self.temperature, rows
-        )
-        column = torch.where(running, self.lengths, self.max_new_tokens)
-        self.tokens[numbers, column] = chosen
-        self.logprobs[numbers, column] = logprobs
-        if sampler.value_head is not None:
-            self.values[numbers, column] = sampler.state_values(states)[self.rows]
+        running, rows = ~self.ended, None if self.apart else self.rows
+        chosen = self.drawn.draw(states, self.numbers, self.lengths, running, rows)
         self.lengths += running
-        self.finished |= running & torch.isin(chosen, sampler.eos)
-        return chosen, len(numbers) - int(self.ended.sum())
+        self.finished |= running & torch.isin(chosen, self.sampler.eos)
+        return chosen, len(chosen) - int(self.ended.sum())
 
     def _branch(self, decoder: Decoder, chosen: Tensor, count: int) -> Tensor:
         """Let rows fork where samples have chosen differently; return the next token of every row.
@@ -260,7 +241,7 @@ class _Batch:
     def _leave(self, decoder: Decoder, chosen: Tensor, finish: Finish) -> tuple[Tensor, int]:
         """Drop and report samples that have ended; return what others chose, and how many rows stay."""
         ended = self.ended
-        self._report(ended, finish)
+        self.drawn.report(self.numbers[ended], self.lengths[ended], self.finished[ended], finish)
         kept = (~ended).nonzero().squeeze(1)
         kept = kept[self.rows[kept].argsort(stable=True)]
         used, self.rows = self.rows[kept].unique(return_inverse=True)
@@ -270,12 +251,3 @@ class _Batch:
         if len(kept):
             decoder.retain(used)
         return chosen[kept], len(used)
-
-    def _report(self, ended: Tensor, finish: Finish) -> None:
-        numbers = self.numbers[ended]
-        parts = [numbers, self.tokens[numbers], self.logprobs[numbers], self.values[numbers]]
-        columns = [part.tolist() for part in (*parts, self.lengths[ended], self.finished[ended])]
-        for number, tokens, logprobs, values, n, finished in zip(*columns, strict=True):
-            known = None if self.sampler.value_head is None else values[:n]
-            prompt = list(self.prompts[number])
-            finish(self.indices[number], Sample(prompt, tokens[:n], logprobs[:n], finished, known))

@@ -22,9 +22,12 @@ def sample_tokens(
     scaled = logits if temperature in (0, 1) else logits / temperature
     probabilities = torch.softmax(scaled, dim=-1)
     if temperature:
-        cumulative = _of(probabilities.cumsum(-1), rows)
+        # A GPU adds in any order: in float32 later sums come out below earlier ones, and a token without
+        # any probability might be drawn. A CPU adds one after the other, in float64 by itself.
+        dtype = torch.float64 if logits.is_cuda else None
+        cumulative = _of(probabilities.cumsum(-1, dtype=dtype), rows)
         total = cumulative[:, -1:]
-        threshold = uniform(seeds, t).to(probabilities.dtype).unsqueeze(1) * total
+        threshold = uniform(seeds, t).to(cumulative.dtype).unsqueeze(1) * total
         # Rounded to `total` it would choose the last token, however unlikely: stay below.
         threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))
         chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)

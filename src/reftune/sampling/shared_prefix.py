@@ -13,10 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from reftune.sampling.decoders import Tokens, last, prefill, repeat_index
-
-# Of all prompts that are read at once: more are no faster, and what a layer needs for them may be large.
-PREFILL_TOKENS = 8192
+from reftune.sampling.decoders import PREFILL_TOKENS, Tokens, last, prefill, repeat_index
 
 
 @dataclass
