@@ -176,11 +176,13 @@ DROPS_SYSTEM = CHATML.replace("in messages %}", "in messages if message.role != 
         ("gemma", {"system": "Be brief."}, r"prompt\.system: .* takes no system message \(System role"),
         (DROPS_SYSTEM, {"system": "Be brief."}, r"prompt\.system: .* leaves it out; write it into"),
         ("{{ 'Hello' }}", {}, r'leaves out what the user says; set prompt\.style = "plain"'),
+        ("{{ nobody.knows.it }}", {"system": "Be brief."}, r'fails \(.*; mend it, or set prompt\.style'),
         ("{{ nobody.knows.it }}", {}, r'fails \(.*; mend it, or set prompt\.style'),
         (ENDLESS, {}, r"ends an answer with ';', .*eos_token"),
         (None, {"style": "chat"}, r'has no chat template; set prompt\.style = "plain"'),
         (None, {"system": "Be brief."}, r"prompt\.system has no effect: .* asked in plain text"),
         (None, {"template_args": {"x": 1}}, r"prompt\.template_args has no effect"),
+        ("qwen3", {"template_args": {"enable_thinkng": False}}, r"knows no enable_thinkng; leave"),
     ],
 )  # fmt: skip
 def test_what_a_template_cannot_do_is_refused(
@@ -188,6 +190,12 @@ def test_what_a_template_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         make_prompter(tokenizer_with(template), Prompt(**settings), "natural")
+
+
+def test_what_ends_a_turn_is_the_whole_token_behind_the_answer() -> None:
+    tokenizer = tokenizer_with(CHATML.replace("+ '<|im_end|>'", "+ '\n<|im_end|>'"))
+    tokenizer.add_tokens(["<|im"], special_tokens=True)  # the other one begins like it
+    assert Chat(tokenizer, Prompt()).turn_end() == "<|im_end|>"
 
 
 def test_an_eos_of_the_user_ends_a_turn() -> None:

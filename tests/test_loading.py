@@ -268,6 +268,12 @@ def endless(model: Path) -> Path:
     return model
 
 
+def test_a_run_is_no_model_to_start_from(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(UserError, match="is the directory of a run, not of a model"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_without_eos_is_given_one(endless: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{endless}: .* no EOS token; set model\.eos_token"):
         load_both(endless)

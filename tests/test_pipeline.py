@@ -291,6 +291,17 @@ def test_a_run_of_another_configuration_is_left_alone(tmp_path: Path, work: Work
     assert work.names == ["sft", "end"]
 
 
+def test_a_method_that_comes_later_brings_its_own_settings(tmp_path: Path, work: Work) -> None:
+    run_stages(make_config(tmp_path, "reft"))
+    grown = make_config(tmp_path, "online_st", "reft", online_st={"steps": 7})
+    assert "online_st" in run_stages(grown)
+    assert load_config(grown.run_dir / "config.toml").online_st.steps == 7
+    run_stages(make_config(tmp_path, "reft", online_st={"steps": 7}))  # without it for a while
+    for changes in ({"online_st": {"steps": 8}}, {"online_st": {"steps": 7}, "ppo": {"kl_coef": 0.5}}):
+        with pytest.raises(UserError, match=r"\(different: (online_st.steps|ppo.kl_coef)\)"):
+            run_stages(make_config(tmp_path, "online_st", "reft", **changes))
+
+
 def test_a_start_that_saved_nothing_leaves_the_directory_free(tmp_path: Path, work: Work) -> None:
     work.broken = "sft"
     with pytest.raises(KeyboardInterrupt):

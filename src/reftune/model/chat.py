@@ -35,7 +35,10 @@ class Chat:
         return self._ids(question)
 
     def check(self) -> None:
-        """Raise UserError where the template fails, or leaves out the question or the system message."""
+        """Raise UserError where the template fails, or leaves out what it is given."""
+        for name in self.settings.template_args:
+            if name not in str(self.tokenizer.chat_template):
+                raise UserError(f"prompt.template_args: {self.name} knows no {name}; leave it out")
         text = self._text(_ASKED)
         if _ASKED not in text:
             raise UserError(f'{self.name} leaves out what the user says; set prompt.style = "plain"')

@@ -90,6 +90,7 @@ def load_tokenizer(
 
     Raises UserError where it is missing, damaged, or cannot end a response.
     """
+    refuse_run(name)
     with _told(name, "its tokenizer: "):
         if is_gguf(name):
             tokenizer = load_gguf_tokenizer(str(name))

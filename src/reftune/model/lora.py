@@ -91,7 +91,7 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
     for name, layer in adapted_layers(bare):
         bare.set_submodule(name, layer.base_layer)
     del bare.peft_config
-    return bare.requires_grad_(False)
+    return bare
 
 
 def plain_weights(model: PreTrainedModel) -> Iterable[tuple[str, Tensor]]:

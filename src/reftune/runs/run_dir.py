@@ -102,7 +102,7 @@ def open_run_dir(config: Config, command: Sequence[str], processes: int) -> None
     """Create the run directory, or make sure that it belongs to this very configuration.
 
     Raises UserError if it holds a run of another one; budgets of the machine, `methods`
-    and `evaluation.base` may differ.
+    with the settings of those that are new, and `evaluation.base` may differ.
     """
     path = config.run_dir / "config.toml"
     if path.exists() and has_begun(config.run_dir):
@@ -164,12 +164,18 @@ def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
 
 
 def _compare_configs(old: Config, new: Config) -> None:
-    free = ("compute.", "output_dir", "name", "methods", "evaluation.base")
+    free = ("compute.", "output_dir", "name", "methods", "evaluation.base", *_added(old, new))
     if keys := [key for key in sorted(changed_settings(old, new)) if not key.startswith(free)]:
         raise UserError(
             f"{new.run_dir} holds a run of another configuration (different: {', '.join(keys)});"
             " choose another --name, or delete that directory"
         )
+
+
+def _added(old: Config, new: Config) -> list[str]:
+    """Return the sections of stages that only the second asks for, and that have never begun."""
+    stages = [stage for stage in new.lineup.stages if stage not in old.lineup.stages]
+    return [f"{stage}." for stage in stages if not (new.run_dir / stage).exists()]
 
 
 def _matters_to_start(key: str, stage: str) -> bool:
