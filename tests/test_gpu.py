@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -186,6 +187,7 @@ def loss_of(model: nn.Module, mine: list[int], weights: Tensor) -> Any:
 
 
 def learn(model: nn.Module, precision: str = "no", rate: float = 1e-2, **more: Any) -> dict[str, float]:
+    AcceleratorState._reset_state()  # it would hold this process to the precision of the first one
     accelerator = Accelerator(mixed_precision=precision, cpu=DEVICE == "cpu")
     learner = Learner(model, make_optimizer(model, rate, 0.0), accelerator, 1000, 1.0, **more)
     sums = learner.step([0, 1, 2], [6, 5, 5], loss_of)

@@ -11,7 +11,7 @@ import pytest
 
 from reftune.config import Config, Model
 from reftune.problem import UserError
-from reftune.runs.run_dir import git_commit, goes_on, has_begun, only_start
+from reftune.runs.run_dir import git_commit, goes_on, has_begun, known_version, only_start
 
 
 def checkout(root: Path) -> str:
@@ -114,3 +114,8 @@ def test_a_second_start_of_a_run_is_refused_until_the_first_is_gone(tmp_path: Pa
         pass
     with only_start(tmp_path):  # and the first one here has let go
         pass
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert known_version("reftune-of-another-planet") == "not installed"
+    assert known_version("torch")[0].isdigit()

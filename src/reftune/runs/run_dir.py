@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -113,7 +113,9 @@ def open_run_dir(config: Config, command: Sequence[str], processes: int) -> None
         return
     make_directory(config.run_dir)
     facts = {
-        "versions": {name: version(name) for name in ("reftune", "torch", "transformers", "accelerate")},
+        "versions": {
+            name: known_version(name) for name in ("reftune", "torch", "transformers", "accelerate")
+        },
         "python": platform.python_version(),
         "git_commit": git_commit(),
         "seed": config.seed,
@@ -144,6 +146,14 @@ def take_over(config: Config, stage: str) -> None:
         for name in (*warmup, stage):
             with atomic_directory(config.run_dir / name) as directory:
                 shutil.copytree(source / name, directory, copy_function=_link, dirs_exist_ok=True)
+
+
+def known_version(name: str) -> str:
+    """Return a package's version; whoever runs from a source folder has installed none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
