@@ -123,6 +123,18 @@ def test_a_pack_by_hand() -> None:
     assert packed.attention_mask[0, 0, 1].tolist() == [True, True, False, True, True, False]
 
 
+@float64()
+def test_a_longer_response_may_go_on_from_where_one_before_it_was_cut() -> None:
+    """The last token of the first stands in the pack then, though nothing follows it there."""
+    batch = collate([[20, 21]] * 3, [[7, 8], [7, 8, 9, 3], [7, 5]])
+    found = []
+    for packs in (True, False):
+        policy = PolicyWithValue(tiny_model())
+        policy.packed_forward.supports_packing = packs
+        found.append(policy(batch).logprobs.detach())
+    torch.testing.assert_close(*found, atol=CLOSE, rtol=CLOSE)
+
+
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - PADDED))
 @float64()
 def test_packed_and_padded_reading_have_the_same_gradients(family: str) -> None:

@@ -147,14 +147,17 @@ def pack(sequences: Sequences) -> Packed:
     row, step = firsts // time, firsts % time
     prompt = sequences.prompt_index[row]
     steps = torch.arange(1, time, device=firsts.device)
-    followed = steps < sequences.response_lengths.unsqueeze(1)  # by another token
+    followed = steps < sequences.response_lengths.unsqueeze(1)  # by another token of this response
     # Of the distinct tokens: which ones the pack holds, where they stand in it, and what stands before.
     inner = torch.zeros_like(firsts, dtype=torch.bool)
     inner[sequences.node_index[:, :-1][followed]] = True
     stands = lengths.sum() + inner.cumsum(0) - 1
     before = stands[sequences.node_index.flatten()[(firsts - 1).clamp(min=0)]]
-    # Other responses than these bring no token that is not in one of them.
+    # Other responses than these bring no token that is not in one of them. The last token of one may
+    # stand in the pack, too, where a longer response goes on from it.
     rows, owner = row[inner].unique(return_inverse=True)
+    real_tokens = steps <= sequences.response_lengths[rows].unsqueeze(1)
+    held = inner[sequences.node_index[rows, :-1]] & real_tokens
     ids = (turned[real], sequences.responses.flatten()[firsts[inner]])
     positions = (columns.expand_as(real)[real], (lengths[prompt] + step)[inner])
     back = (real.flatten().nonzero().squeeze(1), real.numel() + owner * (time - 1) + step[inner])
@@ -162,7 +165,7 @@ def pack(sequences: Sequences) -> Packed:
         ids=torch.cat(ids).unsqueeze(0),
         positions=torch.cat(positions).unsqueeze(0),
         prompts=torch.where(real, starts.unsqueeze(1) + columns, 0),
-        responses=torch.where(followed[rows], stands[sequences.node_index[rows, :-1]], 0),
+        responses=torch.where(held, stands[sequences.node_index[rows, :-1]], 0),
         prompt_index=sequences.prompt_index[rows],
         attention_mask=_visible(real[sequences.prompt_index[rows]], time - 1),
         unpack_index=torch.cat(back),
