@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -14,9 +15,17 @@ from reftune.stages.stage import Stage
 from reftune.stages.supervised import Example, train_on
 from reftune.training.learner import Learner
 
-FEW = 4  # examples in the smaller of two steps; the larger has twice as many
-ROWS = (8, 64)  # responses drawn at once, fewer and more
-STEPS = (3, 9)  # tokens of each of them, fewer and more
+
+class Sizes(NamedTuple):
+    """How much is tried."""
+
+    few: int  # examples in the smaller of two steps; the larger has twice as many
+    rows: tuple[int, int]  # responses drawn at once, fewer and more
+    steps: tuple[int, int]  # tokens of each of them, fewer and more
+
+
+ON_CPU = Sizes(few=4, rows=(8, 64), steps=(3, 9))
+ON_GPU = Sizes(few=32, rows=(64, 512), steps=(16, 64))  # less only shows what starting work takes
 LITTLE = 1e-6  # of the learning rate: at 0 the optimizer would rest
 
 
@@ -29,16 +38,18 @@ def probe(stage: Stage, policy: PolicyWithValue, problems: Sequence[Problem], re
         problems: some of the run's, with or without chains.
         response: tokens of a response where a problem has no chain.
     """
-    examples = [_example(stage, problem, response) for problem in problems[: 2 * FEW]]
-    examples = (examples * (2 * FEW))[: 2 * FEW]
+    sizes = ON_GPU if stage.accelerator.device.type == "cuda" else ON_CPU
+    counts = (sizes.few, 2 * sizes.few)
+    examples = [_example(stage, problem, response) for problem in problems[: counts[1]]]
+    examples = (examples * counts[1])[: counts[1]]
     learner = stage.learner(policy, stage.config.sft)
     learner.set_learning_rates(LITTLE, LITTLE)
-    _learn(learner, examples[:FEW])  # the first step makes the moments, and wakes the threads
-    few, many = (_seconds(partial(_learn, learner, examples[:n])) for n in (FEW, 2 * FEW))
-    tokens = [_tokens(examples[:n]) for n in (FEW, 2 * FEW)]
+    _learn(learner, examples[: sizes.few])  # the first step makes the moments, and wakes the threads
+    few, many = (_seconds(partial(_learn, learner, examples[:n])) for n in counts)
+    tokens = [_tokens(examples[:n]) for n in counts]
     learn_token = max(0.0, many - few) / (tokens[1] - tokens[0])
     reading = _seconds(lambda: _read(policy, examples, stage.accelerator.device))
-    draw_step, draw_token = _drawing(stage, policy, problems)
+    draw_step, draw_token = _drawing(stage, policy, problems, sizes)
     optimizer_step = max(0.0, few - learn_token * tokens[0])
     return Pace(learn_token, optimizer_step, reading / tokens[1], draw_step, draw_token)
 
@@ -61,10 +72,12 @@ def _read(policy: PolicyWithValue, examples: Sequence[Example], device: torch.de
     policy(collate([p for p, _ in examples], [r for _, r in examples]).to(device))
 
 
-def _drawing(stage: Stage, policy: PolicyWithValue, problems: Sequence[Problem]) -> tuple[float, float]:
+def _drawing(
+    stage: Stage, policy: PolicyWithValue, problems: Sequence[Problem], sizes: Sizes
+) -> tuple[float, float]:
     """Return the seconds of a decoding step, and those that each row adds."""
     sampler = stage.generator(policy).sampler
-    prompts = [stage.prompter.encode_prompt(problem) for problem in problems[: ROWS[0]]]
+    prompts = [stage.prompter.encode_prompt(problem) for problem in problems[: sizes.rows[0]]]
 
     def draw(rows: int, steps: int) -> float:
         asked = (prompts * rows)[:rows]
@@ -72,14 +85,18 @@ def _drawing(stage: Stage, policy: PolicyWithValue, problems: Sequence[Problem])
             lambda: sampler.sample(asked, range(rows), max_new_tokens=steps, temperature=1.0)
         )
 
-    draw(*(side[0] for side in (ROWS, STEPS)))
-    each = [(draw(rows, STEPS[1]) - draw(rows, STEPS[0])) / (STEPS[1] - STEPS[0]) for rows in ROWS]
-    of_a_row = max(0.0, each[1] - each[0]) / (ROWS[1] - ROWS[0])
-    return max(0.0, each[0] - of_a_row * ROWS[0]), of_a_row
+    (less, more), (short, long) = sizes.rows, sizes.steps
+    draw(less, short)
+    each = [(draw(rows, long) - draw(rows, short)) / (long - short) for rows in sizes.rows]
+    of_a_row = max(0.0, each[1] - each[0]) / (more - less)
+    return max(0.0, each[0] - of_a_row * less), of_a_row
 
 
 def _seconds(act: Callable[[], object]) -> float:
-    """Return how long something takes; what a GPU still does is waited for."""
+    """Return how long something takes; on a GPU the second time, until it has done its work."""
+    if torch.cuda.is_available():  # kernels are loaded when they are first used
+        act()
+        torch.cuda.synchronize()
     started = time.perf_counter()
     act()
     if torch.cuda.is_available():
