@@ -307,3 +307,18 @@ def test_all_ids_that_end_a_text_are_known(said: Any, ends: list[int]) -> None:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=20, **SIZES))
     model.generation_config.eos_token_id = said
     assert end_tokens(model) == ends
+
+
+def test_a_missing_directory_beside_others_is_no_name_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`models/x` where there is a `models`: the hub would be asked for half a minute."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    asked = []
+    monkeypatch.setattr(
+        loading.AutoTokenizer, "from_pretrained", lambda *given, **_: asked.append(given)
+    )
+    with pytest.raises(UserError, match=r"^models/none: cannot be loaded: .*no such directory"):
+        load_tokenizer("models/none")
+    assert asked == []

@@ -237,11 +237,20 @@ def _told(name: str | Path, part: str = "") -> Iterator[None]:
     Nothing of ours belongs inside: the errors come in all types, and our own must not hide among them.
     """
     try:
+        if _is_nowhere(name):  # the hub would be asked for it again and again
+            raise FileNotFoundError
         yield
     except UserError as error:  # of what stands in the file
         raise _refusal(name, str(error)) from error
     except Exception as error:
         raise _refusal(name, part + _reason(name, error)) from error
+
+
+def _is_nowhere(name: str | Path) -> bool:
+    """Tell whether a name means a place here, and nothing is there; a hub's has one slash at most."""
+    first, *others = Path(name).parts or ("",)
+    here = len(others) > 1 or (bool(others) and os.path.isdir(first))
+    return here and not is_gguf(name) and not os.path.exists(name)
 
 
 def _refusal(name: str | Path, reason: str) -> UserError:
@@ -252,7 +261,7 @@ def _reason(name: str | Path, error: Exception) -> str:
     """Return the gist of a loading error, in words that fit a path, too."""
     if os.path.isfile(name) and not is_gguf(name):
         return "it is a file, neither a model's directory nor named *.gguf"
-    if len(Path(name).parts) > 2 and not os.path.exists(name):  # the hub's names have one slash at most
+    if _is_nowhere(name):
         return "no such directory"
     if "ignore_mismatched_sizes" in str(error):  # an option of theirs
         return "weights have other shapes than config.json says"
