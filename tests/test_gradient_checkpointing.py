@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from reftune.model.batch import collate
 from reftune.model.gradient_checkpointing import checkpointed_layers, checkpointing
@@ -61,6 +61,25 @@ def test_no_dropout_begins_in_a_model_that_is_not_in_training() -> None:
         assert not any(inner)
         assert all(layer.training for layer in layers)
     assert not any(module.training for module in model.modules())
+
+
+def test_a_layer_that_drops_out_by_its_own_mode_stays_as_it_is_in_ppo() -> None:
+    """OPT's layers ask for their own mode: checkpointing would let them drop out in PPO."""
+    config = OPTConfig(
+        vocab_size=60, hidden_size=16, word_embed_proj_dim=16, ffn_dim=16, num_hidden_layers=2,
+        num_attention_heads=2, dropout=0.5,
+    )  # fmt: skip
+    found = []
+    for gradient_checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = PolicyWithValue(OPTForCausalLM(config).eval())
+        optimizer, accelerator = make_optimizer(model, 1e-2, 0.0), Accelerator(cpu=True)
+        learner = Learner(
+            model, optimizer, accelerator, 1000, 1.0, gradient_checkpointing=gradient_checkpointing
+        )
+        model.eval()
+        found.append(learner.step([0, 1, 2], [6, 5, 5], loss_of)["loss"])
+    assert found[0] == found[1]
 
 
 def test_the_sampler_keeps_its_cache_between_steps() -> None:

@@ -123,7 +123,9 @@ class Learner:
             parameter.grad = None
         workers = self.accelerator.num_processes * len(models)
         pieces = make_microbatches(rows, lengths, self.token_budget, workers, groups)
-        with checkpointing(self._layers), counting("rows", len(rows)) as self._count:
+        # Some layers drop out by their own mode: where that is off, they must stay as they are.
+        layers = [] if self._dropout and not self.model.training else self._layers
+        with checkpointing(layers), counting("rows", len(rows)) as self._count:
             totals = self._cpu_threads.map(
                 lambda i: self._accumulate(models[i], pieces, i, workers, loss_fn),
                 range(len(models)),
