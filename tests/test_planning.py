@@ -202,6 +202,7 @@ def test_what_the_stages_of_a_run_do() -> None:
     counts = {"train": 90, "annotated": 60, "validation": 11, "test": 13, "models": 4}
     sft, ppo, evaluation = works(config, LENGTHS, counts)
     assert (sft.name, sft.steps, sft.learns, sft.validations) == ("sft", 3 * 8, 8 * 50.0, 3)
+    assert sft.updates == 1
     assert sft.microbatch == 2 * 80  # two of the longest fit into 200
     assert sft.targets == pytest.approx(160 * (1 - 30 / 50))
     distinct = 4 * 30 + 20 * 20.0
@@ -210,6 +211,7 @@ def test_what_the_stages_of_a_run_do() -> None:
     assert (ppo.draws.rows, ppo.validations) == (20, 4)
     assert evaluation.draws is not None
     assert (evaluation.steps, evaluation.draws.questions, evaluation.learns) == (4, 13, 0.0)
+    assert evaluation.updates == 0
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,8 @@ from reftune.config import Config
 from reftune.planning.shapes import Shape
 from reftune.planning.workload import Draw, StageWork
 
-TRAINING_SHARE = (
-    0.4  # of a card's matrix rate that an update reaches; a step of decoding, of its memory's
-)
-DECODING_SHARE = 0.4
+TRAINING_SHARE = 0.4  # of a card's matrix rate, that an update reaches
+DECODING_SHARE = 0.4  # of its memory's rate, that a decoding step reaches
 LAUNCH_SECONDS = 5e-6  # of one kernel; a layer has about KERNELS of them
 KERNELS = 12
 
@@ -37,9 +35,7 @@ class Pace:
 
     def step(self, work: StageWork, rows_at_once: int) -> float:
         """Return the seconds of one step of a stage, validations aside."""
-        learning = work.learns * self.learn_token + work.updates * self.optimizer_step * bool(
-            work.learns
-        )
+        learning = work.learns * self.learn_token + work.updates * self.optimizer_step
         drawing = self.drawing(work.draws, rows_at_once) if work.draws else 0.0
         return learning + work.reads * self.read_token + drawing
 

@@ -21,7 +21,7 @@ def refuse_too_large(config: Config, stages: Sequence[str], device: torch.device
     What depends on the data is left out, and so are new models, which are small. A model that is not
     there, or of a kind that cannot be built without its weights, is left to whoever loads it.
     """
-    if config.model.name is None:
+    if config.model.name is None or not stages:
         return
     try:
         shape = shape_of(load_architecture(config.model.name), config, activations=False)

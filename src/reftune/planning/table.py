@@ -3,7 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from reftune.planning.memory import gib
+from reftune.planning.memory import gib, total
 from reftune.planning.plan import Plan
 
 UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
@@ -49,7 +49,7 @@ def _memory(plan: Plan) -> Table:
     for name in dict.fromkeys(name for stage in stages for name in stage.items):
         table.add_row(name, *(gib(stage.items[name]) if name in stage.items else "" for stage in stages))
     table.add_row("the program itself", *(gib(plan.machine.program) for _ in stages))
-    peaks = [sum(stage.items.values()) + plan.machine.program for stage in stages]
+    peaks = [total(stage.items) + plan.machine.program for stage in stages]
     table.add_row("peak", *map(gib, peaks), style="bold")
     table.add_row("reached in", *(stage.fullest for stage in stages))
     return table

@@ -72,7 +72,7 @@ class StageWork:
     name: str
     steps: int  # optimizer steps, or those of sampling and learning
     learns: float = 0.0  # tokens per step that go forward and backward
-    updates: int = 1  # optimizer steps in each step
+    updates: int = 0  # optimizer steps in each step
     reads: float = 0.0  # tokens per step that only go forward
     reference: bool = False  # whether a frozen model reads, too
     draws: Draw | None = None  # of each step
@@ -118,6 +118,7 @@ def _epochs(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, i
         stage,
         steps=settings.epochs * per_epoch,
         learns=batch * lengths.example,
+        updates=1,
         validates=lengths.draw(counts["validation"]) if name != "reranker" else None,
         validations=math.ceil(settings.epochs / every),
         microbatch=largest,
