@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from reftune import progress
 from reftune.config import Prompt
 from reftune.config.files import parse_config
 from reftune.model.loading import load_model
@@ -214,7 +216,8 @@ def test_the_metrics_of_a_step(run: Run) -> None:
         "step", "reward", "accuracy", "kl", "response_length", "truncated", "explained_variance",
         "sampler_weight", "sampler_truncated", "statuses", "loss", "policy_loss", "value_loss",
         "grad_norm", "ratio_mean", "clip_fraction", "approx_kl", "entropy", "logprob_gap",
-        "seconds_rollouts", "seconds_update", "tokens_per_second", "seconds",
+        "seconds_rollouts", "seconds_sampling", "seconds_judging", "seconds_reading", "seconds_update",
+        "tokens_per_second", "seconds",
     }  # fmt: skip
     assert [set(row) - told for row in run.rows] == [set(), set(), {"validation_accuracy"}]
     assert [told - set(row) for row in run.rows] == [set()] * 3
@@ -245,6 +248,22 @@ def test_seconds_are_those_between_sampling_scoring_and_learning(
     for prompts, row in zip(stage.sampler.prompts, map(json.loads, lines), strict=False):
         assert (row["seconds_rollouts"], row["seconds_update"]) == (3.0, 5.0)
         assert row["tokens_per_second"] == (sum(map(len, prompts)) + 8) / 8.0
+
+
+def test_what_sampling_judging_and_reading_took_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(1000))  # each count takes one second
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(module, "counting", lambda *_: nullcontext(progress.Count("update", 1)))
+    progress.seconds_spent()
+    with progress.counting("sampling"):  # before the step: not its own
+        next(ticks)
+    stage = make_stage(tmp_path)
+    run_ppo(stage, *make_policies())
+    first = json.loads((stage.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert (first["seconds_sampling"], first["seconds_judging"]) == (1, 1)
+    assert first["seconds_reading"] == 2  # once with the policy, once with the reference
 
 
 def test_a_sampler_that_calls_itself_exact_and_is_not_stops_the_run(tmp_path: Path) -> None:

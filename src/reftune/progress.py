@@ -27,16 +27,25 @@ class Count:
 
 
 _counts: list[Count] = []  # the outermost first
+_spent: dict[str, float] = {}  # seconds of what is over, by label
 
 
 @contextmanager
 def counting(label: str, total: int = 0, done: int = 0) -> Iterator[Count]:
     """Yield a count for the work of the block."""
-    _counts.append(count := Count(label, total, done))
+    _counts.append(count := Count(label, total, done, time.monotonic()))
     try:
         yield count
     finally:
         _counts.remove(count)
+        _spent[label] = _spent.get(label, 0.0) + time.monotonic() - count.started
+
+
+def seconds_spent() -> dict[str, float]:
+    """Return by label what counted work has taken since the last call."""
+    spent = dict(_spent)
+    _spent.clear()
+    return spent
 
 
 def advance(parts: int = 1) -> None:

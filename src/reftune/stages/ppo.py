@@ -20,7 +20,7 @@ from reftune.model.batch import collate
 from reftune.model.loading import reference_of
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
-from reftune.progress import counting
+from reftune.progress import counting, seconds_spent
 from reftune.runs.run_dir import complete_checkpoints
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage
@@ -67,6 +67,7 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -
     generator = stage.generator(policy)
 
     def take_step(step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
+        seconds_spent()  # on what was before
         started = time.perf_counter()
         questions = stage.questions(step, ppo.questions_per_step)
         rollouts = collect(
@@ -202,9 +203,11 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
 
 def _timings(rollouts: Rollouts, started: float, sampled: float) -> dict[str, float]:
     tokens = sum(len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples)
-    now = time.perf_counter()
+    now, spent = time.perf_counter(), seconds_spent()
+    parts = {f"seconds_{name}": spent.get(name, 0.0) for name in ("sampling", "judging", "reading")}
     return {
         "seconds_rollouts": sampled - started,
+        **parts,
         "seconds_update": now - sampled,
         "tokens_per_second": tokens / (now - started),
     }
