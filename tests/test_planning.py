@@ -86,7 +86,9 @@ def test_an_adapter_is_all_that_is_trained() -> None:
 
 def work(**changes: Any) -> StageWork:
     """Return PPO that learns from 100 tokens at a time, 40 of them responses."""
-    draw = Draw(questions=4, samples=2, response=20.0, longest=50, prompt=30.0, learning=True)
+    draw = Draw(
+        questions=4, samples=2, response=20.0, longest=50, prompt=30.0, longest_prompt=35, learning=True
+    )
     given = {"learns": 100.0, "reads": 50.0, "reference": True, "draws": draw}
     return StageWork("ppo", steps=10, microbatch=100.0, targets=40.0, **{**given, **changes})
 
@@ -103,12 +105,18 @@ def test_memory_of_an_update_in_float32() -> None:
 
 def test_memory_while_samples_are_drawn() -> None:
     """Eight rows of 50 tokens, four prompts of 30; of each token two layers keep six numbers."""
-    sampling = memory(work(), SHAPE, make_config(), GPU)["sampling"]
+    sampling = memory(work(), SHAPE, make_config(), CPU)["sampling"]
     cache = (8 * 50 + 4 * 30) * 2 * 6 * 4
     assert sampling == FULL | {"cache": cache, "logits": 4 * 8 * 50 * 4}
     few = make_config(compute={"sampler_rows": 4})
-    sampling = memory(work(), SHAPE, few, GPU)["sampling"]
+    sampling = memory(work(), SHAPE, few, CPU)["sampling"]
     assert sampling["cache"] == (4 * 50 + 2 * 30) * 2 * 6 * 4
+
+
+def test_on_a_gpu_each_row_has_its_prompt_for_itself() -> None:
+    """Eight rows of 85 tokens, in 128 columns; sums of probabilities are float64."""
+    sampling = memory(work(), SHAPE, make_config(), GPU)["sampling"]
+    assert sampling == FULL | {"cache": 8 * 128 * 2 * 6 * 4, "logits": 24 * 8 * 50}
 
 
 def test_masters_stand_beside_weights_of_16_bits() -> None:
@@ -167,14 +175,18 @@ PACE = Pace(learn_token=0.1, optimizer_step=2.0, read_token=0.01, draw_step=1.0,
 
 
 def test_drawing_lasts_as_long_as_its_longest_row_or_its_queue() -> None:
-    draw = Draw(questions=4, samples=2, response=20.0, longest=50, prompt=30.0, learning=True)
+    draw = Draw(
+        questions=4, samples=2, response=20.0, longest=50, prompt=30.0, longest_prompt=35, learning=True
+    )
     prompts, tokens = 4 * 30 * 0.01, 8 * 20
     assert PACE.drawing(draw, 8) == pytest.approx(prompts + 50 * 1.0 + tokens * 0.05)
     assert PACE.drawing(draw, 2) == pytest.approx(prompts + 80 * 1.0 + tokens * 0.05)
 
 
 def test_a_stage_takes_its_steps_and_its_validations() -> None:
-    validates = Draw(questions=5, samples=1, response=20.0, longest=50, prompt=30.0, learning=True)
+    validates = Draw(
+        questions=5, samples=1, response=20.0, longest=50, prompt=30.0, longest_prompt=35, learning=True
+    )
     found = work(validates=validates, validations=3, updates=2)
     step = 100 * 0.1 + 2 * 2.0 + 50 * 0.01 + PACE.drawing(found.draws, 8)  # type: ignore[arg-type]
     assert PACE.step(found, 8) == pytest.approx(step)

@@ -16,8 +16,10 @@ tools/gpu_carry.sh brings what a machine without a network lacks.
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import os
+import pstats
 import shutil
 import signal
 import subprocess
@@ -106,11 +108,13 @@ def parts(options: argparse.Namespace) -> list[Part]:
         config, changes, lacking, data = "configs/demo.toml", TINY, "", []
     changes = [*changes, "name=gpu_gsm8k", f"output_dir={options.work}"]
     settings = [config, *(x for change in changes for x in ("--set", change))]
+    short = ["ppo", *settings, *(x for change in SHORT for x in ("--set", change))]
     tests = [*python, "-m", "pytest", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider"]
     prepare = ["-m", "reftune", "data", "prepare", "gsm8k", "--cot", "program"]
     prepare += ["--source", str(options.gsm8k / "train.jsonl"), "--out", str(train)]
     if options.dry_run:
         prepare = ["-m", "reftune", "--help"]
+        short = ["sft", *settings, "--set", "name=profile"]
         tests += ["-k", "random_numbers or adapter or checkpoint"]
     measured = [*python, str(Path(__file__)), "--measured"]
     read = partial(read_run, options.work / "gpu_gsm8k/evaluation/result.json")
@@ -119,6 +123,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
         Part("tests", 90, [*tests, "tests/test_gpu.py"], read_tests),
         Part("data", 40, [*python, *prepare], no_figures, "; ".join(data)),
         Part("plan", 60, [*python, "-m", "reftune", "plan", *settings], read_plan, lacking),
+        Part("profile", 80, [*measured, "profile", *short], no_figures, lacking),
         Part("run", 270, [*measured, "run", *settings], read, lacking),
         *(benchmark(*which, options) for which in (BENCHMARKS[-3:] if options.dry_run else BENCHMARKS)),
     ]
@@ -133,6 +138,13 @@ TINY = [
     "ppo.questions_per_step=2", "ppo.samples_per_question=2", "evaluation.samples=0",
     "evaluation.bootstrap=100", "compute.threads=1",
 ]  # fmt: skip
+
+# What of a run is profiled: a few steps of PPO from the given model.
+SHORT = [
+    "name=profile", "methods=['reft']", "sft.epochs=0", "sft.warmup_epochs=0", "ppo.steps=3",
+    "ppo.validate_every_steps=3", "data.validation_size=16",
+]  # fmt: skip
+PROFILED = 60  # lines
 
 # Module, size of the model, and seconds: the goals first, then whatever there is time for.
 BENCHMARKS = (
@@ -194,7 +206,7 @@ def wait(process: subprocess.Popen[bytes], seconds: float) -> str:
 
 
 def measured(command: list[str]) -> None:
-    """Name the machine, or run reftune's command line and say what memory it took at most."""
+    """Name the machine, or run reftune's command line and say what memory or which functions it took."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -208,6 +220,10 @@ def measured(command: list[str]) -> None:
         return
     from reftune.cli import main as reftune
 
+    if command[0] == "profile":
+        sys.argv = ["reftune", *command[1:]]
+        profiled(reftune)
+        return
     sys.argv = ["reftune", *command]
     begin = time.monotonic()
     try:
@@ -223,6 +239,16 @@ def measured(command: list[str]) -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             print(f"\npeak resident GiB: {peak / 2**30:.2f}")
         print(f"seconds: {time.monotonic() - begin:.0f}", flush=True)
+
+
+def profiled(work: Callable[[], None]) -> None:
+    """Do something and print in which functions the host was; waiting for the GPU counts, too."""
+    profile = cProfile.Profile()
+    try:
+        profile.runcall(work)
+    finally:
+        for order in ("cumulative", "tottime"):
+            pstats.Stats(profile).sort_stats(order).print_stats(PROFILED)
 
 
 def write(results: Sequence[Result], out: Path) -> None:

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 from reftune.model.batch import Sequences, gather_nodes
 from reftune.model.forward import PackedForward, backbone_of, state_width
 
-LOGITS_PER_CHUNK = 2**24  # 64 MiB of float32
+# Logits that are computed at once: 64 MiB of float32. On a GPU more, for each chunk is a dozen kernels
+# to be launched.
+LOGITS_PER_CHUNK, LOGITS_PER_CHUNK_ON_GPU = 2**24, 2**26
 
 
 class TokenStats(NamedTuple):
@@ -63,7 +65,8 @@ class PolicyWithValue(nn.Module):
 
     def _stats(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
         head = self.packed_forward.head(self.policy)
-        rows = max(1, LOGITS_PER_CHUNK // self.policy.get_output_embeddings().weight.shape[0])
+        chunk = LOGITS_PER_CHUNK_ON_GPU if states.is_cuda else LOGITS_PER_CHUNK
+        rows = max(1, chunk // self.policy.get_output_embeddings().weight.shape[0])
         if len(states) <= rows:
             return _stats_of_chunk(head, states, targets, temperature)
         # Logits of one chunk at a time, recomputed in backward: never (distinct, vocab).

@@ -8,15 +8,16 @@ stay throughout.
 import math
 
 from reftune.config import Config
-from reftune.model.policy import LOGITS_PER_CHUNK
+from reftune.model.policy import LOGITS_PER_CHUNK, LOGITS_PER_CHUNK_ON_GPU
 from reftune.planning.machine import Machine
 from reftune.planning.shapes import Shape
 from reftune.planning.workload import Draw, StageWork
+from reftune.sampling.static_batch import BYTES_PER_LOGIT, round_up
 from reftune.training.cpu_threads import replica_count
 
 FLOAT = 4
 CHUNK_COPIES = 5  # logits, divided, log-probabilities, and what an entropy or a gradient takes
-SAMPLER_COPIES = 4  # logits, probabilities, their sums, and what is chosen among
+BYTES_PER_LOGIT_ON_CPU = 4 * FLOAT  # logits, probabilities, their sums, and what is chosen among
 
 Items = dict[str, float]  # what it is for -> bytes
 
@@ -32,7 +33,7 @@ def memory(work: StageWork, shape: Shape, config: Config, machine: Machine) -> d
     if work.learns:
         moments["update"] = always | _update(work, shape, config, machine)
     if draws := [draw for draw in (work.draws, work.validates) if draw]:
-        fullest = max((_sampling(draw, shape, config) for draw in draws), key=total)
+        fullest = max((_sampling(draw, shape, config, machine) for draw in draws), key=total)
         moments["sampling"] = always | fullest
     return moments
 
@@ -65,7 +66,8 @@ def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> 
     if config.compute.gradient_checkpointing:  # the states between layers, and the inside of one
         states = work.microbatch * shape.layers * shape.width * shape.bytes_each
         activations = states + activations / shape.layers
-    rows = min(work.targets, LOGITS_PER_CHUNK / shape.vocabulary)
+    chunk = LOGITS_PER_CHUNK_ON_GPU if machine.gpu else LOGITS_PER_CHUNK
+    rows = min(work.targets, chunk / shape.vocabulary)
     count = _replicas(shape, machine)
     return {
         "activations": activations * count,
@@ -82,12 +84,15 @@ def _replicas(shape: Shape, machine: Machine) -> int:
     return replica_count(shape.trained, machine.threads)
 
 
-def _sampling(draw: Draw, shape: Shape, config: Config) -> Items:
+def _sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Items:
     rows = min(draw.rows, config.compute.sampler_rows)
-    prompts = min(draw.questions, math.ceil(rows / draw.samples))
-    tokens = prompts * draw.prompt + rows * draw.longest
+    if machine.gpu:  # each row has its prompt for itself (see `sampling.static_batch`)
+        tokens, logit = rows * round_up(draw.longest_prompt + draw.longest), BYTES_PER_LOGIT
+    else:
+        prompts = min(draw.questions, math.ceil(rows / draw.samples))
+        tokens, logit = prompts * draw.prompt + rows * draw.longest, BYTES_PER_LOGIT_ON_CPU
     items: Items = {"cache": tokens * shape.cache_bytes}
-    items["logits"] = SAMPLER_COPIES * rows * shape.vocabulary * FLOAT
+    items["logits"] = rows * shape.vocabulary * logit
     if shape.adapted and draw.learning:
         items["merged weights"] = shape.adapted * shape.bytes_each
     return items

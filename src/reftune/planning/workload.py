@@ -23,6 +23,7 @@ class Draw:
     response: float  # tokens, on average
     longest: int  # tokens that the longest response has
     prompt: float  # tokens, on average
+    longest_prompt: int  # tokens
     learning: bool  # whether it is the model that learns
 
     @property
@@ -45,8 +46,9 @@ class Lengths:
     def draw(self, questions: int, samples: int = 1, *, learning: bool = True) -> Draw:
         """Return what it is to answer so many questions."""
         return Draw(
-            questions, samples, self.response, self.longest_response, self.prompt, learning=learning
-        )
+            questions, samples, self.response, self.longest_response, self.prompt, self.longest_prompt,
+            learning=learning,
+        )  # fmt: skip
 
 
 def measure(prompter: Prompter, problems: Sequence[Problem], config: Config) -> Lengths:

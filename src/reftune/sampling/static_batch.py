@@ -71,7 +71,7 @@ class StaticBatch:
         if not self.sampler.cache_layers:
             self.sampler.cache_layers = cache_layers(self.model)
         self.captures = self.sampler.captures and self.sampler.choose is sample_tokens
-        self.capacity = _round_up(drawn.longest + drawn.max_new_tokens)
+        self.capacity = round_up(drawn.longest + drawn.max_new_tokens)
         self.rows = min(self.sampler.max_rows, len(drawn.indices), self._fitting())
         # Zeros, not just room: what is masked has the weight 0, and 0 * nan is nan.
         self.layers = [
@@ -133,7 +133,7 @@ class StaticBatch:
             runs = self._leave(finish)
         if runs and not self.drawn.waiting and self.rows > max(SMALLEST, len(runs) / SHRINK_BELOW):
             self._shrink(list(runs))
-        return min(self.capacity, _round_up(max(runs.values()) + LOOK_EVERY)) if runs else 0
+        return min(self.capacity, round_up(max(runs.values()) + LOOK_EVERY)) if runs else 0
 
     def _leave(self, finish: Finish) -> dict[int, int]:
         """Hand over samples that have ended; return which rows run, and how long their texts are."""
@@ -194,13 +194,17 @@ class StaticBatch:
 
     def _capture(self, rows: int, width: int) -> None:
         """Capture a step, which does not execute it; tell of a model that cannot be captured."""
-        pool = next(iter(self.graphs.values())).pool() if self.graphs else None
+        pool = [next(iter(self.graphs.values())).pool()] if self.graphs else []
         try:
             graph = torch.cuda.CUDAGraph()
-            capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
-            # The outer one, for a capture that fails stays in its stream.
-            with torch.cuda.stream(torch.cuda.current_stream()), capture:
-                self._step(rows, width)
+            torch.cuda.synchronize()
+            # Not `torch.cuda.graph`, which gives all free memory back before each capture.
+            with torch.cuda.stream(torch.cuda.Stream()):
+                graph.capture_begin(*pool, capture_error_mode="thread_local")
+                try:
+                    self._step(rows, width)
+                finally:
+                    graph.capture_end()
             self.graphs[rows, width] = graph
         except RuntimeError as error:
             self.captures = self.sampler.captures = False
@@ -273,5 +277,6 @@ def _layer_of(states: Tensor) -> CacheLayer:
     return CacheLayer(states.shape[1], states.shape[3], dtype)
 
 
-def _round_up(columns: int) -> int:
+def round_up(columns: int) -> int:
+    """Return for how many columns there is room where so many are needed."""
     return -(-columns // WIDTH_STEP) * WIDTH_STEP
