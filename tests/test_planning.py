@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny_run
 from reftune import cli
 from reftune.config import Config
-from reftune.planning import refusal
+from reftune.planning import fitting
+from reftune.planning.fitting import fit, with_microbatches
 from reftune.planning.machine import Machine, named_machine
 from reftune.planning.memory import memory
 from reftune.planning.pace import Card, Pace, assumed
 from reftune.planning.plan import find_cures
-from reftune.planning.refusal import refuse_too_large
 from reftune.planning.shapes import Shape, shape_of
 from reftune.planning.table import duration
 from reftune.planning.workload import Draw, Lengths, StageWork, works
@@ -245,11 +245,11 @@ def save_tiny(folder: Path) -> Path:
     return folder / "tiny"
 
 
-def refuse(name: Path | str, memory: float, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> None:
+def fitted(name: Path | str, memory: float, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> Config:
     machine = Machine("this toaster", memory, program=1000.0, gpu=False)
-    monkeypatch.setattr(refusal, "this_machine", lambda device: machine)
+    monkeypatch.setattr(fitting, "this_machine", lambda device: machine)
     config = make_config(model={"name": str(name)}, **sections)
-    refuse_too_large(config, ["sft", "ppo", "evaluation"], torch.device("cpu"))
+    return fit(config, ["sft", "ppo", "evaluation"], torch.device("cpu"))
 
 
 def test_a_run_is_refused_where_weights_and_moments_alone_are_too_much(
@@ -258,19 +258,67 @@ def test_a_run_is_refused_where_weights_and_moments_alone_are_too_much(
     """PPO has the weights five times: themselves, gradients, two moments and the reference."""
     name, weights = save_tiny(tmp_path), sum(p.numel() for p in LlamaForCausalLM(LLAMA).parameters())
     least = 5 * 4 * weights + 1000
-    refuse(name, least, monkeypatch)
+    fitted(name, least, monkeypatch)
     with pytest.raises(UserError, match=r"^ppo: .*tiny takes .*this toaster has .*`reftune plan` says"):
-        refuse(name, least - 1, monkeypatch)
+        fitted(name, least - 1, monkeypatch)
     with pytest.raises(UserError, match=r"^sft: "):
-        refuse(name, least - 4 * weights - 1, monkeypatch)
+        fitted(name, least - 4 * weights - 1, monkeypatch)
 
 
 def test_a_model_that_cannot_be_measured_is_left_to_whoever_loads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refuse(tmp_path / "none", 0.0, monkeypatch)
+    fitted(tmp_path / "none", 0.0, monkeypatch)
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": -1}')
-    refuse(tmp_path, 0.0, monkeypatch)
+    fitted(tmp_path, 0.0, monkeypatch)
+
+
+def test_micro_batches_are_as_large_as_the_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, weights = save_tiny(tmp_path), sum(p.numel() for p in LlamaForCausalLM(LLAMA).parameters())
+    each = shape_of(LLAMA, make_config()).activation_bytes
+    taken = 1000 + 5 * 4 * weights + 5 * 4 * 2**24  # program, what PPO keeps, and a chunk of logits
+    least = taken + 2 * 512 * each  # half of what is left holds 512 tokens
+    assert fitted(name, least, monkeypatch).compute.tokens_per_microbatch == 512
+    assert fitted(name, least - 1, monkeypatch).compute.tokens_per_microbatch == 256
+    told = capsys.readouterr().err
+    assert "reftune: compute.tokens_per_microbatch = 512: more would not fit into this toaster" in told
+    assert fitted(name, 1e12, monkeypatch).compute.tokens_per_microbatch == 4096
+    assert "4096" not in capsys.readouterr().err
+    given = {"compute": {"tokens_per_microbatch": 77}}
+    assert fitted(name, least, monkeypatch, **given).compute.tokens_per_microbatch == 77
+    # where nothing is left to do nothing is looked at
+    config = make_config(model={"name": str(name)})
+    assert fit(config, [], torch.device("cpu")) == config
+
+
+def test_what_micro_batches_share_a_memory_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token takes 100 bytes, and half of what is left holds exactly 4,096."""
+
+    def tokens(gpu: bool = False, threads: int = 1, beside: float = 0.0, **sections: Any) -> list[Any]:
+        config, shape = make_config(**sections), replace(SHAPE, activation_bytes=100)
+        chunk = 20 * (2**26 if gpu else 2**24) * threads
+        kept = 4000 * (4 + threads)  # weights, reference and two moments, and each replica's gradients
+        memory = 2 * 4096 * 100 + kept + chunk + beside
+        machines = [Machine("m", x, beside, gpu, threads=threads) for x in (memory, memory - 1)]
+        fitted = [with_microbatches(config, ["sft", "ppo"], shape, x) for x in machines]
+        return [x.compute.tokens_per_microbatch for x in fitted]
+
+    assert tokens() == tokens(beside=5000.0) == tokens(gpu=True) == [4096, 2048]
+    assert tokens(threads=2) == [2048, 1024]
+    # states of two layers, eight numbers each, and half of 100 bytes: more than without
+    assert tokens(compute={"gradient_checkpointing": True}) == [2048, 2048]
+    assert tokens(model={"scratch": "llama"}) == [None, None]  # small
+    monkeypatch.setattr(fitting, "local_processes", lambda: 4)
+    assert tokens(gpu=True) == [4096, 2048]
+    assert max(tokens()) < 4096  # four processes share a CPU's memory
+
+
+def test_a_gpu_reads_more_at_once_where_it_can() -> None:
+    machine = Machine("m", 1e12, 0.0, gpu=True)
+    fitted = with_microbatches(make_config(), ["sft"], SHAPE, machine)
+    assert fitted.compute.tokens_per_microbatch == 16384
 
 
 def test_settings_under_which_a_run_would_fit_are_named_in_order() -> None:

@@ -11,7 +11,7 @@ from reftune.config import Config
 from reftune.files import RUN_AGAIN, read_object, require_object
 from reftune.grading.rewards import load_reward
 from reftune.methods import methods_by_stage
-from reftune.planning.refusal import refuse_too_large
+from reftune.planning.fitting import fit
 from reftune.problem import UserError
 from reftune.runs.run_dir import only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
@@ -59,8 +59,9 @@ def run_stages(
 
 
 def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
-    config, accelerator, ran = run.config, run.accelerator, []
-    refuse_too_large(config, [x for x in stages if not _is_finished(config, x)], accelerator.device)
+    accelerator, ran = run.accelerator, []
+    left = [stage for stage in stages if not _is_finished(run.config, stage)]
+    run.config = config = fit(run.config, left, accelerator.device)
     for stage in stages:
         if accelerator.is_main_process and stage in SHARED:
             take_over(config, stage)

@@ -52,7 +52,8 @@ class Compute(Section):
     """Budgets of this machine; none of them changes a result beyond rounding."""
 
     tokens_per_microbatch: Count | None = Field(
-        None, description="padded tokens that are read at once; default: 4096"
+        None,
+        description="padded tokens that are read at once; default: what fits, up to 4096 (a GPU: 16384)",
     )
     sampler_rows: Count = Field(512, description="responses decoded at once; max_num_seqs in vLLM")
     gradient_checkpointing: bool = Field(

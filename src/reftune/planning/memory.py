@@ -54,45 +54,52 @@ def kept(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Ite
     if work.learns:
         if shape.trained_bytes < FLOAT:
             items["masters"] = shape.trained * FLOAT
-        items["gradients"] = shape.trained * FLOAT * _replicas(shape, machine)
+        items["gradients"] = shape.trained * FLOAT * replicas(shape, machine)
         items["optimizer"] = shape.trained * (2 if config.model.optimizer == "adamw_8bit" else 8)
     if work.reference and not shape.adapted and not (machine.gpu and config.compute.offload_reference):
         items["reference"] = shape.weights * shape.bytes_each
     return items
 
 
-def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
-    activations = work.microbatch * shape.activation_bytes
-    if config.compute.gradient_checkpointing:  # the states between layers, and the inside of one
-        states = work.microbatch * shape.layers * shape.width * shape.bytes_each
-        activations = states + activations / shape.layers
-    chunk = LOGITS_PER_CHUNK_ON_GPU if machine.gpu else LOGITS_PER_CHUNK
-    rows = min(work.targets, chunk / shape.vocabulary)
-    count = _replicas(shape, machine)
-    return {
-        "activations": activations * count,
-        "logits": CHUNK_COPIES * rows * shape.vocabulary * FLOAT * count,
-        # The largest weight's gradient is computed beside the sum that it is added to.
-        "working space": shape.largest_trained * FLOAT * count,
-    }
+def activation_bytes(shape: Shape, config: Config) -> float:
+    """Return what backward needs of each token that was read."""
+    if not config.compute.gradient_checkpointing:
+        return shape.activation_bytes
+    # the states between layers, and the inside of one
+    return shape.layers * shape.width * shape.bytes_each + shape.activation_bytes / shape.layers
 
 
-def _replicas(shape: Shape, machine: Machine) -> int:
+def chunk_bytes(machine: Machine) -> int:
+    """Return what the logits that are computed at once take, at most."""
+    return CHUNK_COPIES * FLOAT * (LOGITS_PER_CHUNK_ON_GPU if machine.gpu else LOGITS_PER_CHUNK)
+
+
+def replicas(shape: Shape, machine: Machine) -> int:
     """Return how many replicas learn side by side."""
     if machine.gpu or shape.trained_bytes < FLOAT:
         return 1
     return replica_count(shape.trained, machine.threads)
 
 
+def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
+    count = replicas(shape, machine)
+    logits = CHUNK_COPIES * FLOAT * work.targets * shape.vocabulary
+    return {
+        "activations": work.microbatch * activation_bytes(shape, config) * count,
+        "logits": min(logits, chunk_bytes(machine)) * count,
+        # The largest weight's gradient is computed beside the sum that it is added to.
+        "working space": shape.largest_trained * FLOAT * count,
+    }
+
+
 def _sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Items:
     rows = min(draw.rows, config.compute.sampler_rows)
+    tokens = min(draw.questions, math.ceil(rows / draw.samples)) * draw.prompt + rows * draw.longest
     if machine.gpu:  # each row has its prompt for itself (see `sampling.static_batch`)
-        tokens, logit = rows * round_up(draw.longest_prompt + draw.longest), BYTES_PER_LOGIT
-    else:
-        prompts = min(draw.questions, math.ceil(rows / draw.samples))
-        tokens, logit = prompts * draw.prompt + rows * draw.longest, BYTES_PER_LOGIT_ON_CPU
+        tokens = rows * round_up(draw.longest_prompt + draw.longest)
     items: Items = {"cache": tokens * shape.cache_bytes}
-    items["logits"] = rows * shape.vocabulary * logit
+    each = BYTES_PER_LOGIT if machine.gpu else BYTES_PER_LOGIT_ON_CPU
+    items["logits"] = rows * shape.vocabulary * each
     if shape.adapted and draw.learning:
         items["merged weights"] = shape.adapted * shape.bytes_each
     return items

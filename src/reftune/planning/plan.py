@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from reftune.config import Config
 from reftune.data.problems import load_splits
+from reftune.planning.fitting import with_microbatches
 from reftune.planning.machine import Machine, named_machine, this_machine
 from reftune.planning.memory import Items, memory, total
 from reftune.planning.pace import Pace, assumed
@@ -94,6 +95,7 @@ def plan_run(config: Config, gpu: str | None = None) -> Plan:
     machine = card or this_machine(accelerator.device)  # all is imported and read by now
     lengths = measure(prompter, run.splits.train, config)
     calculation = Calculation(architecture, lengths, _counts(run), machine)
+    config = with_microbatches(config, config.lineup.stages, calculation.shape(config), machine)
     fits = calculation.peak(config) <= machine.memory
     pace = None
     if machine.card is not None:

@@ -194,13 +194,13 @@ class StaticBatch:
 
     def _capture(self, rows: int, width: int) -> None:
         """Capture a step, which does not execute it; tell of a model that cannot be captured."""
-        pool = [next(iter(self.graphs.values())).pool()] if self.graphs else []
         try:
             graph = torch.cuda.CUDAGraph()
+            pool = next((x.pool() for x in self.graphs.values()), torch.cuda.graph_pool_handle())
             torch.cuda.synchronize()
             # Not `torch.cuda.graph`, which gives all free memory back before each capture.
             with torch.cuda.stream(torch.cuda.Stream()):
-                graph.capture_begin(*pool, capture_error_mode="thread_local")
+                graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     self._step(rows, width)
                 finally:

@@ -1,7 +1,8 @@
 """How many tokens a micro-batch may have, where the settings leave it open."""
 
-# More were no faster, and what a micro-batch of the fewest leaves unused of a processor is little.
-MOST_TOKENS, FEWEST_TOKENS = 4096, 256
+# More were no faster on a CPU, and fewer than the fewest would leave much of it unused. A GPU launches
+# the same kernels for each micro-batch, which should be long.
+MOST_TOKENS, MOST_TOKENS_ON_GPU, FEWEST_TOKENS = 4096, 16384, 256
 ACTIVATIONS_SHARE = 0.5  # of the free memory: backward needs room beside what forward keeps
 
 
@@ -10,6 +11,8 @@ def token_budget(
     activation_bytes_per_token: float | None = None,
     free_bytes: float | None = None,
     replicas: int = 1,
+    *,
+    gpu: bool = False,
 ) -> int:
     """Return the padded tokens of a micro-batch, of each replica.
 
@@ -22,13 +25,14 @@ def token_budget(
         activation_bytes_per_token: what backward needs of a forward pass; None: not known.
         free_bytes: memory that is left beside weights, gradients and optimizer; None: not known.
         replicas: how many micro-batches are in work at once in this memory (`cpu_threads`).
+        gpu: whether it is that of a GPU, for which the upper bound is another.
     """
     if given is not None:
         return given
     if activation_bytes_per_token is None or free_bytes is None:
         return MOST_TOKENS
     tokens = ACTIVATIONS_SHARE * free_bytes / (activation_bytes_per_token * replicas)
-    budget = MOST_TOKENS
+    budget = MOST_TOKENS_ON_GPU if gpu else MOST_TOKENS
     while budget > max(tokens, FEWEST_TOKENS):
         budget //= 2
     return budget
