@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,21 @@ LONGEST = ["test_resume.py", "test_cli.py", "test_distributed.py", "test_synthet
 def _one_thread() -> None:
     """Let no test work with the threads of a run that one before it has made in this process."""
     torch.set_num_threads(1)  # the models here are so small that a second thread only waits
+
+
+@pytest.fixture
+def kept_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the gradients of a step stay until the next one, for tests that look at them."""
+    from reftune.training.learner import Learner  # not before the hook above is there
+
+    drop, step = Learner.drop_gradients, Learner.step
+
+    def stepping(self: Learner, *arguments: Any) -> dict[str, float]:
+        drop(self)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Learner, "step", stepping)
+    monkeypatch.setattr(Learner, "drop_gradients", lambda self: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -83,6 +83,7 @@ def test_ratios_are_of_pairs_and_spread_is_median_lowest_highest() -> None:
 
 
 @float64()
+@pytest.mark.usefixtures("kept_gradients")
 def test_both_updates_have_the_same_gradient() -> None:
     gradients = []
     for make in (reftune_update, plain_update):
@@ -251,6 +252,7 @@ def test_without_a_trick_of_the_sampler_other_decoding_gives_the_same_samples(
 
 
 @pytest.mark.parametrize("trick", [name for name in tricks.UPDATE if name != "keep_freed_memory"])
+@pytest.mark.usefixtures("kept_gradients")
 def test_without_a_trick_of_the_update_other_reading_gives_the_same_gradient(
     experience: Experience, trick: str
 ) -> None:

@@ -192,7 +192,15 @@ def test_a_step_of_non_finite_norm_is_not_taken(slope: float) -> None:
     numbers, told, model = step_of(loss_fn=broken)
     assert numbers == [0.0, 0.0]
     assert not math.isfinite(told["grad_norm"])
-    assert model.policy.grad is not None
+    assert model.policy.grad is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_are_gone_when_a_step_is_over(count: int) -> None:
+    with threads(count):
+        numbers, _, model = step_of()
+    assert numbers == [-3.0, -4.0]
+    assert (model.policy.grad, model.value_head.grad) == (None, None)
 
 
 class Scaling(Accelerator):
@@ -345,6 +353,7 @@ def test_gradients_of_all_replicas_are_added(count: int) -> None:
     assert told == {"loss": 2.0, "rows": 4.0, "tens": 40.0, "grad_norm": 5.0}
 
 
+@pytest.mark.usefixtures("kept_gradients")
 def test_what_no_replica_knows_of_has_no_gradient() -> None:
     def first(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return model.policy * weights.sum(), {}

@@ -117,6 +117,7 @@ def test_a_checkpoint_goes_on_byte_for_byte() -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.usefixtures("kept_gradients")
 def test_a_learner_clips_the_gradients_of_masters() -> None:
     model = Pair()
     optimizer = make_optimizer(model, 1e-2, 0.0)

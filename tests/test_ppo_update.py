@@ -194,6 +194,7 @@ def make_learner(
 # All rows at once; some; one in each thread's replica, and then two threads have none.
 @pytest.mark.parametrize(("budget", "threads"), [(4096, 1), (20, 1), (1, 4)])
 @float64()
+@pytest.mark.usefixtures("kept_gradients")
 def test_loss_and_gradient_are_the_twins(
     monkeypatch: pytest.MonkeyPatch, critic: str, budget: int, threads: int
 ) -> None:
@@ -240,6 +241,7 @@ def test_a_whole_update_is_the_twins_gradient_steps() -> None:
 
 
 @float64()
+@pytest.mark.usefixtures("kept_gradients")
 def test_without_a_critic_the_value_loss_moves_nothing() -> None:
     policy = make_policy()
     twin, (rollouts, targets) = Twin(policy), make_batch(policy)

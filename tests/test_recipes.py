@@ -124,6 +124,7 @@ def move(parameters: list[nn.Parameter], drift: list[Tensor]) -> None:
 # Without drift no clip has anything to do: the ratio is 1, and the values are the old ones.
 @pytest.mark.parametrize("drift", [0.0, 0.01])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.usefixtures("kept_gradients")
 def test_a_step_of_the_recipe_is_the_products(family: str, drift: float) -> None:
     model, reference = tiny_model(family).double(), tiny_model(family).double()
     generator = torch.Generator().manual_seed(7)

@@ -1,7 +1,7 @@
 """Where the memory of a stage goes, in bytes, by calculation.
 
-A stage has two moments that may be its fullest: an update, when activations and logits are there, and
-drawing samples, when the sampler's cache is. Weights, masters, gradients and the optimizer's moments
+A stage has two moments that may be its fullest: an update, when gradients, activations and logits are
+there, and drawing samples, when the sampler's cache is. Weights, masters and the optimizer's moments
 stay throughout.
 """
 
@@ -34,7 +34,8 @@ def memory(work: StageWork, shape: Shape, config: Config, machine: Machine) -> d
         moments["update"] = always | _update(work, shape, config, machine)
     if draws := [draw for draw in (work.draws, work.validates) if draw]:
         fullest = max((_sampling(draw, shape, config, machine) for draw in draws), key=total)
-        moments["sampling"] = always | fullest
+        resting = {name: size for name, size in always.items() if name != "gradients"}
+        moments["sampling"] = resting | fullest  # each step drops its gradients
     return moments
 
 
@@ -49,7 +50,7 @@ def total(items: Items) -> float:
 
 
 def kept(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
-    """Return what a stage holds at any moment; for the arguments see `memory`."""
+    """Return what a stage holds whatever it reads; for the arguments see `memory`."""
     items: Items = {"weights": shape.weights * shape.bytes_each}
     if work.learns:
         if shape.trained_bytes < FLOAT:

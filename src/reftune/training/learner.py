@@ -103,6 +103,7 @@ class Learner:
             finite = bool(torch.isfinite(norm))
             if finite or scaler is not None:
                 self.optimizer.step()  # a scaler leaves a gradient that is not finite out
+            self.drop_gradients()  # sampling and saving have more memory without them
             if finite or scaler is None or scaler.get_scale() < 1:
                 return {**self._sum(totals), "grad_norm": float(norm)}
 
@@ -118,9 +119,6 @@ class Learner:
         models = self._models[:1] if alone else self._models
         for model in models:
             model.train(self.model.training)
-            model.zero_grad()
-        for parameter in optimized(self.optimizer):
-            parameter.grad = None
         workers = self.accelerator.num_processes * len(models)
         pieces = make_microbatches(rows, lengths, self.token_budget, workers, groups)
         # Some layers drop out by their own mode: where that is off, they must stay as they are.
@@ -138,6 +136,13 @@ class Learner:
         norm = self.accelerator.clip_grad_norm_(trained, self.max_grad_norm)
         assert isinstance(norm, Tensor)
         return totals, norm
+
+    def drop_gradients(self) -> None:
+        """Free the gradients of the step before."""
+        for model in self._models:
+            model.zero_grad()
+        for parameter in optimized(self.optimizer):
+            parameter.grad = None
 
     def _average_gradients(self) -> None:
         """Do for masters what DDP does for weights."""
