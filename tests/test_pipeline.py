@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from reftune import pipeline as module
-from reftune.config import Config
+from reftune.config import Compute, Config
 from reftune.config.files import load_config
 from reftune.files import read_json, write_json
 from reftune.pipeline import models_of, run_stages, stages_of
@@ -206,6 +206,24 @@ def test_all_stages_share_one_run(tmp_path: Path, work: Work, monkeypatch: pytes
         assert run is work.runs[0]
         assert run.config is config
         assert run.accelerator is accelerator
+
+
+def test_stages_read_as_much_at_once_as_fits(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def fit(config: Config, stages: list[str], device: torch.device) -> Config:
+        asked.append(stages)
+        return config.model_copy(update={"compute": Compute(tokens_per_microbatch=77)})
+
+    monkeypatch.setattr(module, "fit", fit)
+    config = make_config(tmp_path, "reft")
+    finish(config, "sft")
+    run_stages(config)
+    assert asked == [["ppo", "evaluation"]]  # what is left
+    assert work.runs[0].config.compute.tokens_per_microbatch == 77
+    assert "77" not in (config.run_dir / "config.toml").read_text(encoding="utf-8")  # it is no setting
 
 
 def test_a_run_tells_how_it_was_started(tmp_path: Path, work: Work) -> None:
