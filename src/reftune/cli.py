@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -100,6 +101,21 @@ def plan(
     from reftune.planning.table import tables
 
     Console().print(tables(plan_run(load_config(config, overrides or [], name), gpu)))
+
+
+@app.command("config")
+def config_command(
+    section: Annotated[str, typer.Argument(help="a section or a key, such as ppo; default: all")] = "",
+    as_page: Annotated[bool, typer.Option("--markdown", help="as docs/configuration.md")] = False,
+    as_schema: Annotated[bool, typer.Option("--schema", help="JSON schema, for editors")] = False,
+) -> None:
+    """Show the settings: what each may be, its default, what it is, and what TRL calls it."""
+    from reftune.config import reference
+
+    if as_schema or as_page:
+        print(reference.editors_schema() if as_schema else reference.markdown(), end="")
+    else:
+        print(reference.listing(section, shutil.get_terminal_size().columns))
 
 
 app.command()(evaluate)

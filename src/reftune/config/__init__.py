@@ -73,9 +73,9 @@ class Compute(Section):
 class Config(Section):
     """Everything a run depends on."""
 
-    name: str = "run"
-    output_dir: Place = "runs"
-    seed: Seed = 42
+    name: str = Field("run", description="directory of the run; default: the name of the file")
+    output_dir: Place = Field("runs", description="where the directories of runs go")
+    seed: Seed = Field(42, description="of all that is random")
     methods: list[str] = Field(
         ["reft"], description=f"what is compared with SFT, or Base: {', '.join(OPTIONAL)}"
     )

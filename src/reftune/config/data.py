@@ -44,11 +44,11 @@ class Synthetic(Section):
 class Columns(Section):
     """Names of the columns in a data set that is not in one of the known formats."""
 
-    id: str | None = None
-    question: str = "question"
-    answer: str = "answer"
-    chain: str | None = None
-    choices: str | None = None
+    id: str | None = Field(None, description="what names a problem; default: its place in the file")
+    question: str = Field("question", description="the question")
+    answer: str = Field("answer", description="the final answer")
+    chain: str | None = Field(None, description="the worked solution; default: there is none")
+    choices: str | None = Field(None, description="the options of a question; default: there are none")
 
 
 class Data(Section):
@@ -58,8 +58,8 @@ class Data(Section):
     test: Place = Field("synthetic", description="likewise; touched once, for the final evaluation")
     cot: Cot = Field("program", description="kind of chain: program (executed) or natural (text)")
     validation_size: Count = Field(200, description="questions carved from train by a seeded hash")
-    train_split: str = "train"
-    test_split: str = "test"
+    train_split: str = Field("train", description="split of the hub data set to train on")
+    test_split: str = Field("test", description="split of the hub data set to test on")
     subset: str | None = Field(None, description="configuration name of the hub data set")
     columns: Columns | None = Field(None, description="column names, where the format is unknown")
     max_train: Count | None = Field(None, description="use only this many training problems")
@@ -89,8 +89,8 @@ class Prompt(Section):
         "\nTherefore, the answer is: ", description='text before the answer, in answer_style "trigger"'
     )
     repeat_question: bool = Field(True, description="programs carry the question as their docstring")
-    max_prompt_tokens: Count = 300
-    max_new_tokens: Count = 400
+    max_prompt_tokens: Count = Field(300, description="a question with a longer prompt is refused")
+    max_new_tokens: Count = Field(400, description="longer responses are cut off, and count as wrong")
 
     @field_validator("template")
     @classmethod

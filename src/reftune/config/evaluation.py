@@ -22,7 +22,7 @@ class Evaluation(Section):
     """How the models are compared on the test questions."""
 
     samples: int = Field(0, ge=0, le=10**4, description="per question, to vote; 0: greedy only")
-    temperature: Temperature = 1.0
+    temperature: Temperature = Field(1.0, description="of the samples that vote")
     rerank: bool = Field(False, description="train a reranker per model and choose samples by its score")
     base: bool = Field(
         True, description="compare model.name as it is, too; always where the methods start from it"

@@ -1,6 +1,5 @@
 """Read a run's configuration from TOML files and the command line, and write it out again."""
 
-import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from reftune.config import Config
 from reftune.config.checks import Layer, flat, idle_setting, last_layer
 from reftune.config.data import PAPERS_TEMPLATE
 from reftune.config.ranges import Section
+from reftune.config.synonyms import advice
 from reftune.files import TOO_DEEP, parse_toml, reading_from
 from reftune.problem import UserError, shown
 
@@ -173,10 +173,7 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
     if key in _RENAMED:
         message = f"{key} is called {_RENAMED[key]} now; rename it"
     elif problem["type"] == "extra_forbidden":
-        known = _keys_beside(problem["loc"])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
-        message = f"unknown key {key}; {hint}"
+        message = f"unknown key {key}; {advice(key, _keys_beside(problem['loc']), _all_keys())}"
     elif problem["type"] == "missing":
         message = f"the section [{key}] is missing"
     elif problem["type"] == "model_type":
@@ -184,6 +181,10 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
     elif problem["type"] != "value_error":
         message = f"{key}: {message[:1].lower()}{message[1:]}, not {shown(problem['input'])}"
     return key, message
+
+
+def _all_keys() -> list[str]:
+    return list(flat_settings(Config.model_validate({"model": {"name": "any"}})))
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

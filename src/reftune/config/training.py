@@ -13,19 +13,19 @@ class Epochs(Section):
     """Training on given examples, several times over."""
 
     epochs: Count = Field(40, description="length of the run; its best epoch is the model")
-    batch_size: Count = 48
+    batch_size: Count = Field(48, description="examples per optimizer step, on all processes together")
     max_tokens: int = Field(1024, ge=2, le=10**7, description="longer examples are left out")
-    learning_rate: Rate = 1e-5
+    learning_rate: Rate = Field(1e-5, description="peak; it rises first and then falls to 0")
     lr_warmup_share: float = Field(0.1, ge=0, le=1, description="share of the steps with a rising rate")
-    weight_decay: Weight = 0.0
-    max_grad_norm: Limit = 1.0
-    checkpoint_every_steps: Count = 200
+    weight_decay: Weight = Field(0.0, description="of AdamW")
+    max_grad_norm: Limit = Field(1.0, description="gradients of a larger norm are scaled down to it")
+    checkpoint_every_steps: Count = Field(200, description="beside compute.checkpoint_every_minutes")
 
 
 class Supervised(Epochs):
     """Training on chains; the best epoch is the one that answers most validation questions."""
 
-    validate_every_epochs: Count = 1
+    validate_every_epochs: Count = Field(1, description="the best of these epochs is kept")
 
 
 class Sft(Supervised):
@@ -56,8 +56,8 @@ class Sft(Supervised):
 class WarmupSamples(Section):
     """Samples of the model that the methods start from, for offline self-training and rerankers."""
 
-    per_question: Few = 100
-    temperature: Temperature = 1.0
+    per_question: Few = Field(100, description="samples of each training question")
+    temperature: Temperature = Field(1.0, description="of the samples")
 
 
 class OfflineSt(Supervised):
@@ -71,15 +71,15 @@ class Steps(Section):
     """Training on samples of the current policy, batch by batch."""
 
     steps: Count = Field(1000, description="batches of samples")
-    questions_per_step: Count = 32
+    questions_per_step: Count = Field(32, description="questions that are sampled in each step")
     samples_per_question: Few = Field(1, description="num_generations in TRL")
-    learning_rate: Rate = 3e-7
-    weight_decay: Weight = 0.0
-    max_grad_norm: Limit = 1.0
-    temperature: Temperature = 1.0
-    validate_every_steps: Count = 10
-    checkpoint_every_steps: Count = 10
-    samples_logged_per_step: Amount = 8
+    learning_rate: Rate = Field(3e-7, description="the same in all steps")
+    weight_decay: Weight = Field(0.0, description="of AdamW")
+    max_grad_norm: Limit = Field(1.0, description="gradients of a larger norm are scaled down to it")
+    temperature: Temperature = Field(1.0, description="of the samples, and of the policy that learns")
+    validate_every_steps: Count = Field(10, description="the best of these steps is kept")
+    checkpoint_every_steps: Count = Field(10, description="beside compute.checkpoint_every_minutes")
+    samples_logged_per_step: Amount = Field(8, description="samples that are kept in samples.jsonl")
 
 
 class OnlineSt(Steps):
@@ -92,8 +92,8 @@ class Reranker(Epochs):
     """A classifier of right and wrong chains on top of each model, to choose among its samples."""
 
     epochs: Count = Field(3, description="length of the run; the best epoch by validation is kept")
-    batch_size: Count = 24
-    learning_rate: Rate = 1e-6
+    batch_size: Count = Field(24, description="chains per optimizer step")
+    learning_rate: Rate = Field(1e-6, description="peak; it rises first and then falls to 0")
     head_learning_rate: Rate | None = Field(None, description="default: learning_rate")
 
 
@@ -106,11 +106,13 @@ class Ppo(Steps):
     scale_rewards: bool = Field(False, description="group: divide by the question's standard deviation")
     value_head_learning_rate: Rate | None = Field(None, description="default: learning_rate")
     critic_warmup_steps: Amount = Field(0, description="first steps in which only the critic learns")
-    gamma: float = Field(1.0, gt=0, le=1)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
+    gamma: float = Field(1.0, gt=0, le=1, description="discount of later rewards, per token")
+    gae_lambda: float = Field(
+        0.95, ge=0, le=1, description="lambda of GAE: 1 trusts returns alone, 0 the critic"
+    )
     kl_coef: Weight = Field(0.01, description="beta of the per-token KL penalty in the reward")
     clip_range: Limit = Field(0.2, description="of the ratio; cliprange, or epsilon")
-    value_clip_range: Limit = 0.2
+    value_clip_range: Limit = Field(0.2, description="of the critic's change; cliprange_value in TRL")
     value_coef: Weight = Field(5.0, description="alpha, weight of the value loss; vf_coef in TRL")
     whiten: bool = Field(True, description="gae: normalise advantages over all tokens of the batch")
     importance_sampling_cap: Weight = Field(
