@@ -48,9 +48,9 @@ from benchmarks.contest import (
 from benchmarks.padded import PaddedBatch, PaddedPolicy, PaddedTargets, padded_update
 from benchmarks.update import LEARNING_RATE, budget_of, make_accelerator, make_learner
 from benchmarks.workload import Workload, described, open_workload, repeated
+from reftune.heap import keep_freed_memory
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import Problem, Verdict
-from reftune.runs.setup import keep_freed_memory
 from reftune.stages.ppo import compute_advantages, update
 from reftune.training.advantages import whiten
 from reftune.training.rollouts import collect, make_generator

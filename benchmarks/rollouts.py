@@ -33,7 +33,7 @@ from transformers import GenerationConfig
 
 from benchmarks.contest import REAL, Contestant, LeftOut, Options, Turns, compete, parse_options, table
 from benchmarks.workload import Workload, described, open_workload, repeated, sample
-from reftune.runs.setup import keep_freed_memory
+from reftune.heap import keep_freed_memory
 
 # Of what was tried on two cores the fastest: 64 requests at once, few tokens each, small pages.
 CPU_BATCHING = {

@@ -30,8 +30,8 @@ from transformers import PreTrainedModel
 from benchmarks.contest import REAL, Options, parse_options, spread
 from benchmarks.update import make_experience, reftune_update
 from benchmarks.workload import described, open_workload, repeated, sample, set_threads
+from reftune.heap import keep_freed_memory
 from reftune.model.batch import collate
-from reftune.runs.setup import keep_freed_memory
 from reftune.sampling.sampler import Sample
 
 Act = Callable[[], object]

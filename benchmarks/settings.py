@@ -42,7 +42,7 @@ from benchmarks.contest import (
 )
 from benchmarks.update import make_experience, reftune_update
 from benchmarks.workload import described, open_workload, repeated, sample
-from reftune.runs.setup import keep_freed_memory
+from reftune.heap import keep_freed_memory
 from reftune.training.cpu_threads import CpuThreads
 from reftune.training.token_budget import token_budget
 

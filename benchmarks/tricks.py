@@ -51,8 +51,8 @@ from benchmarks.contest import (
 from benchmarks.settings import replicated
 from benchmarks.update import make_experience, reftune_update
 from benchmarks.workload import described, open_workload, repeated, sample
+from reftune.heap import keep_freed_memory
 from reftune.model.batch import Sequences, collate
-from reftune.runs.setup import keep_freed_memory
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.sampler import Sample
 from reftune.sampling.shared_prefix import SharedPrefixDecoder

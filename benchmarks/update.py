@@ -32,10 +32,10 @@ from benchmarks.contest import REAL, Contestant, LeftOut, Options, Turns, compet
 from benchmarks.padded import PaddedPolicy, PaddedTargets, pad_batch, padded_update
 from benchmarks.workload import Workload, described, open_config, open_workload, repeated, sample
 from reftune.config import Config
+from reftune.heap import keep_freed_memory
 from reftune.model.batch import length_mask
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import Verdict
-from reftune.runs.setup import keep_freed_memory
 from reftune.sampling.sampler import Sample
 from reftune.stages.ppo import update
 from reftune.training.learner import Learner

@@ -1,6 +1,5 @@
 """What must stand before a model can work: processes and devices, the judge, prompts that fit."""
 
-import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,13 @@ from transformers import PreTrainedModel
 
 from reftune.config import Config
 from reftune.grading.judge import Judge, make_judge, make_sandbox
+from reftune.heap import keep_freed_memory
 from reftune.launcher import check_launcher, tell_once
 from reftune.model.loading import load_tokenizer
 from reftune.model.packing import position_limit
 from reftune.model.prompts import Prompter, make_prompter
 from reftune.model.wording import answer_style, resolved
 from reftune.problem import Problem, UserError
-
-MALLOC_OPTIONS = {-1: 2**30, -2: 2**26, -3: 2**25}  # trim threshold, top pad, mmap threshold
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -56,18 +54,6 @@ def mixed_precision(dtype: str, device: str) -> str:
     weights themselves are, and there is nothing to mix (`loading.training_dtype`).
     """
     return "fp16" if dtype == "float16" and device != "cpu" else "no"
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where the C library is GNU's.
-
-    Else every large tensor of an operation goes back to the system, and the next one is faulted in anew,
-    page by page. The numbers are those of <malloc.h>; 32 MiB is the highest mmap threshold there is.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in MALLOC_OPTIONS.items():
-            mallopt(option, value)
 
 
 def with_prompt(config: Config, trained: Path | None = None) -> Config:

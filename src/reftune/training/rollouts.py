@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from reftune.grading.judge import Judge
+from reftune.heap import give_back_freed_memory
 from reftune.interrupts import Stopped, breakable, received, stop
 from reftune.model.batch import collate, length_mask, pad
 from reftune.model.loading import response_ends
@@ -90,13 +91,16 @@ class Generator:
     ) -> list[Sample]:
         """Draw sample k of problem number i for each (i, k)."""
         prompts = {problem: self.prompter.encode_prompt(problem) for problem in problems}
+        give_back_freed_memory()  # of training
         with counting("sampling", len(rows)):  # the sampler advances it
-            return self.sampler.sample(
+            samples = self.sampler.sample(
                 [prompts[problem] for problem in problems],
                 [sequence_seed(*key, i, k) for i, k in rows],
                 max_new_tokens=self.prompter.settings.max_new_tokens,
                 temperature=temperature,
             )
+        give_back_freed_memory()  # of the sampler's cache
+        return samples
 
     def _grade(self, problems: Sequence[Problem], samples: Sequence[Sample]) -> list[GradedSample]:
         pairs = list(zip(problems, samples, strict=True))
