@@ -15,7 +15,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 import typer
 
 from reftune.asking import OneOfRun, Source, chat_command, evaluate, sample
-from reftune.data.commands import data_app
+from reftune.data.commands import ColumnNames, data_app
 from reftune.ending import run_to_end, say
 from reftune.launcher import rank
 from reftune.problem import AnswerStyle, Cot
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from reftune.config import Config
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help=(
@@ -39,6 +39,25 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app, name="data")
+
+
+def _show_version(wanted: bool | None) -> None:
+    if wanted:
+        from reftune.runs.run_dir import known_version
+
+        print(f"reftune {known_version('reftune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="show the version"),
+    ] = None,
+) -> None:
+    pass
+
 
 _running: list[Config] = []  # the run that this process works on
 
@@ -101,6 +120,29 @@ def plan(
     from reftune.planning.table import tables
 
     Console().print(tables(plan_run(load_config(config, overrides or [], name), gpu)))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="the new TOML file")],
+    model: Annotated[str, typer.Option(help="directory, GGUF file or Hugging Face name")],
+    train: Annotated[str, typer.Option(help="questions with answers, and perhaps chains: file or name")],
+    test: Annotated[str, typer.Option(help="questions that nothing is trained on")],
+    cot: Annotated[Cot | None, typer.Option(help="kind of chain; default: as the chains are")] = None,
+    subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
+    columns: ColumnNames = None,
+) -> None:
+    """Write a commented configuration for your model and data."""
+    from reftune.data.commands import named_columns
+    from reftune.first_config import write_first_config
+
+    names = named_columns(columns or [])
+    found = write_first_config(
+        path, model=model, train=train, test=test, cot=cot, subset=subset, columns=names
+    )
+    kind = f"{found.chains:,} with a {found.cot} chain" if found.chains else "none with a chain: no SFT"
+    say(f"{path}: written for {found.problems:,} problems, {kind}")
+    say(f"next: reftune plan {path}, which tells memory and time; then reftune run {path}")
 
 
 @app.command("config")

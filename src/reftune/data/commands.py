@@ -20,6 +20,10 @@ data_app = typer.Typer(
 
 SHOWN_FAULTS = 5
 
+ColumnNames = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="name of a column, e.g. --column question=problem (repeatable)"),
+]
 Split = Annotated[str, typer.Option(help="split of a directory or Hugging Face data set")]
 
 
@@ -53,10 +57,7 @@ def check(
     ] = None,
     split: Split = "train",
     subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--column", help="name of a column, e.g. --column question=problem (repeatable)"),
-    ] = None,
+    columns: ColumnNames = None,
 ) -> None:
     """Check a data set: answers, chains, repeated questions, lengths.
 
@@ -66,7 +67,12 @@ def check(
     from reftune.data.checking import check_source, describe
 
     found = check_source(
-        source, cot=cot, split=split, subset=subset, columns=_columns(columns or []), tokenizer=tokenizer
+        source,
+        cot=cot,
+        split=split,
+        subset=subset,
+        columns=named_columns(columns or []),
+        tokenizer=tokenizer,
     )
     faults = [f"fault      {fault}" for fault in found.faults[:SHOWN_FAULTS]]
     typer.echo("\n".join([*describe(found), *faults]))
@@ -76,8 +82,8 @@ def check(
         )
 
 
-def _columns(pairs: list[str]) -> Columns | None:
-    """Return the column names that --column gives, None without any."""
+def named_columns(pairs: list[str]) -> Columns | None:
+    """Return the column names that `--column` gives, None without any."""
     from reftune.config import Columns
 
     names = dict(pair.partition("=")[::2] for pair in pairs)

@@ -1,0 +1,128 @@
+"""Write a first configuration: for the model and the data that one names, with comments."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from reftune.config import Columns
+from reftune.data.problems import load_problems
+from reftune.files import writing_to
+from reftune.problem import Cot, Problem, UserError
+
+MOST_VALIDATION, VALIDATION_SHARE = 200, 0.1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in the training data."""
+
+    problems: int
+    chains: int  # that are of the kind `cot`
+    cot: Cot
+
+
+def write_first_config(
+    path: Path,
+    *,
+    model: str,
+    train: str,
+    test: str,
+    cot: Cot | None = None,
+    subset: str | None = None,
+    columns: Columns | None = None,
+) -> Found:
+    """Write a commented TOML file for a model and data, which are read once to see what is there.
+
+    Args:
+        path: of the new file.
+        model: Hugging Face name, directory or GGUF file.
+        train, test: files or Hugging Face data sets.
+        cot: the kind of chain; default: program if there is one among the chains, else natural.
+        subset, columns: of the data, as for `problems.load_problems`.
+
+    Raises UserError where the file is there already, or as `load_problems` does.
+    """
+    if path.exists():
+        raise UserError(f"{path}: is there already; name another file")
+    read = partial(load_problems, subset=subset, columns=columns)
+    problems = read(train, cot=cot or "program")
+    if cot is None and not any(problem.chain for problem in problems):
+        cot, problems = "natural", read(train, cot="natural")
+    found = Found(
+        len(problems), sum(problem.chain is not None for problem in problems), cot or "program"
+    )
+    if test != train:  # the split of a data set on the hub is another one
+        read(test, cot=found.cot, split="test")
+    elif Path(train).exists():
+        raise UserError(f"--test {test}: is what is trained on; name questions that nobody has learnt")
+    with writing_to(path):
+        path.write_text(_text(found, problems, model, train, test, subset, columns), encoding="utf-8")
+    return found
+
+
+def _text(
+    found: Found,
+    problems: list[Problem],
+    model: str,
+    train: str,
+    test: str,
+    subset: str | None,
+    columns: Columns | None,
+) -> str:
+    quoted = json.dumps  # a string of JSON is one of TOML
+    size = max(1, min(MOST_VALIDATION, round(VALIDATION_SHARE * len(problems))))
+    data = [
+        f"train = {quoted(train)}  # {found.problems:,} problems, {found.chains:,} with a chain",
+        f"test = {quoted(test)}  # asked once, at the end",
+        f'cot = "{found.cot}"  # the kind of chain: natural (text), or program (Python that is run)',
+        f"validation_size = {size}  # questions held back from train, by which the best model is chosen",
+    ]
+    data += [f"subset = {quoted(subset)}"] if subset else []
+    if columns:
+        names = columns.model_dump(exclude_none=True).items()
+        data += ["", "[data.columns]", *(f"{key} = {quoted(name)}" for key, name in names)]
+    return "\n".join(
+        [HEAD, "[data]", *data, MODEL % quoted(model), SFT if found.chains else NO_SFT, REST]
+    )
+
+
+HEAD = """\
+# Every key: `reftune config`. What a run of this file takes: `reftune plan FILE`. To start it, or to go
+# on after an interruption: `reftune run FILE`.
+"""
+MODEL = """
+[model]
+name = %s
+# dtype = "bfloat16"  # on a GPU: half of the memory
+
+[prompt]
+# Longer responses are cut off. `reftune data check FILE --tokenizer MODEL` measures your chains.
+max_new_tokens = 400
+# style = "plain"  # default: the model's chat template, where it has one
+
+# [lora]  # train an adapter in place of all weights: far less memory; learning rates ten times as high
+# rank = 16
+"""
+SFT = """\
+[sft]
+epochs = 10  # the SFT baseline is the best of these by validation
+warmup_epochs = 2  # ReFT starts from the model after this epoch
+batch_size = 16
+learning_rate = 2e-5
+"""
+NO_SFT = """\
+[sft]
+epochs = 0  # there are no chains: ReFT starts from the model as it is
+"""
+REST = """\
+[ppo]
+steps = 200  # batches of questions
+questions_per_step = 32
+samples_per_question = 8
+learning_rate = 1e-6
+kl_coef = 0.01  # how strongly the model is held near its start
+
+[evaluation]
+samples = 0  # samples of each test question that vote; 0: one greedy answer
+"""
