@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 USED := reftune.pipeline reftune.stages.sft reftune.stages.ppo reftune.stages.evaluation reftune.reporting.run.report \
-	reftune.reporting.comparison.page reftune.evaluation.inference transformers.models.llama.modeling_llama datasets
+	reftune.reporting.comparison.page reftune.reporting.plots reftune.evaluation.inference transformers.models.llama.modeling_llama datasets
 
 .DEFAULT_GOAL := help
 .PHONY: help install smollm2 demo reproduce-mini bench gpu-check test test-slow test-cpus mutants docs check format clean
