@@ -19,9 +19,9 @@ from reftune.planning.memory import memory
 from reftune.planning.pace import Card, Pace, assumed
 from reftune.planning.plan import find_cures
 from reftune.planning.shapes import Shape, shape_of
-from reftune.planning.table import duration
 from reftune.planning.workload import Draw, Lengths, StageWork, works
 from reftune.problem import UserError
+from reftune.progress import duration
 
 LLAMA = LlamaConfig(
     vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,

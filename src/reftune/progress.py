@@ -26,6 +26,17 @@ class Count:
         return f"{self.label} {self.done}/{self.total}" if self.total else self.label
 
 
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the largest unit of which there is one."""
+    if seconds is None:
+        return "unknown"
+    unit, name = next((unit for unit in _UNITS if seconds >= unit[0]), (1.0, "s"))
+    return f"{seconds / unit:.3g} {name}"
+
+
 _counts: list[Count] = []  # the outermost first
 _spent: dict[str, float] = {}  # seconds of what is over, by label
 

@@ -5,8 +5,7 @@ from rich.table import Table
 
 from reftune.planning.memory import gib, total
 from reftune.planning.plan import Plan
-
-UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+from reftune.progress import duration
 
 
 def tables(plan: Plan) -> RenderableType:
@@ -30,14 +29,6 @@ def sentences(plan: Plan) -> list[str]:
             f" {machine.card.bandwidth:g} GB/s, of which an update and a decoding step reach 40%."
         )
     return found
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time in the largest unit of which there is one."""
-    if seconds is None:
-        return "unknown"
-    unit, name = next((unit for unit in UNITS if seconds >= unit[0]), UNITS[-1])
-    return f"{seconds / unit:.3g} {name}"
 
 
 def _memory(plan: Plan) -> Table:

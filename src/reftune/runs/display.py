@@ -11,7 +11,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Column
 from rich.text import Text
 
-from reftune.progress import at_work
+from reftune.progress import at_work, duration
 
 PLAIN_LINE_SECONDS = 10.0  # where there is no terminal, say something this often between steps
 WITHIN_STEP_SECONDS = 30.0  # and at least this often within one
@@ -81,7 +81,8 @@ class Display:
 
     def _plain_line(self, within: str) -> None:
         self.last_line = time.monotonic()
-        parts = [f"{self.title} {self.done}/{self.total}", within, self.status, self._time_left()]
+        now, place = time.strftime("%H:%M:%S"), f"{self.title} {self.done}/{self.total}"
+        parts = [now, place, within, self.status, self._time_left()]
         self.say("  ".join(part for part in parts if part))
 
     def _time_left(self) -> str:
@@ -89,7 +90,7 @@ class Display:
         if not taken and self.done < self.total:  # nobody knows how long a step takes
             return ""
         left = (time.monotonic() - self.started) / max(1, taken) * (self.total - self.done)
-        return f"{left:.0f} s left"
+        return f"{duration(left)} left"
 
 
 class _Status(ProgressColumn):
