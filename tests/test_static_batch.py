@@ -333,6 +333,19 @@ def test_a_shape_is_decoded_once_and_then_replayed(as_on_gpu: None, monkeypatch:
     assert_same(samples, draw(usual(model, monkeypatch)))
 
 
+def test_decoding_without_graphs_is_told(
+    as_on_gpu: None, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was silent once, and a card worked at the pace of Python."""
+    BuiltinSampler(random_model("llama"), ENDS)
+    assert capsys.readouterr().err == ""
+    attend = StaticBatch.attend
+    monkeypatch.setattr(StaticBatch, "attend", lambda *given: attend(*given).flip(0))
+    assert not BuiltinSampler(random_model("llama"), ENDS).static
+    told = capsys.readouterr().err
+    assert "a model of type llama samples slowly, without CUDA graphs: with a key-value cache it" in told
+
+
 @float64()
 def test_a_model_that_cannot_be_captured_is_told_once_and_sampled_from(
     as_on_gpu: None, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]

@@ -19,6 +19,7 @@ from reftune.model.batch import Sequences
 from reftune.model.forward import PackedForward
 from reftune.model.packing import Packed, pack
 from reftune.problem import UserError
+from reftune.sampling import trial
 from reftune.sampling.decoders import PaddedDecoder, PreallocatedLayer
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.shared_prefix import SharedPrefixDecoder
@@ -194,3 +195,48 @@ def test_trying_reads_a_few_short_texts_and_copies_no_weights(family: str, dtype
     assert len(read) <= 30
     assert sum(read) <= 300
     assert max(sizes.made) < largest / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("broken", ["the prompt of a neighbour", "padding that is seen"])
+def test_in_16_bits_what_is_decoded_wrong_is_noticed(
+    broken: str, family: str, dtype: torch.dtype, monkeypatch: Patch
+) -> None:
+    model = random_model(family).to(dtype)
+    assert BuiltinSampler(model, [1]).shares_prompts
+    SHARED[broken](monkeypatch)
+    assert not BuiltinSampler(model, [1]).shares_prompts
+
+
+@pytest.mark.parametrize(
+    ("dtype", "right", "trials"),
+    [
+        (torch.bfloat16, [True], 1),
+        (torch.bfloat16, [False, False, True], 3),
+        (torch.bfloat16, [False, False, False], 3),
+        (torch.float32, [False], 1),
+    ],
+)
+def test_in_16_bits_one_of_three_trials_must_be_right(
+    dtype: torch.dtype, right: list[bool], trials: int, monkeypatch: Patch
+) -> None:
+    sampler = BuiltinSampler(tiny_model("llama").to(dtype), [1])
+    answers = iter(right)
+    monkeypatch.setattr(trial, "agrees", lambda *_: next(answers))
+    fault = trial.find_fault(sampler, shares_prompts=True)
+    assert fault == ("" if right[-1] else "with a key-value cache it says something else than without")
+    assert trials == len(right)
+    assert list(answers) == []
+
+
+def test_ordinary_tokens_are_tried(monkeypatch: Patch) -> None:
+    """A model has never seen the first ids of many vocabularies, and says anything of them."""
+    model, seen = tiny_model("llama", vocab_size=4000), set()
+    model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.update(kwargs["input_ids"].flatten().tolist()), with_kwargs=True
+    )
+    packed_forward = PackedForward(model)
+    seen.clear()
+    BuiltinSampler(model, [1], packed_forward=packed_forward)
+    assert seen - {0} <= set(range(1000, 1010))  # 0 fills up
+    assert len(seen) > 5

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reftune import progress
+from reftune.launcher import tell_once
 from reftune.model.forward import PackedForward, kind_of
 from reftune.model.lora import merged
 from reftune.model.packing import window
@@ -74,7 +75,9 @@ class BuiltinSampler:
         self.static = packs and pays_on(model.device)
         self.captures = model.device.type == "cuda"  # steps as graphs; not where that has failed
         self.cache_layers: list[tuple[CacheLayer, CacheLayer]] = []  # found out when it is needed
-        self.static = self.static and not find_fault(self, shares_prompts=True)
+        if self.static and (fault := find_fault(self, shares_prompts=True)):
+            self.static = False
+            tell_once(f"{kind_of(model)} samples slowly, without CUDA graphs: {fault}")
         self.shares_prompts = self.static or (packs and not find_fault(self, shares_prompts=True))
         if self.shares_prompts and window(model) == math.inf:
             return  # no batch will be padded
