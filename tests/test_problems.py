@@ -365,6 +365,24 @@ def test_smaller_subsets_lie_in_larger_ones(tmp_path: Path) -> None:
     assert small.validation == large.validation
 
 
+def test_chains_of_some_problems_are_used(tmp_path: Path) -> None:
+    rows = [{"question": f"Q{i}?", "answer": "7", "chain": f"chain {i}"} for i in range(40)]
+    for row in rows[:10]:
+        del row["chain"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    test = numbered(tmp_path / "b.jsonl", range(100, 105))
+    data = Data(train=str(tmp_path / "a.jsonl"), test=test, cot="natural", validation_size=5)
+    found = [load_splits(data.model_copy(update={"max_chains": n}), seed=5) for n in (None, 12, 4, 99)]
+    annotated = [{p.id for p in splits.train if p.chain} for splits in found]
+    assert [len(ids) for ids in annotated[1:3]] == [12, 4]
+    assert annotated[2] < annotated[1] < annotated[0] == annotated[3]
+    assert [p.question for p in found[1].train] == [p.question for p in found[0].train]
+    assert found[1].report.without_chain == 35 - 12
+    # A larger set of questions has the same ones with chains, as long as these are the first of all.
+    less = data.model_copy(update={"max_train": 35, "max_chains": 12})
+    assert {p.id for p in load_splits(less, seed=5).train if p.chain} == annotated[1]
+
+
 def test_new_ids_differ_between_train_and_test(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     train = numbered(tmp_path / "x.jsonl", range(9))

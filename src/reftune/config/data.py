@@ -63,6 +63,9 @@ class Data(Section):
     subset: str | None = Field(None, description="configuration name of the hub data set")
     columns: Columns | None = Field(None, description="column names, where the format is unknown")
     max_train: Count | None = Field(None, description="use only this many training problems")
+    max_chains: Count | None = Field(
+        None, description="use the chains of only this many training problems; SFT takes no others"
+    )
     max_test: Count | None = Field(None, description="use only this many test problems")
     synthetic: Synthetic = Synthetic()
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
@@ -41,7 +41,8 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
     """Load train and test, drop repeated and leaked questions from train, carve out validation.
 
     Validation and subsets are the first questions by a seeded hash of their text: they do not depend
-    on the order of the file, and a larger subset contains the smaller one. Raises UserError where
+    on the order of the file, and a larger subset contains the smaller one, chains that are kept
+    (`data.max_chains`) included. Raises UserError where
     nothing is left to train on, and as `load_problems` does.
     """
     found = _load(data, data.train, "train", seed, check_answers)
@@ -63,6 +64,10 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
             f" {len(unique)} different questions that are not in the test set; lower it"
         )
     train = _ranked(unique, seed, data.validation_size, data.max_train)
+    if data.max_chains is not None:
+        annotated = [problem for problem in train if problem.chain]
+        kept = {problem.id for problem in _ranked(annotated, seed, 0, data.max_chains)}
+        train = [p if p.id in kept else replace(p, chain=None) for p in train]
     report = SplitReport(
         duplicates=len(unseen) - len(unique),
         overlaps=len(found) - len(unseen),

@@ -39,6 +39,7 @@ from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
 # Rounding in float32 makes a thousandth of it; beyond, the sampler speaks of another policy.
 MAX_LOGPROB_GAP = 0.02
+ROUNDING = 1e-3  # of a mean over a question's samples; what tells them apart is larger
 
 
 def start(run: Run) -> None:
@@ -125,10 +126,15 @@ def update(
         place = shuffled(max(groups) + 1, config.seed, "update", step, epoch)
         order = sorted((i for i in range(len(groups)) if judged[i]), key=lambda i: place[groups[i]])
         batches += list(minibatches(order, ppo.minibatch_size or max(1, len(order))))
+    taught = _taught(estimates, ppo)
     with counting("update", len(batches)) as count:
         for rows in batches:
-            loss_fn = _make_loss(rollouts, estimates, rows, ppo, learner.accelerator.device)
-            sums = learner.step(rows, lengths, loss_fn, groups)
+            teaching = [i for i in rows if taught[i]]
+            if not teaching:
+                continue
+            parts = (rollouts, estimates, teaching, len(rows))
+            loss_fn = _make_loss(*parts, ppo, learner.accelerator.device)
+            sums = learner.step(teaching, lengths, loss_fn, groups)
             if what := non_finite(sums):
                 _stop_on_non_finite(config, rollouts, rows, step, what, learner.accelerator)
             history.append(sums)
@@ -139,14 +145,26 @@ def update(
     return means | {"logprob_gap": history[0]["logprob_gap"]}
 
 
+def _taught(estimates: AdvantagesAndReturns, ppo: Ppo) -> list[bool]:
+    """Tell which samples have a gradient: without a critic those have none whose advantages are all 0.
+
+    Such are the samples of a question that were all right, or all wrong, unless a KL penalty tells them
+    apart. They count in what the loss is divided by.
+    """
+    if ADVANTAGES[ppo.advantage].critic:
+        return [True] * len(estimates.advantages)
+    return (estimates.advantages.abs() > ROUNDING).any(dim=1).tolist()
+
+
 def _make_loss(
     rollouts: Rollouts,
     estimates: AdvantagesAndReturns,
     rows: Sequence[int],
+    divisor: int,
     ppo: Ppo,
     device: torch.device,
 ) -> LossFn:
-    """Return the loss of some rows of the minibatch `rows`, for `Learner.step`."""
+    """Return the loss of some of `rows`, out of a minibatch of `divisor`, for `Learner.step`."""
     tokens = float(rollouts.mask[list(rows)].sum())
     value_coef = ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0
 
@@ -160,12 +178,18 @@ def _make_loss(
             return tensor[mine, :time].to(device)
 
         mask, old_logprobs = pick(rollouts.mask) * weights.unsqueeze(1), pick(rollouts.logprobs)
-        policy = policy_loss(
-            stats.logprobs, old_logprobs, pick(estimates.advantages), mask, ppo.clip_range
-        ).sum() / len(rows)
-        value = value_loss(
-            stats.values, pick(rollouts.values), pick(estimates.returns), mask, ppo.value_clip_range
-        ).sum() / len(rows)
+        policy = (
+            policy_loss(
+                stats.logprobs, old_logprobs, pick(estimates.advantages), mask, ppo.clip_range
+            ).sum()
+            / divisor
+        )
+        value = (
+            value_loss(
+                stats.values, pick(rollouts.values), pick(estimates.returns), mask, ppo.value_clip_range
+            ).sum()
+            / divisor
+        )
         statistics = ratio_statistics(stats.logprobs, old_logprobs, mask, ppo.clip_range)
         statistics["entropy"] = (stats.entropies * mask).sum()
         gap = stats.logprobs.detach() - pick(rollouts.sampler_logprobs)
