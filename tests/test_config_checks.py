@@ -156,6 +156,11 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         "a new model's texts end with <eos>; leave it out, or set model.name", ["model.name=gpt2"],
     ),
     (
+        ["model.name=gpt2", "sft.epochs=0"], "data.max_chains=5",
+        "nobody learns from chains; leave it out, or raise sft.epochs",
+        ['methods=["online_st", "reft"]'],
+    ),
+    (
         FILE, "data.synthetic.people=4",
         'no problems are generated; set data.train or data.test to "synthetic"',
         ["data.test=synthetic"],

@@ -258,6 +258,48 @@ def test_without_a_critic_the_value_loss_moves_nothing() -> None:
     assert not policy.value_head.weight.grad.any()
 
 
+@float64()
+@pytest.mark.usefixtures("kept_gradients")
+def test_rows_without_advantages_are_not_read_where_there_is_no_critic() -> None:
+    """They had no gradient; the loss is still divided by all six."""
+    policy = make_policy()
+    twin, (rollouts, targets) = Twin(policy), make_batch(policy)
+    targets.advantages[:3] = 1e-8  # what rounding leaves of a mean
+    config = settings(ppo_epochs=1, advantage="group")
+    loss, _ = twin.learn(rollouts, targets, range(6), 0.0)
+    loss.backward()
+    _, seen = twin.learn(rollouts, targets, range(3, 6), 0.0)
+    learner = make_learner(policy, config)
+    told = update(learner, rollouts, targets, config, 3)
+    assert [sorted(rows) for rows in learner.rows] == [[3, 4, 5]]
+    found = policy.policy.get_input_embeddings().weight.grad
+    wanted = twin.model.get_input_embeddings().weight.grad
+    torch.testing.assert_close(found, wanted, rtol=CLOSE, atol=1e-8)
+    assert told["loss"] == pytest.approx(loss.item(), abs=1e-7)
+    for key in ("entropy", "ratio_mean", "clip_fraction", "approx_kl"):  # of what was read
+        assert told[key] == pytest.approx(seen[key], rel=CLOSE)
+
+
+def test_with_a_critic_rows_without_advantages_are_read_for_their_values() -> None:
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    targets.advantages[:] = 0.0
+    config = settings(ppo_epochs=1)
+    learner = make_learner(policy, config)
+    update(learner, rollouts, targets, config, 3)
+    assert [sorted(rows) for rows in learner.rows] == [list(range(6))]
+
+
+def test_where_nothing_is_to_be_learned_no_step_is_taken() -> None:
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    targets.advantages[:] = 0.0
+    config = settings(ppo_epochs=2, advantage="group")
+    learner = make_learner(policy, config)
+    assert update(learner, rollouts, targets, config, 3) == {}
+    assert learner.rows == []
+
+
 def test_each_pass_has_every_row_once_in_minibatches_of_whole_questions() -> None:
     policy = make_policy()
     rollouts, targets = make_batch(policy)
