@@ -49,9 +49,9 @@ def test_one_setting_names_both_groups() -> None:
     assert labels(run("a"), run("b", data={"max_train": 9})) == ["max_train = unset", "max_train = 9"]
 
 
-def test_of_several_ablations_the_first_group_is_the_main_one() -> None:
+def test_of_several_ablations_the_first_group_has_its_runs_name() -> None:
     one, two = run("b", ppo={"kl_coef": 0.0}), run("c", reward={"partial_reward": 0.0})
-    assert labels(run("a"), one, two) == ["main", "kl_coef = 0", "partial_reward = 0"]
+    assert labels(run("a"), one, two) == ["a", "kl_coef = 0", "partial_reward = 0"]
 
 
 def test_the_kind_of_chain_stands_for_what_changes_with_it() -> None:
@@ -71,9 +71,9 @@ def test_the_kind_of_chain_stands_for_what_changes_with_it() -> None:
 
 def test_what_is_too_long_to_be_a_label_gives_way_to_the_runs_name() -> None:
     many = {"steps": 5, "kl_coef": 0.0, "gae_lambda": 1.0, "learning_rate": 1e-4}
-    assert labels(run("a"), run("short", ppo=many)) == ["main", "short"]
+    assert labels(run("a"), run("short", ppo=many)) == ["a", "short"]
     old = FinishedRun(Path("old/short"), run("short", ppo=many | {"steps": 6}).config, {})
-    assert labels(run("a"), run("short", ppo=many), old) == ["main", "runs/short", "old/short"]
+    assert labels(run("a"), run("short", ppo=many), old) == ["a", "runs/short", "old/short"]
 
 
 def test_the_same_settings_and_the_same_seed_are_no_two_seeds() -> None:

@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from reftune.planning.memory import gib, total
+from reftune.planning.pace import DECODING_SHARE, TRAINING_SHARE
 from reftune.planning.plan import Plan
 from reftune.progress import duration
 
@@ -25,8 +26,9 @@ def sentences(plan: Plan) -> list[str]:
         found.append(cure)
     if machine.card:
         found.append(
-            f"Times are assumed, not measured: {machine.card.tflops:g} TFLOP/s and"
-            f" {machine.card.bandwidth:g} GB/s, of which an update and a decoding step reach 40%."
+            f"Times are assumed, not measured: {machine.card.tflops:g} TFLOP/s, of which an update reaches"
+            f" {TRAINING_SHARE:.0%}, and {machine.card.bandwidth:g} GB/s, of which a decoding step reaches"
+            f" {DECODING_SHARE:.0%}."
         )
     return found
 
