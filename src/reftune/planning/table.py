@@ -26,9 +26,9 @@ def sentences(plan: Plan) -> list[str]:
         found.append(cure)
     if machine.card:
         found.append(
-            f"Times are assumed, not measured: {machine.card.tflops:g} TFLOP/s, of which an update reaches"
-            f" {TRAINING_SHARE:.0%}, and {machine.card.bandwidth:g} GB/s, of which a decoding step reaches"
-            f" {DECODING_SHARE:.0%}."
+            f"Times are assumed, not measured: {machine.card.tflops:g} TFLOP/s, of which an update"
+            f" reaches {TRAINING_SHARE:.0%}, and {machine.card.bandwidth:g} GB/s, of which a decoding"
+            f" step reaches {DECODING_SHARE:.0%}."
         )
     return found
 
