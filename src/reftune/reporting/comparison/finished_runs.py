@@ -214,7 +214,7 @@ def _labels(firsts: Sequence[FinishedRun]) -> list[str]:
 
 
 def _base_label(firsts: Sequence[FinishedRun], leaves: Mapping[str, int]) -> str:
-    """Name the first group: by its value if all others differ from it in one setting, else by its run."""
+    """Name the first group: by its value if all others differ in that one setting, else by its run."""
     changed = {key for run in firsts for key in _changes(firsts[0], run)}
     if len(changed) > 1:
         return firsts[0].directory.name
