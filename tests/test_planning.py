@@ -219,6 +219,8 @@ def test_what_the_stages_of_a_run_do() -> None:
     assert sft.targets == pytest.approx(160 * (1 - 30 / 50))
     distinct = 4 * 30 + 20 * 20.0
     assert (ppo.steps, ppo.learns, ppo.reads, ppo.updates) == (7, 2 * distinct, distinct, 4)
+    [_, free, _] = works(make_config(ppo={"kl_coef": 0.0}), LENGTHS, counts)
+    assert (ppo.reference, free.reference, free.reads) == (True, False, 0.0)  # nor does anybody read
     assert ppo.draws is not None
     assert (ppo.draws.rows, ppo.validations) == (20, 4)
     assert evaluation.draws is not None

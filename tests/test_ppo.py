@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -272,6 +272,21 @@ def test_a_sampler_that_calls_itself_exact_and_is_not_stops_the_run(tmp_path: Pa
     with pytest.raises(UserError, match=r"^ppo: at step 1 sampler and trainer differ by \d"):
         run_ppo(stage, *make_policies())
     assert not (stage.directory / "metrics.jsonl").exists()
+
+
+def test_without_a_reference_steps_are_those_of_no_penalty_and_tell_no_kl(tmp_path: Path) -> None:
+    kept: list[dict[str, Tensor]] = []
+    for name, given in (("with", True), ("without", False)):
+        stage = make_stage(tmp_path / name)
+        ppo = stage.config.ppo.model_copy(update={"kl_coef": 0.0})
+        stage = replace(stage, config=stage.config.model_copy(update={"ppo": ppo}))
+        policy, reference = make_policies()
+        run_ppo(stage, policy, reference if given else None)
+        lines = (stage.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        assert all(("kl" in json.loads(line)) is given for line in lines)
+        kept.append({name: p.detach().clone() for name, p in policy.named_parameters()})
+    for name, weight in kept[0].items():
+        assert torch.equal(weight, kept[1][name])
 
 
 def test_a_broken_reference_stops_the_run_at_once(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setenv("COLUMNS", "80")
     assert all(len(line) <= 80 for line in output("ppo").splitlines())
     assert output("ppo.kl_coef").startswith(
-        "ppo.kl_coef = 0.01  [number, ≥ 0]\n    beta of the per-token"
+        "ppo.kl_coef = 0.01  [number, ≥ 0]\n    beta of the KL penalty"
     )
     assert output("--markdown") == markdown()
     assert json.loads(output("--schema")) == json.loads(editors_schema())

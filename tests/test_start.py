@@ -170,6 +170,19 @@ def test_what_starts_from_the_warm_up_starts_from_no_other_model(
     assert stage.prompter.tokenizer.name_or_path == str(written.run_dir / "warmup/model")
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_without_a_penalty_there_is_no_reference(
+    written: Config, given: list[tuple[Any, ...]], rank: int
+) -> None:
+    if rank:
+        pytest.importorskip("peft")
+    settings = written.ppo.model_copy(update={"kl_coef": 0.0})
+    lora = written.lora.model_copy(update={"rank": rank})
+    ppo.start(run_of(written.model_copy(update={"ppo": settings, "lora": lora})))
+    [(_, _, reference)] = given
+    assert reference is None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("name", "trained"), [("warmup_samples", False), ("online_st", True), ("ppo", True)]

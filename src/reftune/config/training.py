@@ -110,7 +110,7 @@ class Ppo(Steps):
     gae_lambda: float = Field(
         0.95, ge=0, le=1, description="lambda of GAE: 1 trusts returns alone, 0 the critic"
     )
-    kl_coef: Weight = Field(0.01, description="beta of the per-token KL penalty in the reward")
+    kl_coef: Weight = Field(0.01, description="beta of the KL penalty per token; 0: no reference model")
     clip_range: Limit = Field(0.2, description="of the ratio; cliprange, or epsilon")
     value_clip_range: Limit = Field(0.2, description="of the critic's change; cliprange_value in TRL")
     value_coef: Weight = Field(5.0, description="alpha, weight of the value loss; vf_coef in TRL")

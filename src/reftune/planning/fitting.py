@@ -10,7 +10,7 @@ from reftune.model.loading import load_architecture
 from reftune.planning.machine import Machine, this_machine
 from reftune.planning.memory import activation_bytes, chunk_bytes, gib, kept, replicas, total
 from reftune.planning.shapes import Shape, shape_of
-from reftune.planning.workload import StageWork
+from reftune.planning.workload import StageWork, has_reference
 from reftune.problem import UserError
 from reftune.training.token_budget import MOST_TOKENS, token_budget
 
@@ -38,7 +38,7 @@ def fit(config: Config, stages: Sequence[str], device: torch.device) -> Config:
         return config
     machine = this_machine(device)
     for stage in stages:
-        items = kept(_work(stage), shape, config, machine)
+        items = kept(_work(stage, config), shape, config, machine)
         if total(items) + machine.program > machine.memory:
             parts = ", ".join(f"{key} {gib(value)}" for key, value in items.items())
             raise UserError(
@@ -64,7 +64,7 @@ def with_microbatches(config: Config, stages: Sequence[str], shape: Shape, machi
     """
     if config.compute.tokens_per_microbatch is not None or config.model.name is None:
         return config
-    fullest = max(total(kept(_work(stage), shape, config, machine)) for stage in stages)
+    fullest = max(total(kept(_work(stage, config), shape, config, machine)) for stage in stages)
     share = machine.memory / (1 if machine.gpu else local_processes())
     count = replicas(shape, machine)
     free = share - machine.program - fullest - count * chunk_bytes(machine)
@@ -73,6 +73,6 @@ def with_microbatches(config: Config, stages: Sequence[str], shape: Shape, machi
     return config.model_copy(update={"compute": compute})
 
 
-def _work(stage: str) -> StageWork:
+def _work(stage: str, config: Config) -> StageWork:
     name = stage.partition("/")[0]
-    return StageWork(stage, 1, learns=float(name in LEARNING), reference=name == "ppo")
+    return StageWork(stage, 1, float(name in LEARNING), reference=has_reference(name, config))

@@ -142,14 +142,21 @@ def _steps(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, in
         steps=settings.steps,
         learns=passes * distinct,
         updates=passes * math.ceil(rows / (getattr(settings, "minibatch_size", None) or rows)),
-        reads=distinct * (1 + (config.model.dtype != "float32")) if stage == "ppo" else 0.0,
-        reference=stage == "ppo",
+        reads=distinct * (has_reference(stage, config) + (config.model.dtype != "float32"))
+        if stage == "ppo"
+        else 0.0,
+        reference=has_reference(stage, config),
         draws=lengths.draw(settings.questions_per_step, samples),
         validates=lengths.draw(counts["validation"]),
         validations=math.ceil(settings.steps / settings.validate_every_steps),
         microbatch=padded * share,
         targets=padded * lengths.response / (lengths.prompt + lengths.response),
     )
+
+
+def has_reference(stage: str, config: Config) -> bool:
+    """Tell whether a stage has a frozen model beside the one that learns."""
+    return stage == "ppo" and config.ppo.kl_coef > 0
 
 
 def _asking(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, int]) -> StageWork:

@@ -46,21 +46,25 @@ def start(run: Run) -> None:
     """Run the stage from the warm-up or the given model, which is the frozen reference, too."""
     critic = ADVANTAGES[run.config.ppo.advantage].critic
     policy, prompter = run.first_policy(critic=critic, trainable=True)
+    run_ppo(run.stage("ppo", prompter), policy, _reference(run, policy))
+
+
+def _reference(run: Run, policy: PolicyWithValue) -> PolicyWithValue | None:
+    """Return the reference; without a KL penalty its memory and its pass over all samples are saved."""
+    if not run.config.ppo.kl_coef:
+        return None
     if run.config.lora.rank:  # both are the same weights: one with the adapter, one without
-        reference = reference_of(policy).to(run.accelerator.device)
-    else:
-        reference = run.load_policy(run.config.lineup.start)
-        if run.config.compute.offload_reference:
-            reference.to("cpu")
-    run_ppo(run.stage("ppo", prompter), policy, reference)
+        return reference_of(policy).to(run.accelerator.device)
+    reference = run.load_policy(run.config.lineup.start)
+    return reference.to("cpu") if run.config.compute.offload_reference else reference
 
 
-def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue) -> dict[str, Any]:
+def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | None) -> dict[str, Any]:
     """Improve `policy` with PPO; write the model of its best step.
 
     Goes on from the newest checkpoint if there is one. `reference` is a frozen copy of the policy as it
-    starts. Returns what it also writes to `ppo/result.json`. Raises UserError on a non-finite loss, with
-    the step's samples saved.
+    starts, for the KL penalty. Returns what it also writes to `ppo/result.json`. Raises UserError on a
+    non-finite loss, with the step's samples saved.
     """
     config, ppo = stage.config, stage.config.ppo
     learner = stage.learner(policy, ppo, ppo.value_head_learning_rate)
@@ -94,9 +98,8 @@ def compute_advantages(rollouts: Rollouts, ppo: Ppo) -> AdvantagesAndReturns:
     Returns are raw advantage + value; only the policy's advantages are whitened, and weighed where the
     sampler's probabilities are not the trainer's.
     """
-    per_token = token_rewards(
-        rollouts.rewards, rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask, ppo.kl_coef
-    )
+    reference = rollouts.logprobs if rollouts.ref_logprobs is None else rollouts.ref_logprobs
+    per_token = token_rewards(rollouts.rewards, rollouts.logprobs, reference, rollouts.mask, ppo.kl_coef)
     estimator = ADVANTAGES[ppo.advantage]
     advantages = estimator.estimate(per_token, rollouts, ppo)
     returns = (advantages + rollouts.values) * rollouts.mask
@@ -203,19 +206,23 @@ def _make_loss(
 def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> dict[str, Any]:
     """Return the metrics of one batch under the field's names, before the update.
 
-    `kl` is the mean over samples of the summed log-ratio to the reference; `sampler_weight` the mean of
-    the weights that correct for the sampler, `sampler_truncated` the share of tokens at their cap. What
-    the sandbox failed on counts in `statuses`, `response_length` and `truncated` alone.
+    `kl`, where there is a reference, is the mean over samples of the summed log-ratio to it;
+    `sampler_weight` the mean of the weights that correct for the sampler, `sampler_truncated` the share
+    of tokens at their cap. What the sandbox failed on counts in `statuses`, `response_length` and
+    `truncated` alone.
     """
     mask, graded = rollouts.mask, rollouts.samples
     judged = mask.any(dim=1)
-    log_ratios = (rollouts.logprobs - rollouts.ref_logprobs) * mask
     cap = ppo.importance_sampling_cap or math.inf
     weights = importance_weights(rollouts.logprobs, rollouts.sampler_logprobs, mask, cap)[mask.bool()]
+    kl = {}
+    if rollouts.ref_logprobs is not None:
+        log_ratios = ((rollouts.logprobs - rollouts.ref_logprobs) * mask).sum(1)
+        kl["kl"] = float(log_ratios[judged].mean().nan_to_num(0.0))
     return {
         "reward": float(rollouts.rewards[judged].mean().nan_to_num(0.0)),
         "accuracy": accuracy(graded),
-        "kl": float(log_ratios.sum(1)[judged].mean().nan_to_num(0.0)),
+        **kl,
         "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),
         "explained_variance": explained_variance(rollouts.values, estimates.returns, mask),

@@ -137,7 +137,7 @@ def make_generator(
 def collect(
     generator: Generator,
     policy: PolicyWithValue,
-    reference: PolicyWithValue,
+    reference: PolicyWithValue | None,
     problems: Sequence[Problem],
     *,
     samples: int,
@@ -151,7 +151,8 @@ def collect(
     Rows that our own infrastructure failed to judge keep an empty mask: they teach nothing.
 
     Args:
-        reference: the frozen model that the KL penalty holds the policy near.
+        reference: the frozen model that the KL penalty holds the policy near; without it `ref_logprobs`
+            is None.
         samples: responses per question.
         token_budget: padded tokens of a micro-batch.
         key: names the source of randomness.
@@ -166,8 +167,10 @@ def collect(
         values = pad([g.sample.values or [0.0] * len(g.sample.tokens) for g in graded])
     else:
         logprobs, _, values = compute_logprobs(policy, *reading)
-    with visiting(reference, generator.accelerator.device):
-        ref_logprobs = compute_logprobs(reference, *reading).logprobs
+    ref_logprobs = None
+    if reference is not None:
+        with visiting(reference, generator.accelerator.device):
+            ref_logprobs = compute_logprobs(reference, *reading).logprobs
     return Rollouts(
         samples=graded,
         groups=torch.tensor(question_groups(graded)),

@@ -36,7 +36,7 @@ class Rollouts:
     mask: Float[Tensor, "batch time"]
     sampler_logprobs: Float[Tensor, "batch time"]
     logprobs: Float[Tensor, "batch time"]
-    ref_logprobs: Float[Tensor, "batch time"]
+    ref_logprobs: Float[Tensor, "batch time"] | None
     values: Float[Tensor, "batch time"]
 
 
