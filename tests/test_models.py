@@ -212,6 +212,7 @@ def test_a_critic_reads_the_states_whatever_their_width(family: str) -> None:
     torch.testing.assert_close(values, states @ policy.value_head.weight[0], atol=CLOSE, rtol=CLOSE)
 
 
+@pytest.mark.usefixtures("kept_gradients")
 def test_only_what_reads_and_writes_text_is_trained() -> None:
     """Processes that share the work wait for the gradient of every weight that is trained."""
     model = tiny_model("gemma3")

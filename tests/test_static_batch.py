@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from precision import CLOSE, float64
 from reftune.config import Lora
+from reftune.launcher import tell_once
 from reftune.model.lora import add_adapter
 from reftune.model.policy import PolicyWithValue
 from reftune.sampling import engine, static_batch
@@ -337,6 +338,7 @@ def test_decoding_without_graphs_is_told(
     as_on_gpu: None, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It was silent once, and a card worked at the pace of Python."""
+    tell_once.cache_clear()  # other tests have caused it
     BuiltinSampler(random_model("llama"), ENDS)
     assert capsys.readouterr().err == ""
     attend = StaticBatch.attend
