@@ -29,12 +29,12 @@ class Count:
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
 
 
-def duration(seconds: float | None) -> str:
-    """Return a time in the largest unit of which there is one."""
+def duration(seconds: float | None, digits: int = 3) -> str:
+    """Return a time in the largest unit of which there is one, to so many digits."""
     if seconds is None:
         return "unknown"
     unit, name = next((unit for unit in _UNITS if seconds >= unit[0]), (1.0, "s"))
-    return f"{seconds / unit:.3g} {name}"
+    return f"{seconds / unit:.{digits}g} {name}"
 
 
 _counts: list[Count] = []  # the outermost first

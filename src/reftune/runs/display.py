@@ -90,7 +90,7 @@ class Display:
         if not taken and self.done < self.total:  # nobody knows how long a step takes
             return ""
         left = (time.monotonic() - self.started) / max(1, taken) * (self.total - self.done)
-        return f"{duration(left)} left"
+        return f"{duration(left, digits=2)} left"
 
 
 class _Status(ProgressColumn):
