@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reftune import cli
+from command_line import start
 from reftune.config.files import load_config
 
 PROGRAM = "def solution():\n    return 3 + 4"
@@ -21,11 +21,7 @@ def write(path: Path, count: int, **more: Any) -> Path:
 
 
 def init(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["reftune", "init", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code
+    return start(monkeypatch, "init", *arguments)
 
 
 @pytest.fixture
@@ -107,8 +103,5 @@ def test_the_version_and_a_short_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for option, told in (("--version", "reftune 0."), ("-h", "Make a language model reason better")):
-        monkeypatch.setattr("sys.argv", ["reftune", option])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert end.value.code == 0
+        assert start(monkeypatch, option) == 0
         assert told in capsys.readouterr().out

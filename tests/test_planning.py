@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny_run
-from reftune import cli
+from command_line import start
 from reftune.config import Config
 from reftune.planning import fitting
 from reftune.planning.fitting import fit, with_microbatches
@@ -354,12 +354,8 @@ def test_durations_are_told_in_their_unit(seconds: float | None, told: str) -> N
     assert duration(123.4, digits=2) == "2.1 min"
 
 
-def start(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["reftune", "plan", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code
+def plan(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    return start(monkeypatch, "plan", *arguments)
 
 
 @pytest.fixture
@@ -371,7 +367,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_plans_for_this_machine_and_makes_no_run(
     written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert start(monkeypatch, written) == 0
+    assert plan(monkeypatch, written) == 0
     told = capsys.readouterr().out
     for word in ("this machine with", "sft", "ppo", "evaluation", "activations", "peak", "It fits:"):
         assert word in told
@@ -382,11 +378,11 @@ def test_the_command_plans_for_this_machine_and_makes_no_run(
 def test_the_command_plans_for_a_gpu_that_is_not_at_hand(
     written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert start(monkeypatch, written, "--gpu", "24GB") == 0
+    assert plan(monkeypatch, written, "--gpu", "24GB") == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "a GPU of 24 GB" in told
     assert "Times are assumed, not measured" in told
-    assert start(monkeypatch, written, "--gpu", "0.1GB") == 0
+    assert plan(monkeypatch, written, "--gpu", "0.1GB") == 0
     assert "It does not fit: peak" in " ".join(capsys.readouterr().out.split())
-    assert start(monkeypatch, written, "--gpu", "voodoo2") == 2
+    assert plan(monkeypatch, written, "--gpu", "voodoo2") == 2
     assert "--gpu voodoo2: not known" in " ".join(capsys.readouterr().err.split())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reftune import cli
+from command_line import start
 from reftune.config.files import load_config
 from reftune.config.reference import all_keys, editors_schema, listing, markdown
 from reftune.config.synonyms import NOT_SUPPORTED, SYNONYMS
@@ -97,10 +97,7 @@ def test_names_of_other_libraries_get_ours(tmp_path: Path, text: str, told: str)
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def output(*arguments: str) -> str:
-        monkeypatch.setattr("sys.argv", ["reftune", "config", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert end.value.code == 0
+        assert start(monkeypatch, "config", *arguments) == 0
         return capsys.readouterr().out
 
     monkeypatch.setenv("COLUMNS", "80")

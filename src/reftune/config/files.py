@@ -15,6 +15,7 @@ from reftune.config import Config
 from reftune.config.checks import Layer, flat, idle_setting, last_layer
 from reftune.config.data import PAPERS_TEMPLATE
 from reftune.config.ranges import Section
+from reftune.config.reference import all_keys
 from reftune.config.synonyms import advice
 from reftune.files import TOO_DEEP, parse_toml, reading_from
 from reftune.problem import UserError, shown
@@ -173,7 +174,8 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
     if key in _RENAMED:
         message = f"{key} is called {_RENAMED[key]} now; rename it"
     elif problem["type"] == "extra_forbidden":
-        message = f"unknown key {key}; {advice(key, _keys_beside(problem['loc']), _all_keys())}"
+        everywhere = [known.name for known in all_keys()]
+        message = f"unknown key {key}; {advice(key, _keys_beside(problem['loc']), everywhere)}"
     elif problem["type"] == "missing":
         message = f"the section [{key}] is missing"
     elif problem["type"] == "model_type":
@@ -181,10 +183,6 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
     elif problem["type"] != "value_error":
         message = f"{key}: {message[:1].lower()}{message[1:]}, not {shown(problem['input'])}"
     return key, message
-
-
-def _all_keys() -> list[str]:
-    return list(flat_settings(Config.model_validate({"model": {"name": "any"}})))
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

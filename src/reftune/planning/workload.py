@@ -135,6 +135,8 @@ def _steps(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, in
     passes = settings.ppo_epochs if stage == "ppo" else settings.update_epochs
     # A question's prompt is read once for all its samples.
     distinct = settings.questions_per_step * lengths.prompt + rows * lengths.response
+    # The reference, and the policy where the sampler's numbers are not the trainer's.
+    readers = has_reference(stage, config) + (stage == "ppo" and config.model.dtype != "float32")
     padded = _microbatch(config, rows, lengths.longest_prompt + lengths.longest_response)
     share = distinct / (rows * (lengths.prompt + lengths.response))
     return StageWork(
@@ -142,9 +144,7 @@ def _steps(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, in
         steps=settings.steps,
         learns=passes * distinct,
         updates=passes * math.ceil(rows / (getattr(settings, "minibatch_size", None) or rows)),
-        reads=distinct * (has_reference(stage, config) + (config.model.dtype != "float32"))
-        if stage == "ppo"
-        else 0.0,
+        reads=distinct * readers,
         reference=has_reference(stage, config),
         draws=lengths.draw(settings.questions_per_step, samples),
         validates=lengths.draw(counts["validation"]),

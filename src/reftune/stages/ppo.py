@@ -129,14 +129,13 @@ def update(
         place = shuffled(max(groups) + 1, config.seed, "update", step, epoch)
         order = sorted((i for i in range(len(groups)) if judged[i]), key=lambda i: place[groups[i]])
         batches += list(minibatches(order, ppo.minibatch_size or max(1, len(order))))
-    taught = _taught(estimates, ppo)
+    taught, device = _taught(estimates, ppo), learner.accelerator.device
     with counting("update", len(batches)) as count:
         for rows in batches:
             teaching = [i for i in rows if taught[i]]
             if not teaching:
                 continue
-            parts = (rollouts, estimates, teaching, len(rows))
-            loss_fn = _make_loss(*parts, ppo, learner.accelerator.device)
+            loss_fn = _make_loss(rollouts, estimates, teaching, len(rows), ppo, device)
             sums = learner.step(teaching, lengths, loss_fn, groups)
             if what := non_finite(sums):
                 _stop_on_non_finite(config, rollouts, rows, step, what, learner.accelerator)
