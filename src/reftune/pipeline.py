@@ -13,8 +13,10 @@ from reftune.grading.rewards import load_reward
 from reftune.methods import methods_by_stage
 from reftune.planning.fitting import fit
 from reftune.problem import UserError
+from reftune.reporting.run.report import write_report
 from reftune.runs.run_dir import only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
+from reftune.runs.tracking import start_trackers, track_report
 from reftune.stages.run import Run
 from reftune.training.advantages import ADVANTAGES
 
@@ -52,8 +54,11 @@ def run_stages(
     with only_start(config.run_dir) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             open_run_dir(config, command, accelerator.num_processes)
+            start_trackers(accelerator, config)
         accelerator.wait_for_everyone()
         ran = _run_unfinished(Run(config, accelerator), stages)
+        if accelerator.is_main_process and accelerator.trackers:
+            track_report(accelerator, write_report(config.run_dir))
         accelerator.end_training()
     return ran
 

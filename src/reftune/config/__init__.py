@@ -68,6 +68,10 @@ class Compute(Section):
         10.0, ge=0, le=10**5, description="beside checkpoint_every_steps; 0: by steps alone"
     )
     trackers: list[str] = Field([], description="accelerate's: tensorboard, wandb, trackio, mlflow")
+    tracker_project: str = Field("reftune", description="under which name trackers keep runs")
+    tracker_group: str | None = Field(
+        None, description="what a tracker shows together, such as the seeds of a recipe (wandb, trackio)"
+    )
 
 
 class Config(Section):

@@ -115,6 +115,7 @@ class Start(TypedDict, total=False):
 
     command: str
     versions: dict[str, str]
+    started: str
 
 
 class Share(TypedDict):

@@ -13,6 +13,7 @@ from reftune.files import (
     RUN_AGAIN,
     make_directory,
     parse_json,
+    read_jsonl,
     reading_from,
     require_object,
     require_shape,
@@ -20,6 +21,7 @@ from reftune.files import (
 )
 from reftune.runs.display import Display
 from reftune.runs.records import Logged
+from reftune.runs.tracking import track_metrics, track_samples
 
 # key in metrics -> (label, format) on the screen, in this order
 SHOWN = {
@@ -63,16 +65,17 @@ class RunLog:
         self.display.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.display.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.display.__exit__(kind, *error)
+        if kind is None and self.accelerator.trackers and self.accelerator.is_main_process:
+            track_samples(self.accelerator, self.title, _rows(self.directory / "samples.jsonl"))
 
     def metrics(self, step: int, row: Mapping[str, Any]) -> None:
         """Record the metrics of one finished step and move the progress there."""
         if not self.accelerator.is_main_process:
             return
         _append(self.directory / "metrics.jsonl", [{"step": step, **row}])
-        numbers = {f"{self.title}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
-        self.accelerator.log(numbers, step=step)
+        track_metrics(self.accelerator, self.title, step, row)
         for key, (label, form) in SHOWN.items():
             if key in row:
                 self.numbers[key] = f"{label} {row[key]:{form}}"
@@ -100,6 +103,10 @@ def steps_done(directory: Path) -> int:
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with writing_to(path), path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.exists() else []
 
 
 def _rewind(path: Path, done: int) -> None:

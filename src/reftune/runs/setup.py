@@ -41,8 +41,6 @@ def make_accelerator(config: Config) -> Accelerator:
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.compute.threads or max(1, cores // accelerator.num_processes))
-    if config.compute.trackers:
-        accelerator.init_trackers("reftune", config={"run": config.name})
     return accelerator
 
 

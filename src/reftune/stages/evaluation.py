@@ -9,6 +9,7 @@ from reftune.files import RUN_AGAIN, read_jsonl, write_jsonl
 from reftune.problem import AnsweredQuestion, Problem, UserError, is_judged
 from reftune.runs.records import Answered
 from reftune.runs.run_log import RunLog
+from reftune.runs.tracking import track_accuracies
 from reftune.stages.reranker import load_reranker, rank
 from reftune.stages.run import Run
 from reftune.training.rollouts import make_generator
@@ -22,6 +23,7 @@ def start(run: Run) -> None:
     config, directory = run.config, run.config.run_dir / "evaluation"
     models = config.lineup.models
     answers: dict[str, list[AnsweredQuestion]] = {}
+    shares: dict[str, float] = {}
     with RunLog(directory, run.accelerator, "evaluation", len(models)) as log:
         for done, name in enumerate(models, start=1):
             path = directory / f"{name}.jsonl"
@@ -33,10 +35,12 @@ def start(run: Run) -> None:
             run.accelerator.wait_for_everyone()
             answers[name] = read_answers(path, run.splits.test)
             judged = [row["correct"] for row in answers[name] if is_judged(row["status"])]
-            log.metrics(done, {"model": name, "accuracy": sum(judged) / max(1, len(judged))})
+            shares[name] = sum(judged) / max(1, len(judged))
+            log.metrics(done, {"model": name, "accuracy": shares[name]})
     if run.accelerator.is_main_process:
         trigger = config.prompt.trigger
         write_result(directory, answers, config.evaluation.bootstrap, config.seed, trigger)
+        track_accuracies(run.accelerator, shares)
     run.accelerator.wait_for_everyone()
 
 
