@@ -104,19 +104,24 @@ def test_memory_of_an_update_in_float32() -> None:
 
 
 def test_memory_while_samples_are_drawn() -> None:
-    """Eight rows of 50 tokens, four prompts of 30; of each token two layers keep six numbers."""
+    """Eight rows of 50 tokens, four prompts as wide as 35; of each token two layers keep six numbers."""
     sampling = memory(work(), SHAPE, make_config(), CPU)["sampling"]
-    cache = (8 * 50 + 4 * 30) * 2 * 6 * 4
-    assert sampling == FULL | {"cache": cache, "logits": 4 * 8 * 50 * 4}
+    cache, inside = (8 * 50 + 4 * 35) * 2 * 6 * 4, 4 * 35 * 700 / 2  # one of two layers
+    assert sampling == FULL | {"cache": cache, "working space": inside, "logits": 4 * 8 * 50 * 4}
     few = make_config(compute={"sampler_rows": 4})
     sampling = memory(work(), SHAPE, few, CPU)["sampling"]
-    assert sampling["cache"] == (4 * 50 + 2 * 30) * 2 * 6 * 4
+    assert sampling["cache"] == (4 * 50 + 2 * 35) * 2 * 6 * 4
+    many = replace(work().draws, questions=1000, samples=1)
+    sampling = memory(work(draws=many), SHAPE, make_config(), CPU)["sampling"]
+    assert sampling["working space"] == 8192 * 350  # no more prompts than that are read at once
 
 
 def test_on_a_gpu_each_row_has_its_prompt_for_itself() -> None:
     """Eight rows of 85 tokens, in 128 columns; sums of probabilities are float64."""
     sampling = memory(work(), SHAPE, make_config(), GPU)["sampling"]
-    assert sampling == FULL | {"cache": 8 * 128 * 2 * 6 * 4, "logits": 24 * 8 * 50}
+    inside = 4 * 35 * 700 / 2
+    cache = 8 * 128 * 2 * 6 * 4
+    assert sampling == FULL | {"cache": cache, "working space": inside, "logits": 24 * 8 * 50}
 
 
 def test_masters_stand_beside_weights_of_16_bits() -> None:
@@ -168,7 +173,7 @@ def test_checkpointing_keeps_states_and_one_layer() -> None:
 def test_a_stage_that_only_answers_has_weights_and_a_cache() -> None:
     moments = memory(work(learns=0.0, reads=0.0, reference=False), SHAPE, make_config(), GPU)
     assert list(moments) == ["sampling"]
-    assert list(moments["sampling"]) == ["weights", "cache", "logits"]
+    assert list(moments["sampling"]) == ["weights", "cache", "working space", "logits"]
 
 
 PACE = Pace(learn_token=0.1, optimizer_step=2.0, read_token=0.01, draw_step=1.0, draw_token=0.05)
@@ -369,7 +374,7 @@ def test_the_command_plans_for_this_machine_and_makes_no_run(
 ) -> None:
     assert plan(monkeypatch, written) == 0
     told = capsys.readouterr().out
-    for word in ("this machine with", "sft", "ppo", "evaluation", "activations", "peak", "It fits:"):
+    for word in ("this machine with", "sft", "ppo", "evaluation", "working space", "peak", "It fits:"):
         assert word in told
     assert "unknown" not in told  # the pace was tried
     assert not (written.parent / "runs").exists()

@@ -12,6 +12,7 @@ from reftune.model.policy import LOGITS_PER_CHUNK, LOGITS_PER_CHUNK_ON_GPU
 from reftune.planning.machine import Machine
 from reftune.planning.shapes import Shape
 from reftune.planning.workload import Draw, StageWork
+from reftune.sampling.decoders import PREFILL_TOKENS
 from reftune.sampling.static_batch import BYTES_PER_LOGIT, round_up
 from reftune.training.cpu_threads import replica_count
 
@@ -95,10 +96,14 @@ def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> 
 
 def _sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Items:
     rows = min(draw.rows, config.compute.sampler_rows)
-    tokens = min(draw.questions, math.ceil(rows / draw.samples)) * draw.prompt + rows * draw.longest
+    prompts = min(draw.questions, math.ceil(rows / draw.samples))  # as wide as the longest of them
+    tokens = prompts * draw.longest_prompt + rows * draw.longest
     if machine.gpu:  # each row has its prompt for itself (see `sampling.static_batch`)
         tokens = rows * round_up(draw.longest_prompt + draw.longest)
     items: Items = {"cache": tokens * shape.cache_bytes}
+    # The inside of one layer, while prompts are read.
+    read = min(PREFILL_TOKENS, prompts * draw.longest_prompt)
+    items["working space"] = read * shape.activation_bytes / shape.layers
     each = BYTES_PER_LOGIT if machine.gpu else BYTES_PER_LOGIT_ON_CPU
     items["logits"] = rows * shape.vocabulary * each
     if shape.adapted and draw.learning:

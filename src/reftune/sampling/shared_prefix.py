@@ -6,7 +6,7 @@ Responses are one row until they differ. New prompts may enter while others run.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -188,20 +188,27 @@ class SharedPrefixDecoder:
         return rows if self.in_place else rows.index_select(0, self.slots)
 
     def _store(self, caches: Sequence[DynamicCache]) -> None:
-        """Add prompts from caches; the first time, make room for responses."""
-        read = [[(layer.keys, layer.values) for layer in cast(Any, cache.layers)] for cache in caches]
-        added = [
-            [_stack(*states) for states in zip(*layer, strict=True)] for layer in zip(*read, strict=True)
-        ]
-        if not self.layers:
-            self.layers = [_Layer(new, [self._room(states) for states in new]) for new in added]
-            return
-        for layer, new in zip(self.layers, added, strict=True):
-            layer.prompts = [_stack(*pair) for pair in zip(layer.prompts, new, strict=True)]
+        """Move prompts out of caches; the first time, make room for responses."""
+        for number in range(len(caches[0].layers)):
+            new = _taken_out(caches, number)
+            if number == len(self.layers):
+                self.layers.append(_Layer(new, [self._room(states) for states in new]))
+            else:
+                layer = self.layers[number]
+                layer.prompts = [_stack(*pair) for pair in zip(layer.prompts, new, strict=True)]
 
     def _room(self, states: Tensor) -> Tensor:
         # Zeros, not just room: what is masked has the weight 0, and 0 * nan is nan.
         return states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3])
+
+
+def _taken_out(caches: Sequence[DynamicCache], number: int) -> list[Tensor]:
+    """Return keys and values of one layer of all caches, which keep them no longer: they are large."""
+    layers: list[Any] = [cache.layers[number] for cache in caches]
+    states = [_stack(*(getattr(layer, name) for layer in layers)) for name in ("keys", "values")]
+    for layer in layers:
+        layer.keys = layer.values = None
+    return states
 
 
 def _stack(*states: Tensor) -> Tensor:
