@@ -162,7 +162,7 @@ def _micro_batch(options: Options) -> int:
     return REAL_MICRO_BATCH if options.model_size == REAL else MICRO_BATCH
 
 
-def _judge(problems: Sequence[Problem], texts: Sequence[str], _: Sequence[bool]) -> list[Verdict]:
+def _judge(problems: Sequence[Problem], texts: Sequence[str], *_: object) -> list[Verdict]:
     return [Verdict("ok", None, True, trivial_reward(text)) for text in texts]
 
 

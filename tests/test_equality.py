@@ -309,6 +309,8 @@ FOUND = [  # completion, truth, options, whether it is right
     ('The answer is both B and C.', 'B', ANIMALS, False),
     ('Answer: B, C', 'B', ANIMALS, False),
     ('Answer: A, B', 'B', ANIMALS, False),
+    ('Answer: A, B', 'A', ANIMALS, False),
+    ('Answer: A, because B has no legs', 'A', ANIMALS, True),
     ('Answer: B/C', 'B', ANIMALS, False),
     ('Answer: A or B', 'B', ANIMALS, False),
     ('Answer: B, a hen', 'B', ANIMALS, False),

@@ -315,7 +315,7 @@ def greedy_answer(model: Any, tokenizer: Any, problem: Problem) -> str:
     return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-def judge(problems: Sequence[Problem], texts: Sequence[str], finished: Sequence[bool]) -> list[Verdict]:
+def judge(problems: Sequence[Problem], texts: Sequence[str], *_: object) -> list[Verdict]:
     return [Verdict("ok", float(len(text)), False, 0.0) for text in texts]
 
 

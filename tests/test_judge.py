@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-import reftune.grading.rewards as rewards_module
 from reftune.grading.judge import Judge, make_extractor, make_judge
+from reftune.grading.rewards import OwnReward
 from reftune.grading.sandbox import Sandbox
 from reftune.problem import Answer, Problem, Status, UserError, Verdict
 
@@ -148,86 +148,29 @@ def test_programs_need_a_sandbox() -> None:
         make_judge("program", trigger=TRIGGER, partial_reward=0.1)
 
 
-REWARDS = """
-from dataclasses import dataclass
-
-@dataclass
-class Unused:
-    field: int
-
-def shortness(question, completion, answer):
+def shortness(question: str, completion: str, answer: str) -> float:
     return len(answer) / len(completion) + (question == "Which day?")
 
-def says_it(question, completion, answer):
+
+def says_it(question: str, completion: str, answer: str) -> bool:
     return answer in completion
 
-def fails(question, completion, answer):
-    raise KeyError("oops")
 
-def infinite(question, completion, answer):
-    return float("inf")
-
-def silent(question, completion, answer):
-    pass
-
-def vast(question, completion, answer):
-    return 10**400
-
-def talks(question, completion, answer):
-    raise ValueError("x" * 10**6)
-
-def leaves(question, completion, answer):
-    import sys
-    sys.exit(5)
-
-class Odd(BaseException):
-    def __str__(self):
-        raise KeyError
-
-def odd(question, completion, answer):
-    raise Odd
-
-class Shy:
-    def __repr__(self):
-        raise KeyError
-
-def shy(question, completion, answer):
-    return Shy()
-
-def slow(question, completion, answer):
-    import time
-    time.sleep(0.5)
-    return 1
-
-constant = 1
-"""
+def judge_with(reward: Callable[..., Any], max_failed: float = 0.0) -> Judge:
+    own = OwnReward([reward], max_failed=max_failed)
+    return make_judge("natural", trigger=TRIGGER, partial_reward=0.1, reward=own)
 
 
-@pytest.fixture
-def rewards(tmp_path: Path) -> str:
-    path = tmp_path / "mine.py"
-    path.write_text(REWARDS, encoding="utf-8")
-    return f"{path}"
-
-
-def judge_with(reward: str) -> Judge:
-    return make_judge("natural", trigger=TRIGGER, partial_reward=0.1, reward=reward)
-
-
-def test_own_reward_replaces_the_score(rewards: str) -> None:
+def test_own_reward_replaces_the_score() -> None:
     wrong = f"{TRIGGER}1"
-    assert judge_with(f"{rewards}:shortness")([NUMERIC], [wrong], [True]) == [
+    assert judge_with(shortness)([NUMERIC], [wrong], [True]) == [
         Verdict("ok", 1.0, False, 5 / len(wrong))
     ]
-    assert judge_with(f"{rewards}:shortness")([TEXT], ["x"], [True]) == [
-        Verdict("no_result", None, True, 8.0)
-    ]
+    assert judge_with(shortness)([TEXT], ["x"], [True]) == [Verdict("no_result", None, True, 8.0)]
 
 
-def test_own_reward_may_be_a_bool_and_skips_the_unfinished(rewards: str) -> None:
-    verdicts = judge_with(f"{rewards}:says_it")(
-        [TEXT] * 3, ["Tuesday", "Monday", "Tuesday"], [True, True, False]
-    )
+def test_own_reward_may_be_a_bool_and_skips_the_unfinished() -> None:
+    verdicts = judge_with(says_it)([TEXT] * 3, ["Tuesday", "Monday", "Tuesday"], [True, True, False])
     assert [(v.status, v.correct, v.reward) for v in verdicts] == [
         ("no_result", True, 1.0),
         ("no_result", False, 0.0),
@@ -235,58 +178,38 @@ def test_own_reward_may_be_a_bool_and_skips_the_unfinished(rewards: str) -> None
     ]
 
 
-def test_own_reward_scores_programs_too(rewards: str, sandbox: Sandbox) -> None:
-    judge = make_judge(
-        "program", trigger=TRIGGER, partial_reward=0.1, sandbox=sandbox, reward=f"{rewards}:says_it"
-    )
+def test_own_reward_scores_programs_too(sandbox: Sandbox) -> None:
+    own = OwnReward([says_it])
+    judge = make_judge("program", trigger=TRIGGER, partial_reward=0.1, sandbox=sandbox, reward=own)
     text = returning("'Tuesday'")
     assert judge([TEXT], [text], [True]) == [Verdict("ok_text", "Tuesday", True, 1.0)]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("fails", "failed on problem n .KeyError: 'oops'"),
-        ("infinite", "returned inf on problem n"),
-        ("silent", "returned None on problem n"),
-        ("vast", "failed on problem n .OverflowError: int too large"),
-        ("talks", r"failed on problem n .ValueError: x{1,200} \[\.\.\.\] x{1,100}\); mend it$"),
-        ("leaves", r"failed on problem n .SystemExit: 5\); mend it$"),
-        ("odd", r"failed on problem n .Odd\); mend it$"),
-        ("shy", "returned a Shy that cannot be written on problem n"),
-    ],
-)
-def test_own_reward_that_fails_is_named(rewards: str, name: str, words: str) -> None:
-    judge = judge_with(f"{rewards}:{name}")
-    with pytest.raises(UserError, match=rf"mine\.py:{name} {words}"):
-        judge([NUMERIC], ["1"], [True])
+def test_own_reward_sees_the_unfinished_if_it_asks(sandbox: Sandbox) -> None:
+    def at_length(completions: list[str], truncated: list[bool], token_counts: list[int]) -> list[float]:
+        return [count - 100.0 * cut for count, cut in zip(token_counts, truncated, strict=True)]
+
+    verdicts = judge_with(at_length)([TEXT] * 2, ["Tuesday", "Tues"], [True, False], [7, 9])
+    assert [(v.status, v.reward) for v in verdicts] == [("no_result", 7.0), ("truncated", -91.0)]
 
 
-def test_own_reward_that_cannot_be_loaded_is_named(rewards: str, tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("import nothing_of_this_name", encoding="utf-8")
-    (tmp_path / "leaves.py").write_text("raise SystemExit(3)", encoding="utf-8")
-    (tmp_path / "notes.txt").write_text("no code at all", encoding="utf-8")
-    for spec, words in [
-        ("shortness", "write path.py:function"),
-        (f"{tmp_path}/missing.py:f", "no such file"),
-        (f"{tmp_path}/leaves.py:f", r"cannot be imported .SystemExit: 3\); mend it$"),
-        ("no\0where.py:f", "no such file"),
-        (f"{tmp_path}:f", "no such file"),
-        (f"{tmp_path}/broken.py:f", "cannot be imported .ModuleNotFoundError"),
-        (f"{tmp_path}/notes.txt:f", "cannot be imported .SyntaxError"),
-        (f"{rewards}:shortnes", "defines no function shortnes"),
-        (f"{rewards}:constant", "defines no function constant"),
-    ]:
-        with pytest.raises(UserError, match=words):
-            judge_with(spec)
+def test_what_an_own_reward_fails_on_is_judged_by_nobody() -> None:
+    def fails_on_8(question: str, completion: str, answer: str) -> dict[str, float]:
+        return {"inverse": 1 / (8 - len(completion)), "rest": 0.5}
+
+    judge = judge_with(fails_on_8, max_failed=0.5)
+    whole, failed = judge([TEXT] * 2, ["Tuesday", "Thursday"], [True, True])
+    assert (whole.reward, whole.parts, whole.judged) == (1.5, {"inverse": 1.0, "rest": 0.5}, True)
+    assert (failed.status, failed.answer, failed.judged) == ("reward_error", None, False)
+    assert failed.reason == "reward fails_on_8 failed (ZeroDivisionError: division by zero)"
 
 
-def test_own_reward_that_takes_long_is_named_once_while_it_works(
-    rewards: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(rewards_module, "PATIENCE", 0.1)
-    monkeypatch.setattr(rewards_module, "_watch", rewards_module._Watch())
-    [verdict] = judge_with(f"{rewards}:slow")([NUMERIC], ["1"], [True])
-    assert verdict.reward == 1.0
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.endswith("mine.py:slow, on problem n, has not returned for 0 s; Ctrl-C ends the run")
+def test_an_own_reward_gets_the_columns_of_its_problem() -> None:
+    def hard(question: str, completion: str, answer: str, *, level: int) -> int:
+        return level
+
+    problems = [
+        Problem("a", "?", "1", columns={"level": 3}),
+        Problem("b", "?", "1", columns={"level": 5}),
+    ]
+    assert [v.reward for v in judge_with(hard)(problems, ["x", "x"], [True, True])] == [3.0, 5.0]

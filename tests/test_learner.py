@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from precision import CLOSE, float64
 from reftune.model.batch import collate
 from reftune.model.policy import PolicyWithValue
-from reftune.training.learner import Learner, linear_schedule
+from reftune.training.learner import Learner, linear_schedule, online_schedule
 from reftune.training.optimizer import make_optimizer
 from tiny_models import tiny_model
 
@@ -107,6 +107,23 @@ def test_linear_schedule_by_hand(total: int, share: float, factors: list[float])
 def test_linear_schedule_ends_at_zero() -> None:
     assert linear_schedule(8, 8, 0.25) == 0.0
     assert linear_schedule(4, 4, 1.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("warmup", "falling", "factors"),
+    [
+        (0, False, [1, 1, 1, 1]),
+        (2, False, [1 / 2, 1, 1, 1]),
+        (0, True, [1, 3 / 4, 2 / 4, 1 / 4]),
+        (1, True, [1, 3 / 4, 2 / 4, 1 / 4]),
+        (2, True, [1 / 2, 1, 2 / 3, 1 / 3]),
+        (4, True, [1 / 4, 2 / 4, 3 / 4, 1]),
+        (8, True, [1 / 8, 2 / 8, 3 / 8, 4 / 8]),
+    ],
+)
+def test_online_schedule_by_hand(warmup: int, falling: bool, factors: list[float]) -> None:
+    found = [online_schedule(step, 4, warmup, falling=falling) for step in (1, 2, 3, 4)]
+    assert found == pytest.approx(factors)
 
 
 # One step, on a model of two numbers whose gradient is known.

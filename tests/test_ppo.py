@@ -47,13 +47,14 @@ STEPS, OPTIMIZER_STEPS = 3, 6  # of each: three passes over two minibatches
 SETTINGS = [
     "model.scratch=tiny", "name=test", "ppo.steps=3", "ppo.questions_per_step=2",
     "ppo.samples_per_question=2", "ppo.ppo_epochs=3", "ppo.minibatch_size=2",
-    "ppo.critic_warmup_steps=1", "ppo.temperature=0.7", "ppo.learning_rate=3e-3",
+    "ppo.critic_warmup_steps=1", "ppo.lr_warmup_steps=2", "ppo.temperature=0.7",
+    "ppo.learning_rate=3e-3",
     "ppo.value_head_learning_rate=2e-2", "ppo.weight_decay=0.125", "ppo.max_grad_norm=0.75",
     "ppo.validate_every_steps=3", "ppo.kl_coef=0.2",
 ]  # fmt: skip
 
 
-def judge(problems: Sequence[Problem], texts: Sequence[str], finished: Sequence[bool]) -> list[Verdict]:
+def judge(problems: Sequence[Problem], texts: Sequence[str], *_: object) -> list[Verdict]:
     return [VERDICTS[i % 4] for i in range(len(texts))]
 
 
@@ -175,9 +176,9 @@ def test_the_reference_stays_as_it_was(run: Run) -> None:
         assert found.grad is None
 
 
-def test_only_the_critic_learns_in_its_warmup(run: Run) -> None:
-    policy, head = 3e-3, 2e-2
-    assert run.stage.rates == [[0.0, head]] * OPTIMIZER_STEPS + [[policy, head]] * 2 * OPTIMIZER_STEPS
+def test_only_the_critic_learns_in_its_warmup_then_the_policys_rate_rises(run: Run) -> None:
+    rates = [[policy, 2e-2] for policy in (0.0, 1.5e-3, 3e-3) for _ in range(OPTIMIZER_STEPS)]
+    assert run.stage.rates == rates
     start, after_one, after_two = (run.stage.weights[i * OPTIMIZER_STEPS] for i in range(STEPS))
     for name, weight in start.items():
         assert torch.equal(weight, after_one[name]) == (not name.startswith("value_")), name

@@ -128,7 +128,7 @@ def test_grade_with_a_trigger_of_ones_own() -> None:
         ({"reward": "nowhere.py:f"}, "reward nowhere.py:f: no such file nowhere.py"),
         (
             {"reward": lambda question, completion, answer: 1 / 0},
-            "failed on problem 1 (ZeroDivisionError",
+            "failed (ZeroDivisionError",
         ),
     ],
 )
@@ -163,7 +163,7 @@ def test_what_is_no_text_is_named() -> None:
         "completion 2: answer must be a text or a number",
         "completion 2: completion must be a text",
         "completion 2: cannot read the choices",
-        "reward <lambda> returned 'good' on problem 1",
+        "reward <lambda> failed (returned 'good'",
         "cot: choose natural or program, not music",
     ]
 

@@ -15,8 +15,7 @@ import typer
 import reftune
 from reftune import cli
 from reftune.config.files import load_config
-from reftune.grading.rewards import load_reward
-from reftune.problem import Problem
+from reftune.grading.reward_calls import load_function
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,8 +71,8 @@ def test_the_python_example_grades_and_runs_a_program() -> None:
 
 def test_the_reward_in_the_text_is_one(tmp_path: Path) -> None:
     (tmp_path / "my_reward.py").write_text(blocks("python")[0], encoding="utf-8")
-    reward = load_reward(f"{tmp_path / 'my_reward.py'}:reward")
-    assert [reward(Problem("1", "?", "7"), text) for text in ("so 7 \n", "so 8")] == [1.0, 0.0]
+    reward = load_function(f"{tmp_path / 'my_reward.py'}:reward")
+    assert [reward("?", text, "7") for text in ("so 7 \n", "so 8")] == [1.0, 0.0]
 
 
 def test_the_commands_and_their_options_exist() -> None:

@@ -54,7 +54,7 @@ def make_prompter() -> Prompter:
     return Prompter(tokenizer, Prompt(max_new_tokens=6), "natural")
 
 
-def judge(problems: Sequence[Problem], texts: Sequence[str], finished: Sequence[bool]) -> list[Verdict]:
+def judge(problems: Sequence[Problem], texts: Sequence[str], *_: object) -> list[Verdict]:
     return [Verdict("ok", None, len(text) % 2 == 1, float(len(text) % 2)) for text in texts]
 
 
@@ -217,21 +217,24 @@ def test_a_sandbox_that_runs_nothing_at_all_stops_the_run() -> None:
 
 
 def test_each_sample_is_judged_with_its_question_and_its_text() -> None:
-    asked: list[tuple[list[str], list[str], list[bool]]] = []
+    asked: list[tuple[list[str], list[str], list[bool], list[int]]] = []
 
     def judge(
-        problems: Sequence[Problem], texts: Sequence[str], finished: Sequence[bool]
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        finished: Sequence[bool],
+        tokens: Sequence[int] | None = None,
     ) -> list[Verdict]:
-        asked.append(([p.id for p in problems], list(texts), list(finished)))
+        asked.append(([p.id for p in problems], list(texts), list(finished), list(tokens or ())))
         return [Verdict("ok", None, True, float(i)) for i in range(len(problems))]
 
-    samples = [Sample([1], [40 + i, 60], [0.0, 0.0], i % 2 == 0) for i in range(4)]
+    samples = [Sample([1], [40 + i, 60][: 2 - i // 3], [0.0, 0.0], i % 2 == 0) for i in range(4)]
     prompter = make_prompter()
     generator = Generator(Told(*samples), judge, prompter, Accelerator(cpu=True))
     graded = generator.generate(PROBLEMS[:2], 2, 1.0, key=("key",))
     texts = [prompter.decode(PROBLEMS[i // 2], s.tokens, s.finished) for i, s in enumerate(samples)]
     assert len(set(texts)) == 4
-    assert asked == [(["0", "0", "1", "1"], texts, [True, False, True, False])]
+    assert asked == [(["0", "0", "1", "1"], texts, [True, False, True, False], [2, 2, 2, 1])]
     assert graded == [
         GradedSample(PROBLEMS[i // 2], sample, texts[i], Verdict("ok", None, True, float(i)))
         for i, sample in enumerate(samples)

@@ -17,6 +17,7 @@ import typer
 from reftune.asking import OneOfRun, Source, chat_command, evaluate, sample
 from reftune.data.commands import ColumnNames, data_app
 from reftune.ending import run_to_end, say
+from reftune.evaluation.commands import reward_app
 from reftune.launcher import rank
 from reftune.problem import AnswerStyle, Cot
 
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app, name="data")
+app.add_typer(reward_app, name="reward")
 
 
 def _show_version(wanted: bool | None) -> None:

@@ -9,7 +9,7 @@ from accelerate.utils import set_seed
 
 from reftune.config import Config
 from reftune.files import RUN_AGAIN, read_object, require_object
-from reftune.grading.rewards import load_reward
+from reftune.grading.rewards import own_reward
 from reftune.methods import methods_by_stage
 from reftune.planning.fitting import fit
 from reftune.problem import UserError
@@ -112,5 +112,4 @@ def _check(config: Config, stages: Sequence[str]) -> None:
         raise UserError(
             f"ppo.advantage: unknown estimator {config.ppo.advantage}; choose {' or '.join(ADVANTAGES)}"
         )
-    if config.reward.function is not None:
-        load_reward(config.reward.function)
+    own_reward(config.reward)

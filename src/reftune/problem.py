@@ -1,5 +1,6 @@
 """The nouns that all rooms share: a problem, what running a program gave, the verdict."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, get_args, runtime_checkable
@@ -33,14 +34,16 @@ Status = Literal[
     "too_long",
     "unsupported",
     "sandbox_error",  # our own fault: never charged to the policy
+    "reward_error",  # the user's own reward failed on it
+    "reward_timeout",  # the user's own reward did not return in time
     "truncated",  # the token limit came before the end of the answer
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 def is_judged(status: Status) -> bool:
-    """Tell whether a status says something of the completion, and not of our own sandbox."""
-    return status != "sandbox_error"
+    """Tell whether a status says something of the completion, and not of whatever was to judge it."""
+    return status not in ("sandbox_error", "reward_error", "reward_timeout")
 
 
 Answer = float | str
@@ -79,7 +82,8 @@ class Problem:
 
     `chain` holds the reasoning alone: for programs the whole `def solution(): ...` text, for natural
     language the sentences before the answer trigger. `choices` are the option texts of a multiple
-    choice question, whose `answer` is then the letter of the right one.
+    choice question, whose `answer` is then the letter of the right one. `columns` are others of the data
+    set, for the user's own reward.
     """
 
     id: str
@@ -87,6 +91,7 @@ class Problem:
     answer: str
     chain: str | None = None
     choices: tuple[str, ...] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +108,9 @@ class Verdict:
     """The judgement of one completion: status, extracted answer, whether it is right, reward.
 
     `status` is "ok" for a number and "ok_text" for a letter or text; anything else says why there is no
-    `answer`, such as "no_result" or "timeout". "sandbox_error" is our own fault, not the completion's.
-    `reason` says in one phrase why it is right or wrong; verdicts are equal whatever theirs say.
+    `answer`, such as "no_result" or "timeout". "sandbox_error" is our own fault, not the completion's;
+    "reward_error" and "reward_timeout" are those of the user's own reward. `reason` says in one phrase
+    why it is right or wrong, `parts` what such a reward is made of; both count for no comparison.
     """
 
     status: Status
@@ -112,6 +118,7 @@ class Verdict:
     correct: bool
     reward: float
     reason: str = field(default="", compare=False)
+    parts: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def judged(self) -> bool:
@@ -121,15 +128,19 @@ class Verdict:
 
 @runtime_checkable
 class RewardFunction(Protocol):
-    """A user's own reward, `reward(question, completion, answer)`, in place of the built-in check.
+    """A user's own reward in place of the built-in check: of one completion, or of many at once.
 
-    It is called with the question as it was asked, the completion (the reasoning with its answer, or
-    the whole program), and the right answer as the data have it. It returns what the completion is
-    worth, a finite number or a bool; 1 or more counts as correct.
+    `reward(question, completion, answer)` gets the question as it was asked, the completion (the
+    reasoning with its answer, or the whole program) and the right answer as the data have it; by name
+    also `tokens`, `truncated` and columns of the data set. It returns what the completion is worth, a
+    finite number or a bool, or a dictionary of named parts, which are added up; 1 or more counts as
+    correct, unless the part "correct" says otherwise. With a parameter `completions` it gets lists
+    (`questions`, `completions`, `answers`, `token_counts`, `truncated`, columns) and returns a list.
+    It may be `async`.
     """
 
-    def __call__(self, question: str, completion: str, answer: str, /) -> float:
-        """Return what a completion is worth."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what a completion, or each of several, is worth."""
         ...
 
 

@@ -71,6 +71,9 @@ IDLE = (
          lambda c: c.ppo.ppo_epochs == 1 and (c.ppo.minibatch_size or _batch(c)) >= _batch(c), _UPDATES,
          "a batch's only update starts at the policy that sampled it, with nothing to clip;"
          " raise ppo.ppo_epochs or lower ppo.minibatch_size"),
+    Idle("reward.weights reward.seconds reward.max_failed data.keep_columns",
+         lambda c: c.reward.function is None, "reward.function",
+         "only your own reward goes by it; set reward.function"),
     Idle("reward.partial_reward", lambda c: c.reward.function is not None, "reward.function",
          "reward.function says what a wrong answer is worth; leave one of them out"),
     Idle("reward.partial_reward", lambda c: _generated(c) and c.data.synthetic.choices > 0,

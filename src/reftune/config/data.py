@@ -62,6 +62,9 @@ class Data(Section):
     test_split: str = Field("test", description="split of the hub data set to test on")
     subset: str | None = Field(None, description="configuration name of the hub data set")
     columns: Columns | None = Field(None, description="column names, where the format is unknown")
+    keep_columns: list[str] = Field(
+        [], description="other columns, which your own reward may ask for by their names"
+    )
     max_train: Count | None = Field(None, description="use only this many training problems")
     max_chains: Count | None = Field(
         None, description="use the chains of only this many training problems; SFT takes no others"

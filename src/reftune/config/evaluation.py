@@ -10,7 +10,14 @@ from reftune.config.ranges import Place, Section, Temperature
 class Reward(Section):
     """What a completion is worth, in sampling stages and the evaluation; what a program may use."""
 
-    function: Place | None = Field(None, description="your own reward: path.py:function")
+    function: Place | list[Place] | None = Field(
+        None, description="your own reward: path.py:function or package.module:function, or several"
+    )
+    weights: list[float] = Field([], description="of several functions; default: 1 each")
+    seconds: float = Field(30.0, gt=0, le=10**5, description="that a call of your reward may take")
+    max_failed: float = Field(
+        0.25, ge=0, le=1, description="share of a batch on which your reward may fail; more ends the run"
+    )
     partial_reward: float = Field(
         0.1, ge=0, le=1, description="reward of a wrong but well-formed answer"
     )

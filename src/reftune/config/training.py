@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -73,7 +73,14 @@ class Steps(Section):
     steps: Count = Field(1000, description="batches of samples")
     questions_per_step: Count = Field(32, description="questions that are sampled in each step")
     samples_per_question: Few = Field(1, description="num_generations in TRL")
-    learning_rate: Rate = Field(3e-7, description="the same in all steps")
+    learning_rate: Rate = Field(3e-7, description="of each optimizer step, but for the next two keys")
+    lr_warmup_steps: Amount = Field(
+        0,
+        description="first steps in which the rate rises: AdamW's first ones are as large as it allows",
+    )
+    lr_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="of the rate after that; linear: down towards 0 at the last step"
+    )
     weight_decay: Weight = Field(0.0, description="of AdamW")
     max_grad_norm: Limit = Field(1.0, description="gradients of a larger norm are scaled down to it")
     temperature: Temperature = Field(1.0, description="of the samples, and of the policy that learns")

@@ -5,7 +5,7 @@ chain without what the prompts put around it (a program's docstring, the sentenc
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
@@ -76,15 +76,17 @@ def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fie
     return Fields(own_id, question, answer.strip(), chain, options)
 
 
-def to_problem(where: str, fields: Fields, new_id: str, cot: Cot) -> Problem:
+def to_problem(
+    where: str, fields: Fields, new_id: str, cot: Cot, columns: Mapping[str, Any] | None = None
+) -> Problem:
     """Return the texts of a row as a problem, without the chain if that is not of the kind `cot`.
 
-    `new_id` is for a row that has none.
+    `new_id` is for a row that has none; `columns` are others that are kept.
     """
     question, choices = _with_options(where, fields.question, fields.options)
     answer = _plain_answer(fields.answer, choices)
     chain = _clean_chain(fields.chain, cot)
-    return Problem(fields.id or new_id, question, answer, chain, choices)
+    return Problem(fields.id or new_id, question, answer, chain, choices, columns or {})
 
 
 def require_new_id(where: str, problem: Problem, places: dict[str, str]) -> None:
@@ -103,7 +105,9 @@ def known_columns(where: str, row: dict[str, Any]) -> Columns:
     raise UserError(f"{where}: has {listed(row)}, not 'question' and 'answer'; set data.columns")
 
 
-def require_columns(source: str, rows: Sequence[PlacedRow], columns: Columns | None) -> None:
+def require_columns(
+    source: str, rows: Sequence[PlacedRow], columns: Columns | None, keep: Sequence[str] = ()
+) -> None:
     """Raise UserError if there are no rows, the first is in no known format, or no row has a column.
 
     A test set may lack the chains of its training set.
@@ -112,11 +116,10 @@ def require_columns(source: str, rows: Sequence[PlacedRow], columns: Columns | N
         raise UserError(f"{source}: no problems in it; each needs a question and an answer")
     if columns is None:
         known_columns(*rows[0])
-    for key, name in columns or ():
-        if key != "chain" and name and not any(name in row for _, row in rows):
-            raise UserError(
-                f"{source}: no {name!r} among {listed(rows[0][1])}; correct data.columns.{key}"
-            )
+    wanted = [(f"columns.{key}", name) for key, name in columns or () if key != "chain"]
+    for key, name in (*wanted, *(("keep_columns", name) for name in keep)):
+        if name and not any(name in row for _, row in rows):
+            raise UserError(f"{source}: no {name!r} among {listed(rows[0][1])}; correct data.{key}")
 
 
 def listed(row: dict[str, Any]) -> str:

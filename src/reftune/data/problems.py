@@ -93,6 +93,7 @@ def load_problems(
     split: str = "train",
     subset: str | None = None,
     columns: Columns | None = None,
+    keep: Sequence[str] = (),
     check_answers: bool = True,
     new_ids: str | None = None,
 ) -> list[Problem]:
@@ -105,6 +106,7 @@ def load_problems(
     Args:
         source: a file, a directory, a data set's name on the hub, or the rows themselves.
         split, subset: of a directory or hub data set only.
+        keep: names of other columns that problems keep; at least one row must have each.
         check_answers: refuse answers that the built-in judge cannot grade (your own reward may).
         new_ids: what the ids of problems without one start with; default: the file's name.
     """
@@ -112,13 +114,15 @@ def load_problems(
     if isinstance(source, str | Path):
         place, prefix = str(source), new_ids or Path(source).stem
     rows = list(load_rows(source, split, subset, place))
-    require_columns(place, rows, columns)
+    require_columns(place, rows, columns, keep)
     if columns is None:
         tell_of_systems(place, rows)
     places: dict[str, str] = {}
     problems = []
     for number, (where, row) in enumerate(rows, start=1):
-        problem = to_problem(where, read_fields(where, row, columns), f"{prefix}-{number}", cot)
+        kept = {name: row[name] for name in keep if name in row}
+        fields = read_fields(where, row, columns)
+        problem = to_problem(where, fields, f"{prefix}-{number}", cot, kept)
         if check_answers and (complaint := check_answer(problem, cot)):
             raise UserError(f"{where}: {complaint}")
         require_new_id(where, problem, places)
@@ -133,8 +137,10 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
 
 
 def _lines(problems: Iterable[Problem]) -> list[str]:
-    fields = [{k: v for k, v in asdict(p).items() if v is not None} for p in problems]
-    return [json.dumps(row, ensure_ascii=False) + "\n" for row in fields]
+    rows = [dict(p.columns) | {k: v for k, v in asdict(p).items() if v is not None} for p in problems]
+    for row in rows:
+        del row["columns"]
+    return [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
 
 
 def require_same(directory: Path, splits: Splits, names: Sequence[str]) -> None:
@@ -181,6 +187,7 @@ def _load(data: Data, source: Source, role: str, seed: int, check: bool) -> list
         split=data.test_split if for_test else data.train_split,
         subset=data.subset,
         columns=data.columns,
+        keep=data.keep_columns,
         check_answers=check,
         new_ids=role,  # train and test are often files, or splits, of one name
     )

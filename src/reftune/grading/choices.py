@@ -85,7 +85,8 @@ def _of_letter(marked: re.Match[str], text: str, options: Sequence[str]) -> str 
     ):
         return None  # "a train" begins with an article
     rest = before_reason(f"{marked[2]} {rest}")[2:]
-    return None if _other_letters(letter, rest, len(options)) else letter
+    mark = (marked[3] or "").strip()  # "A, B" names two
+    return None if _other_letters(letter, f"{mark} {rest}", len(options)) else letter
 
 
 def _other_letters(letter: str, rest: str, count: int) -> set[str]:

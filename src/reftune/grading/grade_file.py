@@ -12,6 +12,7 @@ from reftune.grading.answers import check_answer
 from reftune.grading.cells import as_choices, as_text, indexed
 from reftune.grading.fenced import extract_program
 from reftune.grading.judge import make_judge, make_sandbox
+from reftune.grading.rewards import OwnReward
 from reftune.problem import (
     AnswerStyle,
     Cot,
@@ -24,6 +25,7 @@ from reftune.problem import (
     misfit,
 )
 
+_KEYS = ("id", "completion", "answer", "choices", "question")
 _EXAMPLE = '{"id": ..., "completion": ..., "answer": ...}'
 
 
@@ -115,7 +117,8 @@ def grade_rows(
         rows: places, for errors, and objects as `grade_file` reads them.
         cot: "program" executes the completions, "natural" reads their final answer.
         partial_reward: reward of a wrong number.
-        reward: your own instead, see `reftune.grading.rewards.load_reward`.
+        reward: your own instead, a function or its place, see `RewardFunction`; it may ask for the rows'
+            other keys.
         trigger: the words before the answer of a natural chain; default: the paper's.
         answer_style: how the answers are written, see `docs/grading.md`; default: as they come.
         limits: what a program may use; the rest of the section says nothing here.
@@ -139,7 +142,7 @@ def grade_rows(
             trigger=Prompt().trigger if trigger is None else trigger,
             partial_reward=partial_reward,
             sandbox=sandbox,
-            reward=reward,
+            reward=None if reward is None else OwnReward([reward]),
             answer_style=answer_style,
         )
         return problems, judge(problems, completions, [True] * len(problems))
@@ -167,7 +170,8 @@ def _problem(where: str, row: Row, cot: Cot, checked: bool) -> Problem:
     answer = indexed(where, row.get("answer"), row.get("choices"))
     id_, answer = _text(where, "id", row.get("id")), _text(where, "answer", answer).strip()
     question = _text(where, "question", row.get("question", ""))
-    problem = Problem(id_, question, answer, None, choices)
+    columns = {name: value for name, value in row.items() if name not in _KEYS}
+    problem = Problem(id_, question, answer, None, choices, columns)
     if checked and (complaint := check_answer(problem, cot)):
         raise UserError(f"{where}: {complaint}")
     return problem

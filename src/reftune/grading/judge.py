@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 from reftune.config import Reward
 from reftune.grading.answers import check_answer, judge_letter
@@ -10,7 +11,8 @@ from reftune.grading.equality import Judgement, compare, judge_numbers, truth_nu
 from reftune.grading.extraction import extract_natural
 from reftune.grading.fenced import extract_program, has_program
 from reftune.grading.quantities import parse_number, plain_number
-from reftune.grading.rewards import load_reward
+from reftune.grading.reward_calls import RewardSample
+from reftune.grading.rewards import OwnReward
 from reftune.grading.sandbox import Sandbox
 from reftune.problem import (
     Answer,
@@ -18,7 +20,6 @@ from reftune.problem import (
     Cot,
     Execution,
     Problem,
-    RewardFunction,
     Status,
     UserError,
     Verdict,
@@ -26,10 +27,29 @@ from reftune.problem import (
 
 MAX_REASON_CHARS = 200
 
-# Problems, their completions (for programs the whole `def solution(): ...`, or the text with a fenced
-# block that holds it, by the style of the answers), and whether each was finished before the token
-# limit; returns one verdict per completion.
-Judge = Callable[[Sequence[Problem], Sequence[str], Sequence[bool]], list[Verdict]]
+
+@runtime_checkable
+class Judge(Protocol):
+    """What gives verdicts."""
+
+    def __call__(
+        self,
+        problems: Sequence[Problem],
+        completions: Sequence[str],
+        finished: Sequence[bool],
+        tokens: Sequence[int] | None = None,
+        /,
+    ) -> list[Verdict]:
+        """Return one verdict per completion.
+
+        Args:
+            problems: what each completion answers.
+            completions: texts; of programs the whole `def solution(): ...`, or the text with a fenced
+                block that holds it, by the style of the answers.
+            finished: whether each ended before the token limit.
+            tokens: the length of each, where somebody has counted; for the user's own reward.
+        """
+        ...
 
 
 def make_judge(
@@ -38,7 +58,7 @@ def make_judge(
     trigger: str,
     partial_reward: float,
     sandbox: Sandbox | None = None,
-    reward: str | RewardFunction | None = None,
+    reward: OwnReward | None = None,
     answer_style: AnswerStyle | None = None,
 ) -> Judge:
     """Return the judge of one kind of chain.
@@ -51,31 +71,60 @@ def make_judge(
     Args:
         trigger: the words before the answer of a natural-language chain.
         sandbox: runs programs; multiple choice needs one made with `text=True`.
-        reward: the user's own, see `load_reward`. Its value replaces the reward, and 1 or more counts
-            as correct; status and answer stay those of the built-in extraction.
+        reward: the user's own. Its value replaces the reward, and it says what counts as correct; status
+            and answer stay those of the built-in extraction, except where it fails. It is asked about
+            completions that were cut off if it asks whether they were.
         answer_style: how the answers are written; default: "trigger" and "function", the paper's.
     """
     read = _make_reader(cot, trigger, sandbox, answer_style)
-    own_reward = load_reward(reward) if reward is not None else None
 
     def judge(
-        problems: Sequence[Problem], completions: Sequence[str], finished: Sequence[bool]
+        problems: Sequence[Problem],
+        completions: Sequence[str],
+        finished: Sequence[bool],
+        tokens: Sequence[int] | None = None,
+        /,
     ) -> list[Verdict]:
-        if own_reward is None:
+        if reward is None:
             for problem in dict.fromkeys(problems):  # each question comes once per sample
                 if complaint := check_answer(problem, cot):
                     raise UserError(complaint)
         results = read(completions, finished)
-        verdicts = []
-        for problem, text, result in zip(problems, completions, results, strict=True):
-            verdict = _verdict(problem, result, cot, partial_reward)
-            if own_reward is not None and result.status not in ("truncated", "sandbox_error"):
-                value = own_reward(problem, text)
-                verdict = replace(verdict, reward=value, correct=value >= 1)
-            verdicts.append(verdict)
-        return verdicts
+        pairs = zip(problems, results, strict=True)
+        verdicts = [_verdict(problem, result, cot, partial_reward) for problem, result in pairs]
+        if reward is None:
+            return verdicts
+        return _rescored(reward, problems, completions, verdicts, tokens)
 
     return judge
+
+
+def _rescored(
+    reward: OwnReward,
+    problems: Sequence[Problem],
+    completions: Sequence[str],
+    verdicts: list[Verdict],
+    tokens: Sequence[int] | None,
+) -> list[Verdict]:
+    """Put the user's rewards into verdicts, except those that say nothing of the completion."""
+    left_out = ("sandbox_error",) if reward.wants_truncated else ("sandbox_error", "truncated")
+    asked = [i for i, verdict in enumerate(verdicts) if verdict.status not in left_out]
+    samples: list[RewardSample] = [
+        {
+            "question": problems[i].question, "completion": completions[i], "answer": problems[i].answer,
+            "tokens": tokens[i] if tokens else None, "truncated": verdicts[i].status == "truncated",
+            "columns": dict(problems[i].columns),
+        }
+        for i in asked
+    ]  # fmt: skip
+    for i, scored in zip(asked, reward(samples, [problems[i].id for i in asked]), strict=True):
+        if scored.failure:
+            verdicts[i] = Verdict(scored.failure, None, False, 0.0, scored.reason)
+        else:
+            verdicts[i] = replace(
+                verdicts[i], correct=scored.correct, reward=scored.value, parts=scored.parts
+            )
+    return verdicts
 
 
 def make_extractor(
@@ -93,7 +142,11 @@ def make_extractor(
     read = _make_reader(cot, trigger, sandbox, answer_style)
 
     def extract(
-        problems: Sequence[Problem], completions: Sequence[str], finished: Sequence[bool]
+        problems: Sequence[Problem],
+        completions: Sequence[str],
+        finished: Sequence[bool],
+        tokens: Sequence[int] | None = None,
+        /,
     ) -> list[Verdict]:
         verdicts = []
         for result in read(completions, finished):

@@ -1,102 +1,161 @@
-"""The user's own reward: loaded, called and watched, for it may fail in any way."""
+"""The user's own reward: one function or several with weights, called under a time limit.
 
-import math
-import runpy
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from numbers import Real
-from pathlib import Path
+What it says of a completion is a number with named parts. Where it fails on one, that one alone is lost.
+"""
 
-from reftune.problem import Problem, RewardFunction, UserError, shortened, shown
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-PATIENCE = 30.0  # seconds after which a call that has not returned is named
+from reftune.config import Reward
+from reftune.grading.reward_calls import Outcome, RewardSample
+from reftune.grading.reward_lines import Ended, ProcessLine, RewardLine, ThreadLine
+from reftune.problem import Status, UserError, shown
+
+GRACE = 5.0  # seconds beyond the limit of async calls, which are timed where they run
+RewardSpec = str | Callable[..., Any]
 
 
-def load_reward(reward: str | RewardFunction) -> Callable[[Problem, str], float]:
-    """Return a user's reward function, from problem and completion, checked wherever it is called.
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a reward says of one completion.
+
+    Attributes:
+        value: what it is worth.
+        correct: whether it counts as right.
+        parts: what the value is made of, by name.
+        failure: "reward_error" or "reward_timeout" where there is no value, and `reason` says more.
+    """
+
+    value: float = 0.0
+    correct: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)
+    failure: Status | None = None
+    reason: str = ""
+
+
+class OwnReward:
+    """A user's reward functions, added up with their weights.
 
     Args:
-        reward: the function, or its place as `path.py:function`. It is trusted code.
+        functions: each a function, or its place as `path.py:function` or `package.module:function`; it
+            then runs in a process of its own. Their code is trusted.
+        weights: one per function; default: 1 each.
+        seconds: that a call may take.
+        max_failed: share of the completions of one batch that they may fail on.
 
-    Raises UserError if it cannot be loaded, and from the returned callable if it fails, calls sys.exit
-    or returns anything but a finite number. What takes longer than PATIENCE is named on standard error.
+    Raises UserError for a function that cannot be loaded, or a number of weights that is another one.
     """
-    function = _load_function(reward) if isinstance(reward, str) else reward
-    name = f"reward {reward if isinstance(reward, str) else getattr(reward, '__name__', shown(reward))}"
 
-    def checked(problem: Problem, completion: str) -> float:
-        with _guarded(f"{name} failed on problem {problem.id}", f"{name}, on problem {problem.id},"):
-            value = function(problem.question, completion, problem.answer)
-            number = float(value) if isinstance(value, Real) else math.nan
-        if not math.isfinite(number):
-            told = f"{name} returned {shown(value)} on problem {problem.id}"
-            raise UserError(f"{told}; return a finite number")
-        return number
+    def __init__(
+        self,
+        functions: Sequence[RewardSpec],
+        weights: Sequence[float] = (),
+        *,
+        seconds: float = Reward().seconds,
+        max_failed: float = Reward().max_failed,
+    ) -> None:
+        if weights and len(weights) != len(functions):
+            raise UserError(
+                f"reward.weights: {len(weights)} for {len(functions)} functions; give one for each"
+            )
+        self.names = [_name(function) for function in functions]
+        self.weights = list(weights) or [1.0] * len(functions)
+        self.seconds, self.max_failed = seconds, max_failed
+        self._lines = [
+            ProcessLine(function) if isinstance(function, str) else ThreadLine(function)
+            for function in functions
+        ]
+        for line in self._lines:
+            line.start()
 
-    return checked
+    @property
+    def wants_truncated(self) -> bool:
+        """Tell whether any function asks for completions that were cut off, too."""
+        return any(line.wants_truncated for line in self._lines)
+
+    def __call__(self, samples: Sequence[RewardSample], ids: Sequence[str]) -> list[Scored]:
+        """Score completions; raise UserError where too many cannot be.
+
+        Args:
+            ids: of the problems, for that error.
+        """
+        columns = [
+            self._outcomes(line, name, samples)
+            for line, name in zip(self._lines, self.names, strict=True)
+        ]
+        scored = [self._scored(outcomes) for outcomes in zip(*columns, strict=True)]
+        failed = [i for i, one in enumerate(scored) if one.failure]
+        if len(failed) > self.max_failed * len(samples):
+            first = failed[0]
+            raise UserError(
+                f"{scored[first].reason}, first on problem {ids[first]}, and on {len(failed)} of"
+                f" {len(samples)} completions; mend it, or raise reward.max_failed"
+            )
+        return scored
+
+    def _outcomes(self, line: RewardLine, name: str, samples: Sequence[RewardSample]) -> list[Outcome]:
+        """Ask one function; begin anew behind a sample on which it hangs or ends."""
+        found: list[Outcome] = []
+        while len(found) < len(samples):
+            line.start()
+            line.ask(samples[len(found) :], self.seconds)
+            try:
+                self._receive(line, found, len(samples))
+            except TimeoutError:
+                lost = len(samples) - len(found) if line.batched else 1
+                found += [{"error": f"took more than {self.seconds:g} s", "timeout": True}] * lost
+                line.leave()
+            except Ended as ended:
+                found.append({"error": str(ended)})
+                line.leave()
+            except BaseException:
+                line.leave()  # what it still says must not be taken for an answer to the next question
+                raise
+            if refusal := next((x["refusal"] for x in found if "refusal" in x), None):
+                raise UserError(
+                    f"{name} asks for {refusal!r}, which the data do not have; correct the name of the"
+                    " parameter, or name that column in data.keep_columns"
+                )
+        return found
+
+    def _receive(self, line: RewardLine, found: list[Outcome], count: int) -> None:
+        while len(found) < count:
+            outcome = line.next(self.seconds + GRACE)
+            if not outcome.get("alive"):
+                found.append(outcome)
+            if "refusal" in outcome:
+                return
+
+    def _scored(self, outcomes: Sequence[Outcome]) -> Scored:
+        """Add up what the functions say of one completion."""
+        named = list(zip(self.names, self.weights, outcomes, strict=True))
+        for name, _, outcome in named:
+            if "error" in outcome:
+                status: Status = "reward_timeout" if outcome.get("timeout") else "reward_error"
+                return Scored(failure=status, reason=f"{name} failed ({outcome['error']})")
+        value = sum(weight * outcome["value"] for _, weight, outcome in named)
+        said = [outcome["correct"] for outcome in outcomes if "correct" in outcome]
+        parts: dict[str, float] = {}
+        for name, _, outcome in named:
+            inner = outcome["parts"]
+            if len(named) > 1:
+                short = name.rpartition(":")[2].removeprefix("reward ")
+                parts[short] = outcome["value"]
+                inner = {f"{short}/{part}": x for part, x in inner.items()}
+            parts |= inner
+        return Scored(value, all(said) if said else value >= 1, parts)
 
 
-def _load_function(spec: str) -> RewardFunction:
-    path, colon, name = spec.rpartition(":")
-    if not (colon and path and name):
-        raise UserError(f"reward {spec}: write path.py:function")
-    if not Path(path).is_file():
-        raise UserError(f"reward {spec}: no such file {path}")
-    with _guarded(f"reward {spec}: {path} cannot be imported", f"{path}, which is being imported,"):
-        function: RewardFunction | None = runpy.run_path(path).get(name)
-    if not callable(function):
-        raise UserError(f"reward {spec}: {path} defines no function {name}; correct the name")
-    return function
+def own_reward(section: Reward) -> OwnReward | None:
+    """Return what a configuration's section names; None where it names none."""
+    named = section.function
+    if named is None:
+        return None
+    functions = [named] if isinstance(named, str) else named
+    return OwnReward(functions, section.weights, seconds=section.seconds, max_failed=section.max_failed)
 
 
-@contextmanager
-def _guarded(failure: str, name: str) -> Iterator[None]:
-    """Raise UserError for whatever the user's code in the block raises, sys.exit included."""
-    _watch.begin(name)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        try:
-            reason = f"{type(error).__name__}: {error}"
-        except Exception:  # its __str__ fails, too
-            reason = type(error).__name__
-        raise UserError(f"{failure} ({shortened(reason)}); mend it") from error
-    finally:
-        _watch.end()
-
-
-class _Watch:
-    """Says on standard error which of the user's code has not returned: nothing here can stop it."""
-
-    def __init__(self) -> None:
-        self._call: tuple[str, float] | None = None
-        self._thread: threading.Thread | None = None
-
-    def begin(self, name: str) -> None:
-        """Note that a call begins, and its name."""
-        self._call = (name, time.monotonic())
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._look, daemon=True)
-            self._thread.start()
-
-    def end(self) -> None:
-        """Note that it has ended."""
-        self._call = None
-
-    def _look(self) -> None:
-        named = None
-        while True:
-            time.sleep(min(1.0, PATIENCE))
-            call = self._call
-            if call is not None and call is not named and time.monotonic() - call[1] > PATIENCE:
-                told = f"{call[0]} has not returned for {PATIENCE:.0f} s; Ctrl-C ends the run"
-                print(f"reftune: {told}", file=sys.stderr, flush=True)
-                named = call
-
-
-_watch = _Watch()
+def _name(function: RewardSpec) -> str:
+    called = function if isinstance(function, str) else getattr(function, "__name__", shown(function))
+    return f"reward {called}"

@@ -34,6 +34,7 @@ def _keep(config: Config, role: str, rows: Sequence[PlacedRow]) -> Path:
         [row for _, row in rows],
         cot=config.data.cot,
         columns=config.data.columns,
+        keep=config.data.keep_columns,
         check_answers=config.reward.function is None,
         new_ids=role,
     )

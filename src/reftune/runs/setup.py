@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from reftune.config import Config
 from reftune.grading.judge import Judge, make_judge, make_sandbox
+from reftune.grading.rewards import own_reward
 from reftune.heap import keep_freed_memory
 from reftune.launcher import check_launcher, tell_once
 from reftune.model.loading import load_tokenizer
@@ -86,7 +87,7 @@ def judge_of(config: Config, problems: Sequence[Problem]) -> Judge:
         answer_style=answer_style(config.prompt, config.data.cot),
         partial_reward=config.reward.partial_reward,
         sandbox=make_sandbox(config.reward, config.compute.sandbox_workers, text=text),
-        reward=config.reward.function,
+        reward=own_reward(config.reward),
     )
 
 

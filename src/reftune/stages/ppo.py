@@ -34,7 +34,7 @@ from reftune.training.advantages import (
 from reftune.training.learner import Learner, LossFn, non_finite
 from reftune.training.losses import policy_loss, ratio_statistics, value_loss
 from reftune.training.microbatches import minibatches, shuffled
-from reftune.training.rollouts import accuracy, collect, graded_rows
+from reftune.training.rollouts import accuracy, collect, graded_rows, mean_parts
 from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
 # Rounding in float32 makes a thousandth of it; beyond, the sampler speaks of another policy.
@@ -82,7 +82,7 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
         )  # fmt: skip
         sampled = time.perf_counter()
         estimates = compute_advantages(rollouts, ppo)
-        learner.set_learning_rates(float(step > ppo.critic_warmup_steps), 1.0)
+        learner.set_learning_rates(stage.rate_factor(ppo, step, ppo.critic_warmup_steps), 1.0)
         losses = update(learner, rollouts, estimates, config, step)
         if generator.sampler.exact and losses.get("logprob_gap", 0.0) > MAX_LOGPROB_GAP:
             _stop_on_gap(losses["logprob_gap"], step)
@@ -220,6 +220,7 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
         kl["kl"] = float(log_ratios[judged].mean().nan_to_num(0.0))
     return {
         "reward": float(rollouts.rewards[judged].mean().nan_to_num(0.0)),
+        **mean_parts(graded),
         "accuracy": accuracy(graded),
         **kl,
         "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),

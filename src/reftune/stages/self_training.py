@@ -16,7 +16,7 @@ from reftune.stages.run import Run
 from reftune.stages.stage import RESULT_KEYS, Stage
 from reftune.stages.supervised import Example, fit, stop_on_non_finite, train_on
 from reftune.stages.warmup_samples import read_warmup_samples
-from reftune.training.rollouts import accuracy
+from reftune.training.rollouts import accuracy, mean_parts
 from reftune.training.types import GradedSample
 
 
@@ -94,6 +94,8 @@ def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
             questions, settings.samples_per_question, settings.temperature, key=key
         )
         batch, weights = half_and_half(stage.prompter, questions, graded)
+        factor = stage.rate_factor(settings, step)
+        learner.set_learning_rates(factor, factor)
         with counting("update", settings.update_epochs) as count:
             for _ in range(settings.update_epochs if batch else 0):
                 sums = train_on(learner, batch, weights)
@@ -123,6 +125,7 @@ def describe(graded: Sequence[GradedSample]) -> dict[str, Any]:
     """Return the statistics of one batch of samples under the names that PPO uses."""
     samples = [g.sample for g in graded]
     return {
+        **mean_parts(graded),
         "accuracy": accuracy(graded),
         "response_length": sum(len(sample.tokens) for sample in samples) / len(samples),
         "truncated": sum(not sample.finished for sample in samples) / len(samples),

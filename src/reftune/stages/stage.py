@@ -22,7 +22,7 @@ from reftune.runs.checkpoints import remove_checkpoints
 from reftune.runs.run_log import RunLog
 from reftune.stages.steps import EndStep, Loop, Metrics, State, TakeStep
 from reftune.training.first_prompts import check_first_prompts
-from reftune.training.learner import Learner
+from reftune.training.learner import Learner, online_schedule
 from reftune.training.microbatches import shuffled
 from reftune.training.optimizer import make_optimizer
 from reftune.training.rollouts import Generator, accuracy, make_generator
@@ -84,6 +84,15 @@ class Stage:
         generator = make_generator(policy, self.prompter, self.judge, self.accelerator, rows)
         check_first_prompts(generator, policy, self.train)
         return generator
+
+    def rate_factor(self, settings: Steps, step: int, rest: int = 0) -> float:
+        """Return the factor of an online stage's learning rate, 0 in its first `rest` steps."""
+        if step <= rest:
+            return 0.0
+        falling = settings.lr_schedule == "linear"
+        return online_schedule(
+            step - rest, settings.steps - rest, settings.lr_warmup_steps, falling=falling
+        )
 
     def validate(self, generator: Generator) -> float:
         """Return the greedy accuracy on the validation questions."""

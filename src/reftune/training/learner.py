@@ -28,6 +28,19 @@ def linear_schedule(step: int, total: int, warmup_share: float) -> float:
     return (total - step) / max(1, total - warmup)
 
 
+def online_schedule(step: int, total: int, warmup: int, *, falling: bool) -> float:
+    """Return the factor of the learning rate in step `step` (from 1) of an online stage.
+
+    Args:
+        total: steps of the stage.
+        warmup: steps in which it rises; the last of them has the whole rate.
+        falling: whether it then falls in equal amounts, to the last one in step `total`.
+    """
+    if step < warmup:
+        return step / warmup
+    return (total - step + 1) / (total - max(1, warmup) + 1) if falling else 1.0
+
+
 def non_finite(sums: Mapping[str, float]) -> str:
     """Say what of a step is not finite, its loss or the norm of its gradient; nothing if both are."""
     for key, words in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):

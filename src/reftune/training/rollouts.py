@@ -106,8 +106,9 @@ class Generator:
         pairs = list(zip(problems, samples, strict=True))
         texts = [self.prompter.decode(problem, s.tokens, s.finished) for problem, s in pairs]
         with counting("judging"):
-            verdicts = self.judge(problems, texts, [s.finished for s in samples])
-        if verdicts and not any(verdict.judged for verdict in verdicts):
+            finished, tokens = [s.finished for s in samples], [len(s.tokens) for s in samples]
+            verdicts = self.judge(problems, texts, finished, tokens)
+        if verdicts and all(verdict.status == "sandbox_error" for verdict in verdicts):
             raise UserError(
                 "the sandbox could run none of the programs; is pydantic-monty installed whole?"
             )
@@ -223,6 +224,13 @@ def question_groups(graded: Sequence[GradedSample]) -> list[int]:
     """Number the samples by question: equal numbers answer the same one."""
     numbers: dict[str, int] = {}
     return [numbers.setdefault(g.problem.id, len(numbers)) for g in graded]
+
+
+def mean_parts(graded: Sequence[GradedSample]) -> dict[str, float]:
+    """Return the mean of each named part of the user's own reward, as metrics `reward/PART`."""
+    judged = [g.verdict.parts for g in graded if g.verdict.judged and g.verdict.parts]
+    names = {name: None for parts in judged for name in parts}
+    return {f"reward/{n}": sum(parts.get(n, 0.0) for parts in judged) / len(judged) for n in names}
 
 
 def accuracy(graded: Sequence[GradedSample]) -> float:

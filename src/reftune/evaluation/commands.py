@@ -1,0 +1,61 @@
+"""The commands `reftune reward ...`: try a reward before training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from reftune.data.commands import ColumnNames, Split, named_columns
+from reftune.problem import Cot
+
+reward_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", help="Try a reward before anything is trained on it."
+)
+
+
+@reward_app.command()
+def check(
+    data: Annotated[str, typer.Option(help="questions with answers: file, directory or data set")],
+    function: Annotated[
+        str | None, typer.Argument(help="path.py:function; default: the built-in check of answers")
+    ] = None,
+    cot: Annotated[Cot, typer.Option(help="kind of the completions")] = "natural",
+    split: Split = "train",
+    subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
+    columns: ColumnNames = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="a column that the reward asks for (repeatable)")
+    ] = None,
+    most: Annotated[int, typer.Option("--max", min=1, help="questions to try it on")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="all that was found, as JSON")] = False,
+) -> None:
+    """Try a reward on completions that are right, and on wrong ones that cheat as models do.
+
+    A reward may refuse notations that it does not expect; what it must not do is to accept what is
+    wrong, for PPO finds that.
+    """
+    from reftune.config import Prompt, Reward
+    from reftune.data.problems import load_problems
+    from reftune.evaluation.reward_check import check_reward, table, verdict
+    from reftune.grading.judge import make_judge, make_sandbox
+    from reftune.grading.rewards import OwnReward
+
+    problems = load_problems(
+        data, cot=cot, split=split, subset=subset, columns=named_columns(columns or []),
+        keep=keep or [], check_answers=function is None,
+    )  # fmt: skip
+    with make_sandbox(Reward(), text=True) as sandbox:
+        own = None if function is None else OwnReward([function])
+        judge = make_judge(
+            cot, trigger=Prompt().trigger, partial_reward=0.0, sandbox=sandbox, reward=own
+        )
+        found = check_reward(judge, problems[:most], cot)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) | {"interval": one.interval} for one in found], indent=1))
+        return
+    typer.echo("\n".join(table(found)))
+    name = function or "the built-in check"
+    typer.echo("\n".join(f"{name}: {sentence}" for sentence in verdict(found)))
