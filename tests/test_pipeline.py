@@ -506,7 +506,8 @@ def test_the_main_process_writes_before_the_others_go_on(
     assert run_stages(config, ("sft", "ppo")) == ["ppo"]
     opened = [".lock", "config.toml", "run.json"]
     # when the directory is open, and before each stage
-    assert there == [opened, [*opened, "sft", "warmup"], [*opened, "sft", "warmup"]]
+    begun = [".lock", "config.toml", "data", "run.json", "sft", "warmup"]
+    assert there == [opened, begun, begun]
     assert read_json(config.run_dir / "run.json")["processes"] == 2
 
 

@@ -10,8 +10,10 @@ from accelerate.utils import set_seed
 from reftune.config import Config
 from reftune.files import RUN_AGAIN, read_object, require_object
 from reftune.grading.rewards import own_reward
+from reftune.launcher import tell_once
 from reftune.methods import methods_by_stage
 from reftune.planning.fitting import fit
+from reftune.planning.outlook import outlook
 from reftune.problem import UserError
 from reftune.reporting.run.report import write_report
 from reftune.runs.run_dir import only_start, open_run_dir, take_over
@@ -67,6 +69,10 @@ def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
     accelerator, ran = run.accelerator, []
     left = [stage for stage in stages if not _is_finished(run.config, stage)]
     run.config = config = fit(run.config, left, accelerator.device)
+    if left and accelerator.is_main_process:
+        done = [stage for stage in stages_of(config) if _is_finished(config, stage)]
+        for sentence in outlook(config, run.splits, accelerator.device, left, done):
+            tell_once(sentence)
     for stage in stages:
         if accelerator.is_main_process and stage in SHARED:
             take_over(config, stage)
