@@ -97,7 +97,7 @@ def test_without_a_terminal_progress_is_plain_lines(
     captured = capsys.readouterr()
     first, second, said, last = map(without_time, captured.err.splitlines())
     assert first.startswith(
-        "ppo 1/3  loss 1.235  reward 0.500  accuracy 45.7%  validation 75.0%  KL 0.012  length 37"
+        "ppo 1/3  reward 0.500  accuracy 45.7%  loss 1.235  validation 75.0%  KL 0.012  length 37"
         "  tokens/s 12,346  "
     )
     assert first.endswith("s left")
@@ -196,13 +196,17 @@ def test_what_is_over_in_a_moment_is_not_shown() -> None:
     advance()  # of nothing
 
 
-def test_on_80_columns_a_line_shows_what_is_at_work_and_is_cut_behind_it(
+def test_on_80_columns_a_line_shows_what_is_at_work_and_as_many_metrics_as_fit_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "80"), ("TERM", "xterm")):
         monkeypatch.setenv(name, value)
     row = {"loss": 0.5, "reward": 0.5, "accuracy": 0.4, "kl": 0.1, "tokens_per_second": 1e4}
-    for title, within in (("ppo", "sampling 37/128"), ("reranker/offline_st", "rows 37/128")):
+    for title, within, told in (
+        ("ppo", "sampling 37/128", "  reward 0.500  accuracy 40.0% "),
+        ("reranker/offline_st", "rows 37/128", " "),
+        ("a" * 30, "sampling 37/128", " "),
+    ):
         log = RunLog(tmp_path, Accelerator(cpu=True), title, 1000)
         log.metrics(213, row)
         with counting(within.split()[0], 128, 37) as count:
@@ -211,6 +215,6 @@ def test_on_80_columns_a_line_shows_what_is_at_work_and_is_cut_behind_it(
                 log.display.console.print(log.display.progress.get_renderable())
         [line] = re.sub(r"\x1b\[[0-9;]*m", "", capture.get()).splitlines()
         assert len(line) <= 80
-        assert f" 213/1000 {within}  lo" in line
-        assert "…" in line
+        assert f" 213/1000 {within}{told}" in line
+        assert ("loss" in line, "…" in line) == (False, False)
         assert line.rstrip().endswith("-:--:--")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Column
@@ -15,6 +19,7 @@ from reftune.progress import at_work, duration
 
 PLAIN_LINE_SECONDS = 10.0  # where there is no terminal, say something this often between steps
 WITHIN_STEP_SECONDS = 30.0  # and at least this often within one
+GAP = "  "  # between the parts of a line
 SHOWN_AFTER_SECONDS = 1.0  # what takes less is not worth a look
 
 
@@ -32,11 +37,11 @@ class Display:
 
     def __init__(self, title: str, total: int, done: int = 0, shown: bool = True) -> None:
         self.title, self.total, self.done, self.done_before, self.shown = title, total, done, done, shown
-        self.status = ""
+        self.status: Sequence[str] = ()
         self.console = Console(stderr=True)
         self.started = self.last_line = time.monotonic()
         self.live = shown and self.console.is_terminal
-        alone = Column(no_wrap=True)  # a narrow terminal cuts the status, and nothing else
+        alone = Column(no_wrap=True)  # a narrow terminal shortens the status, and nothing else
         self.progress = Progress(
             TextColumn("[bold]{task.description}", table_column=alone),
             BarColumn(bar_width=12, table_column=alone),
@@ -46,7 +51,7 @@ class Display:
             console=self.console,
             disable=not self.live,
         )
-        self.task = self.progress.add_task(title, total=total, completed=done, status="")
+        self.task = self.progress.add_task(title, total=total, completed=done, status=())
         self.ended = threading.Event()
 
     def __enter__(self) -> Display:
@@ -59,8 +64,8 @@ class Display:
         self.ended.set()
         self.progress.stop()
 
-    def update(self, done: int, status: str) -> None:
-        """Move to the step that is done now; `status` says what came of it."""
+    def update(self, done: int, status: Sequence[str]) -> None:
+        """Move to the step that is done now; `status` says what came of it, the most telling first."""
         self.done, self.status = done, status
         self.progress.update(self.task, completed=done, status=status)
         if self.shown and not self.live:
@@ -82,8 +87,8 @@ class Display:
     def _plain_line(self, within: str) -> None:
         self.last_line = time.monotonic()
         now, place = time.strftime("%H:%M:%S"), f"{self.title} {self.done}/{self.total}"
-        parts = [now, place, within, self.status, self._time_left()]
-        self.say("  ".join(part for part in parts if part))
+        parts = [now, place, within, *self.status, self._time_left()]
+        self.say(GAP.join(part for part in parts if part))
 
     def _time_left(self) -> str:
         taken = self.done - self.done_before
@@ -94,12 +99,25 @@ class Display:
 
 
 class _Status(ProgressColumn):
-    """What is at work, and what came of the last step; cut where the terminal ends."""
+    """What is at work, and what came of the last step, as far as there is room."""
 
-    def render(self, task: Task) -> Text:
-        parts = [within_step(), task.fields["status"]]
-        told = "  ".join(part for part in parts if part)
-        return Text(told, no_wrap=True, overflow="ellipsis")
+    def render(self, task: Task) -> RenderableType:
+        return WhatFits([part for part in (within_step(), *task.fields["status"]) if part])
+
+
+@dataclass(frozen=True)
+class WhatFits:
+    """Words of which a narrow place shows the first ones whole, and the others not at all."""
+
+    parts: Sequence[str]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, min(options.max_width, cell_len(GAP.join(self.parts))))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        lines = [GAP.join(self.parts[:count]) for count in range(1, len(self.parts) + 1)]
+        fitting = [line for line in lines if cell_len(line) <= options.max_width]
+        yield Text((fitting or lines[:1] or [""])[-1], no_wrap=True, overflow="ellipsis")
 
 
 def within_step() -> str:

@@ -23,11 +23,11 @@ from reftune.runs.display import Display
 from reftune.runs.records import Logged
 from reftune.runs.tracking import track_metrics, track_samples
 
-# key in metrics -> (label, format) on the screen, in this order
+# key in metrics -> (label, format) on the screen, in this order; a narrow one leaves the last out
 SHOWN = {
-    "loss": ("loss", ".3f"),
     "reward": ("reward", ".3f"),
     "accuracy": ("accuracy", ".1%"),
+    "loss": ("loss", ".3f"),
     "validation_accuracy": ("validation", ".1%"),
     "kl": ("KL", ".3f"),
     "response_length": ("length", ".0f"),
@@ -79,7 +79,7 @@ class RunLog:
         for key, (label, form) in SHOWN.items():
             if key in row:
                 self.numbers[key] = f"{label} {row[key]:{form}}"
-        self.display.update(step, "  ".join(self.numbers[key] for key in SHOWN if key in self.numbers))
+        self.display.update(step, [self.numbers[key] for key in SHOWN if key in self.numbers])
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Record some samples of one step."""
