@@ -101,7 +101,9 @@ def test_without_a_terminal_progress_is_plain_lines(
         "  tokens/s 12,346  "
     )
     assert first.endswith("s left")
-    assert "accuracy 100.0%  loss 1.235  validation 75.0%" in second  # the latest validation stays in view
+    assert (
+        "accuracy 100.0%  loss 1.235  validation 75.0%" in second
+    )  # the latest validation stays in view
     assert said == "[saved] to a/b.json"
     assert last.startswith("ppo 3/3  reward 0.500")
     assert last.endswith("  0 s left")
