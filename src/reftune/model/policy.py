@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from reftune.model.batch import Sequences, gather_nodes
 from reftune.model.forward import PackedForward, backbone_of, state_width
+from reftune.model.token_logprobs import TokenLogprobs
 
-# Logits that are computed at once: 64 MiB of float32. On a GPU more, for each chunk is a dozen kernels
+# Logits that are computed at once: 128 MiB of float32. On a GPU more, for each chunk is a dozen kernels
 # to be launched.
-LOGITS_PER_CHUNK, LOGITS_PER_CHUNK_ON_GPU = 2**24, 2**26
+LOGITS_PER_CHUNK, LOGITS_PER_CHUNK_ON_GPU = 2**25, 2**26
 
 
 class TokenStats(NamedTuple):
@@ -90,7 +91,7 @@ def _stats_of_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperatur
     """Return log-probabilities of the targets and (without gradient) entropies, stacked: (2, rows)."""
     logits = head(states)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logprobs = torch.log_softmax(logits / temperature, dim=-1)
-    with torch.no_grad():
-        entropies = -(logprobs.exp() * logprobs).sum(-1)
-    return torch.stack((logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropies))
+    if temperature != 1:
+        logits = logits / temperature
+    stats: tuple[Tensor, Tensor] = TokenLogprobs.apply(logits, targets)
+    return torch.stack(stats)

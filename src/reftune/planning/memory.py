@@ -17,7 +17,7 @@ from reftune.sampling.static_batch import BYTES_PER_LOGIT, round_up
 from reftune.training.cpu_threads import replica_count
 
 FLOAT = 4
-CHUNK_COPIES = 5  # logits, divided, log-probabilities, and what an entropy or a gradient takes
+CHUNK_COPIES = 3  # logits, log-probabilities, and what an entropy or a gradient takes
 BYTES_PER_LOGIT_ON_CPU = 4 * FLOAT  # logits, probabilities, their sums, and what is chosen among
 
 Items = dict[str, float]  # what it is for -> bytes
