@@ -93,5 +93,5 @@ def _stats_of_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperatur
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1:
         logits = logits / temperature
-    stats: tuple[Tensor, Tensor] = TokenLogprobs.apply(logits, targets)
+    stats: tuple[Tensor, Tensor] = TokenLogprobs.apply(logits, targets)  # type: ignore[no-untyped-call]
     return torch.stack(stats)
