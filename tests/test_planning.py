@@ -357,6 +357,7 @@ def test_settings_under_which_a_run_would_fit_are_named_in_order() -> None:
 def test_durations_are_told_in_their_unit(seconds: float | None, told: str) -> None:
     assert duration(seconds) == told
     assert duration(123.4, digits=2) == "2.1 min"
+    assert duration(0.5634, digits=2) == "560 ms"
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

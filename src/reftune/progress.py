@@ -34,7 +34,8 @@ def duration(seconds: float | None, digits: int = 3) -> str:
     if seconds is None:
         return "unknown"
     unit, name = next((unit for unit in _UNITS if seconds >= unit[0]), (1.0, "s"))
-    return f"{seconds / unit:.{digits}g} {name}"
+    rounded = float(f"{seconds / unit:.{digits}g}")  # whose own text may be 5.6e+02
+    return f"{rounded:g} {name}"
 
 
 _counts: list[Count] = []  # the outermost first
