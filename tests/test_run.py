@@ -168,16 +168,24 @@ def test_an_own_reward_may_have_truths_of_its_own(tmp_path: Path) -> None:
 def test_one_judge_is_started_for_all_problems_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[tuple[Config, list[str]]] = []
+    started: list[tuple[Config, list[str], object]] = []
+    rewards: list[object] = []
 
-    def judge_of(config: Config, problems: list[Problem]) -> Any:
-        started.append((config, ids(problems)))
+    def judge_of(config: Config, problems: list[Problem], reward: object) -> Any:
+        started.append((config, ids(problems), reward))
         return judge_nothing
 
+    def own_reward(section: Reward) -> None:
+        rewards.append(section)
+
     monkeypatch.setattr(module, "judge_of", judge_of)
+    monkeypatch.setattr(module, "own_reward", own_reward)
     run = run_of(make_config(tmp_path))
+    assert run.reward is None
     assert run.judge is run.judge is judge_nothing
-    [(config, judged)] = started
+    assert rewards == [run.config.reward], "what may load a model of its own is started once"
+    [(config, judged, reward)] = started
+    assert reward is run.reward
     asked = resolved(run.config.prompt, run.config.data.cot)
     assert config == run.config.model_copy(update={"prompt": asked})
     assert judged == [*TRAINED_ON, *VALIDATED_ON, *TESTED_ON]

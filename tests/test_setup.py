@@ -55,7 +55,7 @@ def test_programs_have_what_the_settings_give_them(setting: str, status: str) ->
     config = parse_config({"data": {"cot": "program"}, "model": {"scratch": "tiny"}}, [setting], "test")
     problem = Problem("a", "How many?", "5000000")
     program = "def solution():\n    return len([0] * 5000000)\n"
-    [verdict] = judge_of(config, [problem])([problem], [program], [True])
+    [verdict] = judge_of(config, [problem], None)([problem], [program], [True])
     assert verdict.status == status
 
 

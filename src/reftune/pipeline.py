@@ -9,7 +9,6 @@ from accelerate.utils import set_seed
 
 from reftune.config import Config
 from reftune.files import RUN_AGAIN, read_object, require_object
-from reftune.grading.rewards import own_reward
 from reftune.launcher import tell_once
 from reftune.methods import methods_by_stage
 from reftune.planning.fitting import fit
@@ -52,15 +51,16 @@ def run_stages(
     """
     accelerator = make_accelerator(config)
     stages = stages_of(config) if stages is None else stages
-    _check(config, stages)
+    run = Run(config, accelerator)
+    _check(run, stages)
     with only_start(config.run_dir) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             open_run_dir(config, command, accelerator.num_processes)
             start_trackers(accelerator, config)
         accelerator.wait_for_everyone()
-        ran = _run_unfinished(Run(config, accelerator), stages)
-        if accelerator.is_main_process and accelerator.trackers:
-            track_report(accelerator, write_report(config.run_dir))
+        ran = _run_unfinished(run, stages)
+        if accelerator.is_main_process:
+            track_report(accelerator, config.run_dir, write_report)
         accelerator.end_training()
     return ran
 
@@ -110,12 +110,13 @@ def _is_finished(config: Config, stage: str) -> bool:
     return True
 
 
-def _check(config: Config, stages: Sequence[str]) -> None:
+def _check(run: Run, stages: Sequence[str]) -> None:
     """Refuse early what a later stage could not work with."""
+    config = run.config
     if "sft" in stages and not config.sft.epochs:
         raise UserError("sft.epochs = 0: there is no SFT to do; raise it, or start `reftune run`")
     if config.ppo.advantage not in ADVANTAGES:
         raise UserError(
             f"ppo.advantage: unknown estimator {config.ppo.advantage}; choose {' or '.join(ADVANTAGES)}"
         )
-    own_reward(config.reward)
+    run.reward  # noqa: B018  # whether it can be loaded

@@ -159,11 +159,14 @@ def value_at(values: Any, key: str) -> Any:
     return values
 
 
-def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Return the settings of nested tables by their dotted keys, below `key`."""
+def flat(value: Any, key: str = "", separator: str = ".") -> dict[str, Any]:
+    """Return what nested tables hold by their dotted keys, below `key`."""
     if not isinstance(value, dict):
         return {key: value}
-    pairs = [flat(inner, f"{key}.{name}".lstrip(".")) for name, inner in value.items()]
+    pairs = [
+        flat(inner, f"{key}{separator}{name}" if key else name, separator)
+        for name, inner in value.items()
+    ]
     return {leaf: inner for found in pairs for leaf, inner in found.items()}
 
 

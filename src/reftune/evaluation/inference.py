@@ -18,6 +18,7 @@ from reftune.evaluation.aggregation import judged_by_all
 from reftune.evaluation.evaluate import answer_questions, summarise
 from reftune.grading.cells import as_text
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
+from reftune.grading.rewards import own_reward
 from reftune.model.loading import load_both, make_policy, refuse_run
 from reftune.model.prompts import make_prompter, saved_settings
 from reftune.model.wording import answer_style
@@ -93,7 +94,7 @@ def evaluate_on(
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
     config = with_prompt(config)
-    opened = open_model(config, judge_of(config, problems), problems)
+    opened = open_model(config, judge_of(config, problems, own_reward(config.reward)), problems)
     with Display("evaluate", 1, shown=opened.generator.accelerator.is_main_process):
         at_once = config.compute.sampler_rows
         answers = answer_questions(opened.generator, problems, config.evaluation, config.seed, at_once)

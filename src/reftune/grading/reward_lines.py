@@ -55,15 +55,9 @@ class ProcessLine:
         threading.Thread(target=_read, args=(out, self._lines), daemon=True).start()
         try:
             self._ready = self._loaded()
-        except Ended as ended:
-            self.leave()
-            raise UserError(f"reward {self.spec}: {ended} while it was imported; mend it") from ended
         except BaseException:
             self.leave()
             raise
-        if refusal := self._ready.get("refusal"):
-            self.leave()
-            raise UserError(refusal)
 
     @property
     def wants_truncated(self) -> bool:
@@ -102,13 +96,22 @@ class ProcessLine:
         self._process = None
 
     def _loaded(self) -> dict[str, Any]:
+        """Return what the process says first; raise UserError where that is no good."""
         try:
-            return dict(self.next(PATIENCE))
-        except TimeoutError:
-            told = f"reward {self.spec} is still being imported after {PATIENCE:.0f} s"
-            print(f"reftune: {told}; Ctrl-C ends the run", file=sys.stderr, flush=True)
+            ready = dict(self._first_line())
+        except Ended as ended:
+            raise UserError(f"reward {self.spec}: {ended} while it was imported; mend it") from ended
+        if refusal := ready.get("refusal"):
+            raise UserError(refusal)
+        return ready
+
+    def _first_line(self) -> Outcome:
+        with suppress(TimeoutError):
+            return self.next(PATIENCE)
+        told = f"reward {self.spec} is still being imported after {PATIENCE:.0f} s"
+        print(f"reftune: {told}; Ctrl-C ends the run", file=sys.stderr, flush=True)
         try:
-            return dict(self.next(LOAD_SECONDS))
+            return self.next(LOAD_SECONDS)
         except TimeoutError:
             raise Ended(f"was not ready after {LOAD_SECONDS:.0f} s") from None
 

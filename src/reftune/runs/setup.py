@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from reftune.config import Config
 from reftune.grading.judge import Judge, make_judge, make_sandbox
-from reftune.grading.rewards import own_reward
+from reftune.grading.rewards import OwnReward
 from reftune.heap import keep_freed_memory
 from reftune.launcher import check_launcher, tell_once
 from reftune.model.loading import load_tokenizer
@@ -78,8 +78,8 @@ def with_prompt(config: Config, trained: Path | None = None) -> Config:
     return config.model_copy(update={"prompt": asked})
 
 
-def judge_of(config: Config, problems: Sequence[Problem]) -> Judge:
-    """Return the judge of answers to `problems`."""
+def judge_of(config: Config, problems: Sequence[Problem], reward: OwnReward | None) -> Judge:
+    """Return the judge of answers to `problems`; `reward` is the user's own."""
     text = any(problem.choices for problem in problems)
     return make_judge(
         config.data.cot,
@@ -87,7 +87,7 @@ def judge_of(config: Config, problems: Sequence[Problem]) -> Judge:
         answer_style=answer_style(config.prompt, config.data.cot),
         partial_reward=config.reward.partial_reward,
         sandbox=make_sandbox(config.reward, config.compute.sandbox_workers, text=text),
-        reward=own_reward(config.reward),
+        reward=reward,
     )
 
 

@@ -6,18 +6,20 @@ run and drops what goes back in it, is told to draw a stage's metrics over the s
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from reftune.config import Config
+from reftune.config.checks import flat
 from reftune.files import read_object
 from reftune.problem import UserError
 from reftune.runs.records import Start
 
 TABLE_ROWS = 200  # the newest samples of a stage that a tracker's table holds
+KEEP_FILES = ("wandb", "trackio", "mlflow")
 COLUMNS = ("step", "id", "question", "answer", "completion", "status", "value", "correct", "reward")
 
 
@@ -42,18 +44,21 @@ def start_trackers(accelerator: Accelerator, config: Config) -> None:
         "mlflow": {"run_name": config.name},
     }
     try:
-        accelerator.init_trackers(project, _flat(config.model_dump(mode="json")), settings)
+        accelerator.init_trackers(project, _settings(config), settings)
     except Exception as error:  # whatever a tracker may raise that is not set up
         told = f"compute.trackers: {', '.join(trackers)} did not start; set it up, or leave it out"
         raise UserError(f"{told} ({type(error).__name__}: {error})") from error
+    for tracker in accelerator.trackers:
+        for stage in config.lineup.stages if tracker.name == "wandb" else ():
+            tracker.tracker.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
 
 def track_metrics(accelerator: Accelerator, stage: str, step: int, row: Mapping[str, Any]) -> None:
     """Tell the numbers of one step as `STAGE/KEY`, and those of a dictionary as `STAGE/KEY/KEY`."""
-    numbers = {key: value for key, value in _flat({stage: row}, "/").items() if _is_number(value)}
+    everything = flat(dict(row), stage, "/")
+    numbers = {key: value for key, value in everything.items() if isinstance(value, int | float)}
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
-            tracker.tracker.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
             tracker.log({**numbers, f"{stage}/step": step})
         else:
             tracker.log(numbers, step=step)
@@ -84,32 +89,23 @@ def track_accuracies(accelerator: Accelerator, accuracies: Mapping[str, float]) 
             tracker.log(numbers, step=0)
 
 
-def track_report(accelerator: Accelerator, page: Path) -> None:
-    """Keep the report's page where a tracker keeps files."""
-    for tracker in accelerator.trackers:
+def track_report(accelerator: Accelerator, run_dir: Path, write: Callable[[Path], Path]) -> None:
+    """Keep a run's page where a tracker keeps files; `write` makes it, and is called only for these."""
+    keeping = [tracker for tracker in accelerator.trackers if tracker.name in KEEP_FILES]
+    page = str(write(run_dir)) if keeping else ""
+    for tracker in keeping:
         if tracker.name == "mlflow":
-            tracker.log_artifact(str(page))
-        elif tracker.name in ("wandb", "trackio"):
-            name = re.sub(r"[^\w.-]", "-", f"{page.parent.name}-report")
-            tracker.tracker.log_artifact(str(page), name=name, type="report")
+            tracker.log_artifact(page)
+        else:
+            name = re.sub(r"[^\w.-]", "-", f"{run_dir.name}-report")
+            tracker.tracker.log_artifact(page, name=name, type="report")
 
 
-def _flat(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """Return nested settings or metrics as one dictionary of strings and numbers; None is left out."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            inner = _flat(value, separator)
-            flat |= {f"{key}{separator}{name}": found for name, found in inner.items()}
-        elif isinstance(value, list):
-            flat[key] = json.dumps(value)
-        elif value is not None:
-            flat[key] = value
-    return flat
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+def _settings(config: Config) -> dict[str, Any]:
+    """Return all settings that say something, as TensorBoard takes them: lists as texts."""
+    found = flat(config.model_dump(mode="json")).items()
+    said = {key: value for key, value in found if value is not None}
+    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in said.items()}
 
 
 def _cell(value: object) -> str:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from reftune.config import Config
 from reftune.data.problems import Splits, load_splits, require_same, write_splits
 from reftune.grading.judge import Judge
+from reftune.grading.rewards import OwnReward, own_reward
 from reftune.methods import BASE, MAIN, directory_of
 from reftune.model.loading import (
     build_model,
@@ -64,11 +65,15 @@ class Run:
         return [problem for problem in self.splits.train if problem.chain]
 
     @cached_property
+    def reward(self) -> OwnReward | None:
+        """Start the user's own reward once, where there is one; it ends with this process."""
+        return own_reward(self.config.reward)
+
+    @cached_property
     def judge(self) -> Judge:
         """Start the judge once; its sandbox ends with this process."""
-        return judge_of(
-            with_prompt(self.config, self.directory(self.config.lineup.start)), self.problems
-        )
+        config = with_prompt(self.config, self.directory(self.config.lineup.start))
+        return judge_of(config, self.problems, self.reward)
 
     def directory(self, model: str) -> Path:
         """Return where one of this run's models lies: its own ones, or the given one ("base")."""
