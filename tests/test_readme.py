@@ -1,4 +1,4 @@
-"""What the README and the help texts promise, as far as it can be checked without a run."""
+"""What README, docs and the help texts promise, as far as it can be checked without a run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from reftune.config.files import load_config
 from reftune.grading.reward_calls import load_function
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("guide", "commands", "python"))]
+PROMISED = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 COMMANDS = typer.main.get_command(cli.app)
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", PROMISED, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
@@ -41,7 +42,7 @@ def test_toml_blocks_are_configurations(tmp_path: Path, text: str) -> None:
 
 def test_the_keys_in_the_text_exist() -> None:
     config = load_config(ROOT / "configs/demo.toml")
-    keys = re.findall(r"`(?:--set )?(data|prompt|model|sft|ppo|compute)\.(\w+)", README)
+    keys = re.findall(r"`(?:--set )?(data|prompt|model|sft|ppo|compute)\.(\w+)", PROMISED)
     assert len(keys) >= 3
     for section, key in keys:
         assert hasattr(getattr(config, section), key), f"{section}.{key}"
@@ -77,7 +78,7 @@ def test_the_reward_in_the_text_is_one(tmp_path: Path) -> None:
 
 def test_the_commands_and_their_options_exist() -> None:
     assert isinstance(COMMANDS, typer.core.TyperGroup)
-    shown = re.findall(r"^\| `reftune (\w+)([^`]*)`", README, re.MULTILINE)
+    shown = re.findall(r"^\| `reftune (\w+)([^`]*)`", PROMISED, re.MULTILINE)
     assert {name for name, _ in shown} == set(COMMANDS.commands)
     for name, rest in shown:
         command = COMMANDS.commands[name]
@@ -87,17 +88,34 @@ def test_the_commands_and_their_options_exist() -> None:
         assert set(re.findall(r"--[\w-]+", rest)) <= options
 
 
-def test_the_tree_has_a_line_for_every_folder() -> None:
-    tree = README.partition("    src/reftune/\n")[2].partition("\n\n")[0]
-    listed = re.findall(r"^ {6}(\w+)/ ", tree, re.MULTILINE)
+def test_the_table_of_rooms_has_every_folder() -> None:
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Rooms\n")[2]
+    rooms = re.findall(r"^\| \d+ \| (.*?) \|", table.partition("\n## ")[0], re.MULTILINE)
+    listed = [name for room in rooms for name in re.findall(r"`(\w+)/`", room)]
     folders = {path.parent.name for path in (ROOT / "src/reftune").glob("*/__init__.py")}
     assert len(listed) == len(set(listed))
     assert set(listed) == folders
 
 
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda p: p.name
+)
+def test_what_a_page_links_to_exists(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path) if path else page
+        assert place.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {
+                re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads
+            }, target
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:`|^    )make ([a-z0-9-]+)", README, re.MULTILINE)) <= targets
+    assert set(re.findall(r"(?:`|^    )make ([a-z0-9-]+)", PROMISED, re.MULTILINE)) <= targets
 
 
 def test_the_pages_of_make_docs_are_modules() -> None:

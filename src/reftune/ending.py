@@ -1,4 +1,4 @@
-"""How the command line ends: with an exit code that the README lists, and with one sentence.
+"""How the command line ends: with an exit code that docs/commands.md lists, and with one sentence.
 
 0: done; 2: bad input or machine; 128 + the signal's number: Ctrl-C (130), SIGTERM (143), or a closed
 pipe (141); 1, with a traceback: a fault of ours.
