@@ -72,7 +72,16 @@ def test_a_given_model_and_what_of_it_is_trained(tmp_path: Path, rank: int) -> N
     trained = "all of them trained" if not rank else "million trained in an adapter of rank 4"
     assert told.startswith(f"{tmp_path}: {count:,.1f} million parameters in float32, ")
     assert trained in told
-    assert "CPU threads; `reftune plan` tells memory and time" in told
+    assert told.endswith("CPU threads")
+
+
+def test_how_long_it_takes_as_far_as_one_can_guess() -> None:
+    config = make_config()
+    [*_, told] = outlook(config, make_splits(), CPU, config.lineup.stages, [], seconds=5437.0)
+    assert told == (
+        "about 1.5 h, guessed from this machine's rates; `reftune plan` tries the model, and tells"
+        " memory and time"
+    )
 
 
 def test_a_model_that_is_not_there_is_left_to_whoever_loads_it() -> None:

@@ -11,6 +11,7 @@ from reftune.config import Config
 from reftune.files import RUN_AGAIN, read_object, require_object
 from reftune.launcher import tell_once
 from reftune.methods import methods_by_stage
+from reftune.planning.estimate import rough_seconds
 from reftune.planning.fitting import fit
 from reftune.planning.outlook import outlook
 from reftune.problem import UserError
@@ -71,7 +72,8 @@ def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
     run.config = config = fit(run.config, left, accelerator.device)
     if left and accelerator.is_main_process:
         done = [stage for stage in stages_of(config) if _is_finished(config, stage)]
-        for sentence in outlook(config, run.splits, accelerator.device, left, done):
+        seconds = rough_seconds(run, left)
+        for sentence in outlook(config, run.splits, accelerator.device, left, done, seconds):
             tell_once(sentence)
     for stage in stages:
         if accelerator.is_main_process and stage in SHARED:

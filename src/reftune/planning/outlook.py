@@ -10,10 +10,16 @@ from reftune.data.problems import Splits
 from reftune.model.loading import load_architecture
 from reftune.planning.machine import this_machine
 from reftune.planning.shapes import shape_of
+from reftune.progress import duration
 
 
 def outlook(
-    config: Config, splits: Splits, device: torch.device, left: Sequence[str], done: Sequence[str]
+    config: Config,
+    splits: Splits,
+    device: torch.device,
+    left: Sequence[str],
+    done: Sequence[str],
+    seconds: float | None = None,
 ) -> list[str]:
     """Say where a run works, which stages are to come, on which questions, and with which model.
 
@@ -23,6 +29,7 @@ def outlook(
         device: where it runs.
         left: the stages that are to come.
         done: those that are finished.
+        seconds: what the former take, as far as one can guess.
     """
     begins = f"{config.run_dir}: {'goes on' if done else 'begins'} with "
     sentences = [begins + ", ".join(_stage(stage, config, splits) for stage in left)]
@@ -31,6 +38,9 @@ def outlook(
     sentences.append(_questions(splits))
     if told := _model(config, device):
         sentences.append(told)
+    if seconds is not None:
+        guess = f"about {duration(seconds, 2)}, guessed from this machine's rates"
+        sentences.append(f"{guess}; `reftune plan` tries the model, and tells memory and time")
     return sentences
 
 
@@ -75,5 +85,5 @@ def _model(config: Config, device: torch.device) -> str | None:
         trained = f"{shape.trained / 1e6:,.1f} million trained in an adapter of rank {config.lora.rank}"
     return (
         f"{config.model.name}: {shape.weights / 1e6:,.1f} million parameters in {config.model.dtype},"
-        f" {trained}, on {this_machine(device).name}; `reftune plan` tells memory and time"
+        f" {trained}, on {this_machine(device).name}"
     )

@@ -1,4 +1,4 @@
-"""How fast a machine works through a stage: measured by a short probe, or assumed from a card's numbers.
+"""How fast a machine works through a stage: measured by a short probe, or assumed from its rates.
 
 An optimizer step costs what its tokens cost and a constant for the update itself. Drawing a token for
 each of some rows costs a constant, the reading of the weights, and something for each row.
@@ -49,11 +49,12 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A GPU by its data sheet: memory in GB, dense bfloat16 TFLOP/s, memory bandwidth in GB/s."""
+    """A machine by its rates: memory in GB, TFLOP/s in a run's precision, memory bandwidth in GB/s."""
 
     memory: float
-    tflops: float
+    tflops: float  # by data sheets, of dense bfloat16
     bandwidth: float
+    float32: float = 1 / 8  # of these TFLOP/s, that float32 reaches; 1 where float32 was measured
 
 
 # Data sheets of NVIDIA; without a name the assumption is a card that many have with so much memory.
@@ -69,9 +70,9 @@ def assumed(card: Card, shape: Shape, config: Config) -> Pace:
     """Return the pace of a card that is not at hand, from its data sheet and the shares above.
 
     An update takes 6 FLOPs per weight and token, 4 where the weights themselves are frozen, and 2 more
-    where layers are computed twice; a forward pass 2. float32 is assumed to go at an eighth of the rate.
+    where layers are computed twice; a forward pass 2.
     """
-    rate = card.tflops * 1e12 * TRAINING_SHARE / (1 if config.model.dtype != "float32" else 8)
+    rate = card.tflops * 1e12 * TRAINING_SHARE * (card.float32 if config.model.dtype == "float32" else 1)
     weights = shape.weights
     flops = (4 if shape.adapted else 6) + 2 * config.compute.gradient_checkpointing
     moved = shape.trained * 28 / (card.bandwidth * 1e9)  # weights, masters, moments, read and written

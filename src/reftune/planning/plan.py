@@ -15,7 +15,7 @@ from reftune.planning.memory import Items, memory, total
 from reftune.planning.pace import Pace, assumed
 from reftune.planning.probe import probe
 from reftune.planning.shapes import Shape, shape_of
-from reftune.planning.workload import Lengths, StageWork, measure, works
+from reftune.planning.workload import Lengths, StageWork, counts_of, measure, works
 from reftune.runs.setup import make_accelerator
 from reftune.stages.run import Run
 
@@ -94,7 +94,7 @@ def plan_run(config: Config, gpu: str | None = None) -> Plan:
     architecture, prompter = run.base_architecture()
     machine = card or this_machine(accelerator.device)  # all is imported and read by now
     lengths = measure(prompter, run.splits.train, config)
-    calculation = Calculation(architecture, lengths, _counts(run), machine)
+    calculation = Calculation(architecture, lengths, counts_of(run), machine)
     config = with_microbatches(config, config.lineup.stages, calculation.shape(config), machine)
     fits = calculation.peak(config) <= machine.memory
     pace = None
@@ -171,12 +171,3 @@ def _pace_here(run: Run, lengths: Lengths) -> Pace:
     policy, prompter = run.base_policy()
     problems = run.annotated or run.splits.train
     return probe(run.stage("sft", prompter, problems), policy, problems, round(lengths.response))
-
-
-def _counts(run: Run) -> dict[str, int]:
-    splits = run.splits
-    return {
-        "train": len(splits.train), "annotated": len(run.annotated),
-        "validation": len(splits.validation), "test": len(splits.test),
-        "models": len(run.config.lineup.models),
-    }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 from reftune.config import Config
 from reftune.model.prompts import Prompter
 from reftune.problem import Problem
+from reftune.stages.run import Run
 from reftune.training.token_budget import token_budget
 
 QUESTIONS = 512  # so many of a set stand for all of them
@@ -82,6 +83,16 @@ class StageWork:
     validations: int = 0
     microbatch: float = 0.0  # tokens in the largest micro-batch
     targets: float = 0.0  # of them, those whose logits are needed
+
+
+def counts_of(run: Run) -> dict[str, int]:
+    """Return how many problems of each kind, and how many models, a run has."""
+    splits = run.splits
+    return {
+        "train": len(splits.train), "annotated": len(run.annotated),
+        "validation": len(splits.validation), "test": len(splits.test),
+        "models": len(run.config.lineup.models),
+    }  # fmt: skip
 
 
 def works(config: Config, lengths: Lengths, counts: Mapping[str, int]) -> list[StageWork]:

@@ -1,0 +1,67 @@
+"""A guess within a second or two of how long a run takes: from this machine's rates, without a trial."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from reftune.model.loading import training_dtype
+from reftune.planning.pace import Card, Pace, assumed
+from reftune.planning.shapes import shape_of
+from reftune.planning.workload import StageWork, counts_of, measure, works
+from reftune.runs.run_dir import complete_checkpoints
+from reftune.stages.run import Run
+
+TRIES = 4  # the fastest one counts: others may be at work beside it
+
+
+def rough_seconds(run: Run, left: Sequence[str]) -> float | None:
+    """Guess how long the stages that are left take, what their checkpoints have done subtracted.
+
+    A new model, whose size is its vocabulary's, and one of a kind that cannot be built tell nothing.
+
+    Args:
+        run: with its problems.
+        left: its stages that are not finished.
+    """
+    config = run.config
+    if config.model.name is None:
+        return None
+    try:
+        architecture, prompter = run.base_architecture()
+        shape = shape_of(architecture, config, activations=False)
+    except Exception:  # whoever loads it says what is wrong
+        return None
+    card = measured_card(run.accelerator.device, training_dtype(config.model.dtype))
+    pace = assumed(card, shape, config)
+    lengths = measure(prompter, run.splits.train, config)
+    found = [work for work in works(config, lengths, counts_of(run)) if work.name in left]
+    return sum(_seconds(run, work, pace) for work in found)
+
+
+def _seconds(run: Run, work: StageWork, pace: Pace) -> float:
+    saved = complete_checkpoints(run.config.run_dir / work.name)
+    done = int(saved[-1].name.removeprefix("step-")) if saved else 0
+    return pace.stage(work, run.config.compute.sampler_rows) * max(0.0, 1 - done / work.steps)
+
+
+def measured_card(device: torch.device, dtype: torch.dtype) -> Card:
+    """Return the machine at hand by its rates, from one matrix product and one pass over memory."""
+    gpu = device.type == "cuda"
+    size = 4096 if gpu else 1024
+    square = torch.ones(size, size, device=device, dtype=dtype)
+    product = _fastest(lambda: square @ square, device)
+    long = torch.ones(2**28 if gpu else 2**26, device=device)  # larger than any cache
+    reading = _fastest(long.sum, device)
+    return Card(0.0, 2 * size**3 / product / 1e12, long.nbytes / reading / 1e9, float32=1.0)
+
+
+def _fastest(act: Callable[[], object], device: torch.device) -> float:
+    seconds = []
+    for _ in range(TRIES):
+        started = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
