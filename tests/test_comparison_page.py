@@ -222,6 +222,7 @@ def test_the_command_writes_the_page_and_prints_the_table(
         "comparison.html",
         "comparison.md",
         "comparison_files",
+        "comparison_flips.jsonl",
     }
 
 
