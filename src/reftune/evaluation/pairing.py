@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from reftune.evaluation.aggregation import judged_by_all, right_answers
 from reftune.evaluation.answer_files import AnswerFile, read_answers
 from reftune.evaluation.answer_formats import JudgedAnswer
 from reftune.evaluation.statistics import Array
 from reftune.methods import METHODS, label_of
-from reftune.problem import UserError, shown
+from reftune.problem import AnsweredQuestion, UserError, shown
 
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".gguf")
 ACCURACY = "accuracy"  # of all samples of a question; other aggregations make one answer of them
 
 Asked = dict[str, list[JudgedAnswer]]  # the answers to each question, by what identifies it
@@ -55,6 +57,22 @@ class Paired:
     notes: list[str]
 
 
+def of_rows(rows: Mapping[str, Sequence[AnsweredQuestion]]) -> Paired:
+    """Return what models have answered to the same questions, by label, as contenders.
+
+    Raises UserError where none of the questions could be judged with all of them.
+    """
+    judged = judged_by_all(rows)
+    contenders = []
+    for label, mine in judged.items():
+        right = {name: np.array([one]) for name, one in right_answers(mine).items()}
+        answers = [JudgedAnswer("", row["id"], row["question"], row["correct"], row["completion"])
+                   for row in mine]  # fmt: skip
+        contenders.append(Contender(label, [label], right, [[[one] for one in answers]]))
+    asked, left = (len(next(iter(found.values()))) for found in (rows, judged))
+    return Paired(contenders, "id", 0, asked - left, [])
+
+
 def split_label(argument: str) -> tuple[str, Path]:
     """Take `label=path` apart; the label is empty where there is none."""
     label, equals, path = argument.partition("=")
@@ -65,7 +83,8 @@ def split_label(argument: str) -> tuple[str, Path]:
 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """Name files or models by what is left of their paths without the folders that all share."""
-    parts = [list(path.with_suffix("").absolute().parts) for path in paths]
+    stems = [path.with_suffix("") if path.suffix in SUFFIXES else path for path in paths]
+    parts = [list(path.absolute().parts) for path in stems]
     while all(len(one) > 1 and one[0] == parts[0][0] for one in parts):
         parts = [one[1:] for one in parts]
     while all(len(one) > 1 and one[-1] == parts[0][-1] for one in parts):

@@ -14,8 +14,6 @@ from reftune.problem import UserError
 if TYPE_CHECKING:
     from reftune.reporting.comparison.compare import Comparison
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
-
 
 class Format(StrEnum):
     """The formats of `evaluation.answer_formats.FORMATS`."""
@@ -60,7 +58,7 @@ def compare(
     """
     from rich.console import Console
 
-    from reftune.evaluation.pairing import split_label
+    from reftune.evaluation.pairing import SUFFIXES, split_label
     from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
 
     given = [split_label(source) for source in sources]

@@ -170,6 +170,12 @@ class RunGroup:
         return self.runs[0].config.lineup.baseline
 
 
+def run_names(group: RunGroup) -> str:
+    """Name the runs of a group, the first ones of many."""
+    names = [run.directory.name for run in group.runs]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     """Put runs of the same settings together, by seed; the groups are in the order given.
 

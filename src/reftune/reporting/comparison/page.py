@@ -17,6 +17,7 @@ from rich.text import Text
 from reftune.files import check_writable, write_jsonl
 from reftune.reporting.comparison import tables
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
+from reftune.reporting.comparison.finished_runs import run_names
 from reftune.reporting.pages import interval, p_value, percent, signed, write_pages
 
 if TYPE_CHECKING:
@@ -88,12 +89,25 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "comparison": comparison,
         "compared": _compared(comparison),
         "columns": tables.columns(comparison),
-        "accuracies": tables.accuracy_sections(comparison),
+        "accuracies": _named_sections(comparison),
         "differences": tables.difference_sections(comparison),
         "notes": tables.notes(comparison),
         "explanations": lambda row: tables.explanations(comparison, row),
         "flips": {tables.flips_title(flips): flips.questions for flips in comparison.flips},
         "flips_shown": FLIPS_SHOWN,
+    }
+
+
+def _named_sections(comparison: Comparison) -> tables.Sections:
+    """Return the accuracies with the names of the runs in the titles of their groups."""
+    sections = tables.accuracy_sections(comparison)
+    if len(comparison.groups) <= 1:
+        return sections
+    runs = [run_names(group) for group in comparison.groups]
+    pairs = zip(sections.items(), comparison.groups, runs, strict=True)
+    return {
+        title if names == group.label else f"{title} ({names})": rows
+        for (title, rows), group, names in pairs
     }
 
 
@@ -107,6 +121,7 @@ def _compared(comparison: Comparison) -> str:
 def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
     """Draw bars per aggregation, and curves over the number of samples per group, by section title."""
     # Only now: what draws takes half a second to import, for which a refusal need not wait.
+    from reftune.reporting.comparison.group_plots import learning_plots, sample_plots
     from reftune.reporting.plots import bar_plot, curve_plots
 
     plots: dict[str, list[Plot]] = {"Methods side by side": []}
@@ -115,6 +130,9 @@ def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
         title = column[0].upper() + column[1:]
         plot = bar_plot(f"bars_{name.replace(' ', '_')}", title, "With 95% intervals.", cells)
         plots["Methods side by side"].append(plot)
+    if len(comparison.groups) > 1:
+        plots["Groups over each other"] = sample_plots(comparison.groups, comparison.curves)
+        plots["Learning"] = learning_plots(comparison.groups)
     for number, group in enumerate(comparison.groups, start=1):
         title = "Accuracy over the number of samples" + (f": {group.label}" if group.label else "")
         plots[title] = curve_plots(f"curves_{number}", comparison.curves[group.label])
