@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ def test_a_question_is_a_turn_of_the_models_own_chat_with_one_bos_at_most(
     written = f"3 + 4 = 7.\nThe answer is \\boxed{{7}}.{ENDS[family]}"
     assert spelled(prompter, response) == written
     assert response[-1] == prompter.eos == SPECIAL.index(ENDS[family])
+
+
+def test_examples_are_earlier_turns_of_the_chat() -> None:
+    shots = (Problem("s", "2 + 2?", "4", "2 + 2 = 4."),)
+    prompter = replace(make_prompter(tokenizer_with("llama3"), Prompt(), "natural"), shots=shots)
+    assert spelled(prompter, prompter.encode_prompt(PROBLEM)) == (
+        f"<bos><|start_header_id|>user<|end_header_id|>\n\n2 + 2?{BOXED}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n2 + 2 = 4.\nThe answer is \\boxed{4}."
+        "<|eot_id|>"
+        f"<|start_header_id|>user<|end_header_id|>\n\n{PROBLEM.question}{BOXED}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
 
 
 @pytest.mark.parametrize("family", ["chatml", "llama3", "gemma"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import random
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from reftune import cli
 from reftune.reporting.comparison.compare import Comparison, compare_runs
+from reftune.reporting.comparison.group_plots import learning_plots, sample_plots
 from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
 from written_runs import add_reranker, write_run
 
@@ -83,7 +85,7 @@ def test_the_page_shows_tables_bars_and_curves(comparison: Comparison, written: 
     for words in (
         "comparison of 4 runs",
         "Accuracy on 50 unseen questions",
-        "P-CoT, 2 seeds",
+        "P-CoT, 2 seeds (program-1, program-2)",
         "N-CoT against P-CoT",
         "ReFT against Offline-ST",
         f"Holm's method for all {len(comparison.differences)} comparisons",
@@ -92,7 +94,8 @@ def test_the_page_shows_tables_bars_and_curves(comparison: Comparison, written: 
     ):
         assert words in page.words
     assert "as reported" not in page.words
-    assert sum(tag == "svg" for tag, _ in page.tags) == 4 + 2 * 4  # bars; curves and pass@k per group
+    # Bars; curves and pass@k of both groups over each other, and of each.
+    assert sum(tag == "svg" for tag, _ in page.tags) == 4 + 4 + 2 * 4
     accuracy = comparison.cells[0]
     assert f"{accuracy.accuracy:.1%}" in page.words
     assert f"seeds {100 * accuracy.lowest:.1f} to {100 * accuracy.highest:.1f}" in page.words
@@ -112,7 +115,7 @@ def test_markdown_shows_the_same_numbers_and_its_pictures(comparison: Comparison
     reft = next(c for c in comparison.cells if c.method == "reft")
     assert cells[0].startswith(f"| ReFT | {reft.accuracy:.1%} [")
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert len(pictures) == 12
+    assert len(pictures) == 16
     assert all((written.parent / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in tables} == {5 + 1, 4 + 1}
@@ -222,6 +225,7 @@ def test_the_command_writes_the_page_and_prints_the_table(
         "comparison.html",
         "comparison.md",
         "comparison_files",
+        "comparison_flips.jsonl",
     }
 
 
@@ -246,3 +250,36 @@ def test_a_file_in_the_place_of_the_output_is_refused(
     assert run_cli(monkeypatch, run, "--out", str(tmp_path / "out")) == 2
     assert "give another --out" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_curves_of_groups_lie_over_each_other_with_the_names_of_their_runs(
+    comparison: Comparison, runs: list[Path]
+) -> None:
+    plots = sample_plots(comparison.groups, comparison.curves)
+    assert [plot.title for plot in plots] == ["Majority vote", "Reranking", "Weighted vote", "pass@k"]
+    lines = plots[0].figure.axes[0].get_lines()
+    names = ["ReFT, P-CoT (program-1, program-2)", "ReFT, N-CoT (natural-1, natural-2)"]
+    assert [" ".join(str(lines[i].get_label()).split()) for i in (0, 2)] == names
+    assert [line.get_linestyle() for line in lines] == ["-", "--"] * 2  # the baseline is dashed
+    assert len({line.get_color() for line in lines}) == 2
+    for group, line in zip(comparison.groups, lines[::2], strict=True):
+        assert list(line.get_ydata()) == list(comparison.curves[group.label]["reft"]["vote"].values())
+
+
+def test_how_runs_learned_is_drawn_together(tmp_path: Path) -> None:
+    runs = []
+    for seed, kl in ((1, 0.0), (2, 0.0), (1, 0.5)):
+        right = {"sft": [0, 1, 1], "reft": [1, 1, seed % 2]}
+        run = write_run(tmp_path / f"run-{kl}-{seed}", right, seed=seed, ppo={"kl_coef": kl})
+        rows = [{"step": step, "reward": step / 10 + kl} for step in (1, 2, 3)]
+        (run / "ppo").mkdir()
+        (run / "ppo/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        runs.append(run)
+    (plot,) = learning_plots(compare_runs(runs).groups)
+    assert plot.title == "Reward"
+    ax = plot.figure.axes[0]
+    assert {line.get_ydata()[0] for line in ax.get_lines()} == {0.1, 0.6}
+    assert [" ".join(text.get_text().split()) for text in ax.get_legend().get_texts()] == [
+        "kl_coef = 0 (run-0.0-1, run-0.0-2)",
+        "kl_coef = 0.5 (run-0.5-1)",
+    ]

@@ -297,6 +297,21 @@ def test_the_prompt_starts_as_the_tokenizer_starts_a_text(kind: str) -> None:
     assert prompt.count(tokenizer.bos_token_id) == BOS.get(kind, 0)
 
 
+@pytest.mark.parametrize("cot", ["natural", "program"])
+def test_examples_stand_before_the_question_in_plain_text(kind: str, cot: Cot) -> None:
+    chain = "So 4." if cot == "natural" else "def solution():\n    return 4"
+    shot, asked = Problem("s", "2 + 2?", "4", chain), Problem("q", "3 + 3?", "6")
+    plain = Prompter(tokenizer_of(kind), Prompt(style="plain", repeat_question=False), cot)
+    said = "So 4.\nTherefore, the answer is: 4" if cot == "natural" else chain
+    shown = replace(plain, shots=(shot,))
+    begins = "" if cot == "natural" else "def solution():\n"
+    assert spell(kind, without_bos(kind, shown.encode_prompt(asked))) == (
+        f"Question:\n2 + 2?\nAnswer reasoning:\n{said}\n\nQuestion:\n3 + 3?\nAnswer reasoning:\n{begins}"
+    )
+    tokens = plain.encode_example(shot)[1]
+    assert shown.decode(shot, tokens, True) == plain.decode(shot, tokens, True)
+
+
 def test_a_template_that_says_bos_itself_gets_no_second_one() -> None:
     settings = Prompt(template="<|endoftext|>Question: {question}\n")
     tokenizer = tokenizer_of("gpt2")

@@ -10,7 +10,7 @@ import typer
 
 from reftune.chat import chat, show
 from reftune.ending import say
-from reftune.problem import Cot
+from reftune.problem import AnsweredQuestion, Cot, UserError
 
 ModelOverrides = Annotated[
     list[str] | None,
@@ -36,25 +36,92 @@ SampleSeed = Annotated[int, typer.Option("--seed", help="another seed gives anot
 
 
 def evaluate(
-    model: ModelOption,
     data: Annotated[str, typer.Option(help='file, Hugging Face data set, or "synthetic"')],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="directories, GGUF files or Hugging Face names; several are compared"),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="another way to name a model (repeatable)")
+    ] = None,
     cot: CotOption = None,
     samples: Annotated[int, typer.Option(help="samples per question for voting and pass@k")] = 0,
-    out: Annotated[Path | None, typer.Option(help="write one JSON line per question here")] = None,
+    shots: Annotated[int, typer.Option(min=0, help="solved examples before each question")] = 0,
+    shots_from: Annotated[
+        str | None, typer.Option(help="file or data set with them; default: the train split")
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="text at which an answer is cut before it is judged, \\n a new line (repeatable)"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="write one JSON line per question here, as `compare` reads; of several models"
+            " in a file each"
+        ),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="of a Hugging Face data set; default: test")] = None,
     subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
     overrides: ModelOverrides = None,
 ) -> None:
-    """Measure how many questions a model answers, with a 95% interval."""
-    from reftune.evaluation.inference import evaluate_on
-    from reftune.files import check_writable, write_jsonl
+    """Measure how many questions a model answers, with a 95% interval; compare several models.
 
-    if out is not None:
-        check_writable(out)
-    summary, rows = evaluate_on(model, data, cot, samples, split, subset, overrides or [])
-    if out is not None:
-        write_jsonl(out, rows)
-    _print_summary(summary, len(rows) - summary["unjudged"])
+    The models answer the same questions: their differences are paired, and p-values corrected.
+    """
+    from reftune.evaluation.inference import evaluate_on
+    from reftune.files import write_jsonl
+
+    if shots_from is not None and not shots:
+        raise UserError("--shots-from: has no effect without --shots; say how many examples")
+    ends = [text.replace("\\n", "\n") for text in stop or ()]
+    asked = _named([*(models or ()), *(model or ())], out)
+    found = {}
+    for name, one, file in asked:
+        summary, rows = evaluate_on(
+            one, data, cot, samples, split, subset, overrides or [],
+            shots=shots, shots_from=shots_from, stop=ends,
+        )  # fmt: skip
+        if file is not None:
+            write_jsonl(file, rows)
+        if len(asked) > 1:
+            typer.echo(f"{name}:")
+        _print_summary(summary, len(rows) - summary["unjudged"])
+        found[name] = rows
+    if len(found) > 1:
+        _print_comparison(found)
+
+
+def _named(models: Sequence[str], out: Path | None) -> list[tuple[str, str, Path | None]]:
+    """Return what each model is called, where it is, and the file for its answers."""
+    from reftune.evaluation.pairing import names_of
+    from reftune.files import check_writable
+
+    if not models:
+        raise UserError("name a model: a directory, GGUF file or Hugging Face name")
+    if len({*models}) < len(models):
+        raise UserError("a model is given twice; give each once")
+    names = names_of([Path(model) for model in models])
+    files = [out and (_file_of(out, name) if len(models) > 1 else out) for name in names]
+    for file in filter(None, files):
+        check_writable(file)
+    return list(zip(names, models, files, strict=True))
+
+
+def _file_of(out: Path, name: str) -> Path:
+    return out.with_name(f"{out.stem}-{name.replace('/', '-')}{out.suffix}")
+
+
+def _print_comparison(rows: dict[str, list[AnsweredQuestion]]) -> None:
+    from rich.console import Console
+
+    from reftune.evaluation.pairing import of_rows
+    from reftune.reporting.comparison.compare import compare_answers
+    from reftune.reporting.comparison.page import terminal_tables
+
+    Console().print(terminal_tables(compare_answers(of_rows(rows))))
 
 
 def sample(
@@ -95,6 +162,13 @@ def _print_summary(summary: dict[str, Any], n: int) -> None:
             found = summary[aggregation]
             label = aggregation if aggregation == "greedy" else f"vote of {found['k']}"
             _print_share(label, found["accuracy"], found["correct"], n, found["interval"])
+    for status, count in summary["statuses"].items():
+        typer.echo(f"  {status}: {count}")
+    if cut_off := summary["statuses"].get("truncated"):
+        typer.echo(
+            f"  {cut_off / (n + unjudged):.1%} of the answers were cut off at {summary['limit']} tokens;"
+            f" --set prompt.max_new_tokens={2 * summary['limit']} gives them more room"
+        )
     for k, value in summary.get("pass", {}).items():
         typer.echo(f"pass@{k}: {value:.1%}")
     if found := summary.get("right_answer_wrong_chain"):

@@ -17,9 +17,10 @@ import typer
 from reftune.asking import OneOfRun, Source, chat_command, evaluate, sample
 from reftune.data.commands import ColumnNames, data_app
 from reftune.ending import run_to_end, say
-from reftune.evaluation.commands import reward_app
+from reftune.evaluation.commands import power, reward_app
 from reftune.launcher import rank
 from reftune.problem import AnswerStyle, Cot
+from reftune.reporting.commands import compare
 
 if TYPE_CHECKING:
     from reftune.config import Config
@@ -223,28 +224,8 @@ def report(run_dir: Annotated[Path, typer.Argument(help="directory of a run, fin
     _show_report(run_dir)
 
 
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="directories of finished runs")],
-    out: Annotated[Path | None, typer.Option(help="default: comparison/ beside the runs")] = None,
-    k: Annotated[int | None, typer.Option(help="samples per question to use; default: all")] = None,
-    reported: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of others' numbers to show beside, as reproduction/paper.toml"),
-    ] = None,
-) -> None:
-    """Put finished runs side by side: accuracies, paired differences, corrected p-values.
-
-    Runs that differ in their seed only are pooled; others are told apart by what they differ in.
-    """
-    from rich.console import Console
-
-    from reftune.reporting.comparison.compare import compare_runs
-    from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
-
-    comparison = compare_runs(runs, k, reported)
-    Console().print(terminal_tables(comparison))  # first: drawing the page takes a second
-    say(f"comparison: {write_comparison(comparison, out or default_directory(runs))}")
+app.command()(compare)
+app.command()(power)
 
 
 def main() -> None:

@@ -11,19 +11,24 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Count:
-    """Work of which `done` of `total` parts are done; without a total it just has a name."""
+    """Work of which `done` of `total` parts are done; without a total it just has a name.
+
+    `note` says what came of it so far.
+    """
 
     label: str
     total: int = 0
     done: int = 0
     started: float = field(default_factory=time.monotonic)
+    note: str = ""
 
     def advance(self, parts: int = 1) -> None:
         """Note that so many parts more are done."""
         self.done += parts
 
     def __str__(self) -> str:
-        return f"{self.label} {self.done}/{self.total}" if self.total else self.label
+        counted = f"{self.label} {self.done}/{self.total}" if self.total else self.label
+        return f"{counted} {self.note}".rstrip()
 
 
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))

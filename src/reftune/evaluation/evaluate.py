@@ -61,7 +61,7 @@ def _ask(
     size = max(1, at_once // samples)
     with counting(key[1], len(problems)) as count:
         while (first := len(rows) // samples) < len(problems):
-            count.done = first
+            count.done, count.note = first, _so_far(rows)
             path = None if pieces is None else pieces / f"{key[1]}-{first:08d}.jsonl"
             if path is not None and path.exists():
                 rows += read_jsonl(path, Answered)
@@ -71,6 +71,15 @@ def _ask(
             if path is not None and generator.accelerator.is_main_process:
                 write_jsonl(path, rows[first * samples :])
     return rows
+
+
+def _so_far(rows: Sequence[GradedRow]) -> str:
+    """Say how good the answers are of which there are some already."""
+    if not rows:
+        return ""
+    cut_off = sum(row["status"] == "truncated" for row in rows) / len(rows)
+    told = f"right {sum(bool(row['correct']) for row in rows) / len(rows):.1%}"
+    return f"{told}, cut off {cut_off:.1%}" if cut_off else told
 
 
 def _sampled(row: GradedRow) -> SampledAnswer:

@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from reftune.data.problems import load_test
 from reftune.data.sources import Source
 from reftune.evaluation.aggregation import judged_by_all
 from reftune.evaluation.evaluate import answer_questions, summarise
+from reftune.evaluation.shots import find_shots
 from reftune.grading.cells import as_text
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
 from reftune.grading.rewards import own_reward
 from reftune.model.loading import load_both, make_policy, refuse_run
-from reftune.model.prompts import make_prompter, saved_settings
+from reftune.model.prompts import Prompter, make_prompter, saved_settings
 from reftune.model.wording import answer_style
 from reftune.problem import AnsweredQuestion, Cot, Problem, UserError
 from reftune.runs.display import Display
@@ -79,10 +81,21 @@ def evaluate_on(
     split: str | None,
     subset: str | None,
     overrides: Sequence[str],
+    *,
+    shots: int = 0,
+    shots_from: Source | None = None,
+    stop: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[AnsweredQuestion]]:
     """Return a model's accuracies on questions, and its answers; for the arguments see `evaluate`.
 
-    The accuracies leave out, and count as `unjudged`, questions that the sandbox failed on.
+    The accuracies leave out, and count as `unjudged`, questions that the sandbox failed on. `statuses`
+    counts what became of the greedy answers, `limit` is the number of tokens that an answer may have.
+
+    Args:
+        shots: solved examples before each question, see `find_shots`.
+        shots_from: where they are.
+        stop: texts at which an answer is cut before it is judged. Behind examples in plain text it is
+            what the next question would begin with, if nothing else is said.
     """
     named = isinstance(data, str | Path)
     changes = [f"evaluation.samples={samples}", *overrides]
@@ -94,13 +107,19 @@ def evaluate_on(
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
     config = with_prompt(config)
-    opened = open_model(config, judge_of(config, problems, own_reward(config.reward)), problems)
+    shown = find_shots(config, shots, shots_from, problems) if shots else []
+    judge = judge_of(config, problems, own_reward(config.reward))
+    opened = open_model(config, judge, problems, shown, tuple(stop))
     with Display("evaluate", 1, shown=opened.generator.accelerator.is_main_process):
         at_once = config.compute.sampler_rows
         answers = answer_questions(opened.generator, problems, config.evaluation, config.seed, at_once)
     judged = judged_by_all({"": answers})[""]
-    unjudged = {"unjudged": len(answers) - len(judged)}
-    return summarise(judged, config.prompt.trigger) | unjudged, answers
+    also = {
+        "unjudged": len(answers) - len(judged),
+        "statuses": dict(Counter(row["status"] for row in answers).most_common()),
+        "limit": config.prompt.max_new_tokens,
+    }
+    return summarise(judged, config.prompt.trigger) | also, answers
 
 
 @dataclass(frozen=True)
@@ -142,7 +161,11 @@ def as_problems(questions: Sequence[str], temperature: float) -> list[Problem]:
 
 
 def open_model(
-    config: Config, judge: Judge | None = None, problems: Sequence[Problem] = ()
+    config: Config,
+    judge: Judge | None = None,
+    problems: Sequence[Problem] = (),
+    shots: Sequence[Problem] = (),
+    stop: tuple[str, ...] = (),
 ) -> OpenModel:
     """Load the model of `config`.
 
@@ -150,6 +173,8 @@ def open_model(
         config: see `model_config`.
         judge: of its answers; default: one that finds them, whatever they are.
         problems: that it will be asked; raises UserError where one of them is too long.
+        shots: solved examples before each; the limit of a prompt's length is without them.
+        stop: texts at which an answer is cut.
     """
     name = config.model.name
     if name is None:
@@ -159,11 +184,28 @@ def open_model(
     dtype = getattr(torch, config.model.dtype)
     model, tokenizer = load_both(name, config.model.eos_token, dtype)
     prompter = make_prompter(tokenizer, config.prompt, config.data.cot, config.model.eos_token)
+    if shots:
+        prompter, stop = _with_shots(prompter, shots, stop)
     check_prompts(prompter, problems, model)
     policy = make_policy(model, config.model, device=accelerator.device)
     rows = config.compute.sampler_rows
     generator = make_generator(policy, prompter, judge or _extractor(config), accelerator, rows)
-    return OpenModel(config, policy.policy, generator)
+    return OpenModel(config, policy.policy, replace(generator, stop=stop))
+
+
+def _with_shots(
+    prompter: Prompter, shots: Sequence[Problem], stop: tuple[str, ...]
+) -> tuple[Prompter, tuple[str, ...]]:
+    """Return a prompter that shows examples, and where to cut the answers to its prompts."""
+    shown = replace(prompter, shots=tuple(shots))
+    longer = len(shown.encode_prompt(shots[0])) - len(prompter.encode_prompt(shots[0]))
+    limit = prompter.settings.max_prompt_tokens + longer
+    settings = prompter.settings.model_copy(update={"max_prompt_tokens": limit})
+    asked = prompter.wording.asked
+    begins = str(asked.template).partition("{question}")[0].strip()
+    if asked.style == "plain" and begins and not stop:  # a model that has not learnt to end goes on
+        stop = (f"\n{begins}",)
+    return replace(shown, settings=settings), stop
 
 
 def _extractor(config: Config) -> Judge:

@@ -14,10 +14,12 @@ from reftune.problem import Answer
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of an accuracy of `correct` out of `n` (Wilson, 1927).
 
-    Without questions nothing is known: n = 0 gives (0, 1). Raises ValueError unless 0 <= correct <= n.
+    Without questions nothing is known: n = 0 gives (0, 1). Where several answers to a question count as
+    their mean, `correct` is the sum of the means, and the interval is too wide rather than too narrow: a
+    mean varies less than a coin. Raises ValueError unless 0 <= correct <= n.
     """
     _check_count(correct, n)
     if n == 0:
@@ -111,6 +113,15 @@ def sign_flip(differences: Sequence[int]) -> float:
     return min(1.0, float(chances[as_far].sum()))
 
 
+def whole_multiples(values: Array, most: int = 60) -> list[int]:
+    """Return values times the least number that makes them whole; where that is beyond `most`, round.
+
+    Rounding treats both signs alike, so that `sign_flip` of what comes out is still exact.
+    """
+    found = (m for m in range(1, most) if np.allclose(values * m, np.rint(values * m), 0, 1e-6))
+    return [int(value) for value in np.rint(values * next(found, most))]
+
+
 def coin_flips(n: int) -> list[float]:
     """Return the chances of 0, 1, ..., n heads among n flips of a fair coin.
 
@@ -180,6 +191,6 @@ def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
     return float((above - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _check_count(correct: int, n: int) -> None:
+def _check_count(correct: float, n: int) -> None:
     if not 0 <= correct <= n:
         raise ValueError(f"{correct} of {n} cannot be correct")

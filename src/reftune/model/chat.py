@@ -21,6 +21,7 @@ class Chat:
 
     tokenizer: PreTrainedTokenizerBase
     settings: Prompt
+    shots: Sequence[tuple[str, str]] = ()  # earlier turns: examples with their answers
 
     @property
     def name(self) -> str:
@@ -98,8 +99,9 @@ class Chat:
         """Apply the template: to a question that waits for its answer, or to a chat that has it."""
         system = self.settings.system
         messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": question})
-        messages += [] if answer is None else [{"role": "assistant", "content": answer}]
+        for asked, said in (*self.shots, (question, answer)):
+            messages.append({"role": "user", "content": asked})
+            messages += [] if said is None else [{"role": "assistant", "content": said}]
         how |= {**self.settings.template_args, "add_generation_prompt": answer is None}
         try:
             return self.tokenizer.apply_chat_template(messages, **how)

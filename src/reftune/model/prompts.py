@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SETTINGS_FILE = "reftune_prompt.json"
+SHOT_END = "\n\n"  # in plain text, between an example and what follows
 
 
 def make_prompter(
@@ -77,11 +78,16 @@ def _style(tokenizer: PreTrainedTokenizerBase, settings: Prompt, saved: Mapping[
 
 @dataclass(frozen=True)
 class Prompter:
-    """Turns problems into token ids, and sampled ids into completions."""
+    """Turns problems into token ids, and sampled ids into completions.
+
+    `shots` are solved examples that stand before each question: in plain text one after the other, in a
+    chat as its earlier turns.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     settings: Prompt
     cot: Cot
+    shots: tuple[Problem, ...] = ()
 
     @cached_property
     def wording(self) -> Wording:
@@ -167,9 +173,11 @@ class Prompter:
         return chat.rewriting(question, "".join(answer), *self.encode_example(problem))
 
     def _question(self, problem: Problem) -> list[int]:
-        text = self.wording.question(problem)
+        text, shots = self.wording.question(problem), map(self.wording.pieces, self.shots)
         if self.wording.asked.style == "chat":
-            return Chat(self.tokenizer, self.wording.asked).ids(text)
+            turns = [(asked, "".join(said)) for asked, *said in shots]
+            return Chat(self.tokenizer, self.wording.asked, turns).ids(text)
+        text = SHOT_END.join(["".join(pieces) for pieces in shots] + [text])
         ids, bos = self._plain(text), self.tokenizer.bos_token_id
         # See what the tokenizer does: the attribute add_bos_token is often missing, or lost on saving.
         starts_with_bos = self.tokenizer(text).input_ids[: len(ids) + 1] == [bos, *ids]

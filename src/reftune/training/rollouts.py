@@ -22,6 +22,7 @@ from reftune.model.loading import response_ends
 from reftune.model.lora import plain_weights
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
+from reftune.model.wording import PROGRAM_HEAD
 from reftune.problem import GradedRow, Problem, UserError
 from reftune.progress import counting
 from reftune.sampling.engine import BuiltinSampler
@@ -40,6 +41,7 @@ class Generator:
     judge: Judge
     prompter: Prompter
     accelerator: Accelerator
+    stop: tuple[str, ...] = ()  # texts at which a completion is cut before it is judged
 
     def generate(
         self,
@@ -105,8 +107,11 @@ class Generator:
     def _grade(self, problems: Sequence[Problem], samples: Sequence[Sample]) -> list[GradedSample]:
         pairs = list(zip(problems, samples, strict=True))
         texts = [self.prompter.decode(problem, s.tokens, s.finished) for problem, s in pairs]
+        whole, texts = texts, [before(text, self.stop) for text in texts]
         with counting("judging"):
-            finished, tokens = [s.finished for s in samples], [len(s.tokens) for s in samples]
+            ended = [text != cut for text, cut in zip(whole, texts, strict=True)]
+            finished = [s.finished or end for s, end in zip(samples, ended, strict=True)]
+            tokens = [len(s.tokens) for s in samples]
             verdicts = self.judge(problems, texts, finished, tokens)
         if verdicts and all(verdict.status == "sandbox_error" for verdict in verdicts):
             raise UserError(
@@ -114,6 +119,13 @@ class Generator:
             )
         graded = zip(pairs, texts, verdicts, strict=True)
         return [GradedSample(problem, s, text, verdict) for (problem, s), text, verdict in graded]
+
+
+def before(text: str, stop: Sequence[str]) -> str:
+    """Return a completion up to the first of some texts that stands behind a program's first line."""
+    head = len(PROGRAM_HEAD) if text.startswith(PROGRAM_HEAD) else 0
+    found = [place for one in stop if (place := text.find(one, head)) >= 0]
+    return text[: min(found)] if found else text
 
 
 def make_generator(

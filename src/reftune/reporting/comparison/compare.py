@@ -1,14 +1,15 @@
 """Runs side by side: accuracies over seeds, paired differences, p-values corrected for their number."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from reftune.evaluation import statistics
 from reftune.evaluation.aggregation import AGGREGATIONS
-from reftune.evaluation.statistics import Array
+from reftune.evaluation.pairing import ACCURACY, Contender, Paired
 from reftune.methods import MAIN, METHODS
 from reftune.reporting.comparison.finished_runs import (
     Curves,
@@ -17,62 +18,21 @@ from reftune.reporting.comparison.finished_runs import (
     group_runs,
     read_finished_runs,
 )
-from reftune.reporting.comparison.reported import Number, ReportedNumbers, read_reported
+from reftune.reporting.comparison.flips import Flips, find_flips
+from reftune.reporting.comparison.measures import (
+    Cell,
+    Difference,
+    Resampling,
+    accuracies_of,
+    corrected,
+    differences_between,
+)
+from reftune.reporting.comparison.reported import ReportedNumbers, read_reported
 
-AGGREGATION_ORDER = ("greedy", *AGGREGATIONS)
+__all__ = ["Cell", "Comparison", "Difference", "compare_answers", "compare_runs"]
 
-Side = tuple[Sequence[FinishedRun], str]  # runs, and the model of them that is meant
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The accuracy of one method, by one aggregation, over the seeds of a group.
-
-    `interval` is Wilson's for one seed, and a bootstrap over seeds and questions for several.
-    `lowest` and `highest` are over the seeds.
-    """
-
-    group: str
-    chains: str  # "natural" or "program"
-    method: str
-    aggregation: str
-    samples: int  # per question
-    questions: int
-    seeds: int
-    accuracy: float
-    interval: tuple[float, float]
-    lowest: float
-    highest: float
-    reported: Number | None = None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much more of the same questions one method answers than another, its base.
-
-    Within a group, or the same method in two groups. `p_holm` is corrected for all differences of the
-    comparison.
-    """
-
-    group: str
-    method: str
-    base_group: str
-    base_method: str
-    aggregation: str
-    samples: int
-    questions: int
-    seeds: int
-    base_seeds: int
-    difference: float
-    interval: tuple[float, float]
-    p: float
-    p_holm: float = 1.0
-
-    @property
-    def clear(self) -> bool:
-        """Tell whether both say that the two differ: the corrected p-value, and the interval."""
-        low, high = self.interval
-        return self.p_holm < 0.05 and (low > 0 or high < 0)
+AGGREGATION_ORDER = (ACCURACY, "greedy", *AGGREGATIONS)
+Pair = tuple[Contender, Contender, Resampling]
 
 
 @dataclass(frozen=True)
@@ -89,6 +49,8 @@ class Comparison:
     aggregations: list[str]
     unjudged: int  # questions that are left out: the sandbox failed on an answer
     source: str = ""  # of reported numbers
+    paired: Paired | None = None  # files that are compared instead of groups of runs
+    flips: list[Flips] = field(default_factory=list)  # questions that one of two answers, and not both
 
 
 def compare_runs(
@@ -112,106 +74,117 @@ def compare_runs(
     numbers = None if reported is None else read_reported(reported)
     runs, samples, unjudged = read_finished_runs(directories, k)
     groups = group_runs(runs)
-    cells = [cell for group in groups for cell in _cells(group, samples, numbers)]
-    differences = [found for group in groups for found in _within(group, samples)]
-    differences += [found for group in groups[1:] for found in _between(groups[0], group, samples)]
-    corrected = statistics.holm([found.p for found in differences])
+    cells = [cell for group in groups for cell in _group_cells(group, samples, numbers)]
+    pairs = [pair for group in groups for pair in _within(group)]
+    pairs += [pair for group in groups[1:] for pair in _between(groups[0], group)]
+    differences = [found for a, b, how in pairs for found in differences_between(a, b, samples, how)]
     return Comparison(
         groups=groups,
         cells=cells,
-        differences=[replace(d, p_holm=p) for d, p in zip(differences, corrected, strict=True)],
+        differences=corrected(differences),
         curves={group.label: _curves(group) for group in groups},
         questions=cells[0].questions,
         samples=samples,
         drawn=sorted({run.config.evaluation.samples for run in runs}),
-        aggregations=[
-            name for name in AGGREGATION_ORDER if any(cell.aggregation == name for cell in cells)
-        ],
+        aggregations=_aggregations(cells),
         unjudged=unjudged,
         source="" if numbers is None else numbers.source,
+        flips=[find_flips(a, b) for a, b, _ in pairs if _is_main(a, b, groups)],
     )
 
 
-def _cells(group: RunGroup, samples: int, numbers: ReportedNumbers | None) -> Iterator[Cell]:
-    config = group.runs[0].config
+def compare_answers(paired: Paired) -> Comparison:
+    """Compare models by the answers in files, or of one evaluation, each with each.
+
+    Files of one label are seeds of one model and are pooled. Intervals and tests are those of
+    `compare_runs`; several samples of a question count as their mean.
+    """
+    rows = paired.contenders
+    samples = max((len(drawn) for one in rows for asked in one.answers for drawn in asked), default=1)
+    cells = [cell for one in rows for cell in accuracies_of(one, "", samples, Resampling())]
+    differences = [
+        found
+        for a, b in combinations(rows, 2)
+        for found in differences_between(a, b, samples, Resampling())
+    ]
+    return Comparison(
+        groups=[],
+        cells=cells,
+        differences=corrected(differences),
+        curves={},
+        questions=cells[0].questions,
+        samples=samples,
+        drawn=[samples],
+        aggregations=_aggregations(cells),
+        unjudged=paired.unjudged,
+        paired=paired,
+        flips=[find_flips(rows[0], other) for other in rows[1:]],
+    )
+
+
+def _is_main(base: Contender, one: Contender, groups: Sequence[RunGroup]) -> bool:
+    """Tell whether it is a group's last method against its baseline, or against the first group's."""
+    baselines = {group.label: group.baseline for group in groups}
+    last = {group.label: _last_method(group) for group in groups}
+    return one.label == last[one.group] and base.label in (baselines[base.group], last[base.group])
+
+
+def _last_method(group: RunGroup) -> str:
+    return [method for method in METHODS if _runs_of(group, method)][-1]
+
+
+def _aggregations(cells: Sequence[Cell]) -> list[str]:
+    return [name for name in AGGREGATION_ORDER if any(cell.aggregation == name for cell in cells)]
+
+
+def _group_cells(group: RunGroup, samples: int, numbers: ReportedNumbers | None) -> Iterator[Cell]:
+    config, how = group.runs[0].config, _resampling(group)
+    reported = partial(numbers.find, config) if numbers else None
     for method in METHODS:
-        for aggregation, right in _right(_runs_of(group, method), method).items():
-            by_seed = right.mean(axis=1)
-            k = 1 if aggregation == "greedy" else samples
-            yield Cell(
-                group=group.label, chains=group.chains, method=method, aggregation=aggregation,
-                samples=k, questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
-                interval=_accuracy_interval(right, group), lowest=float(by_seed.min()),
-                highest=float(by_seed.max()),
-                reported=numbers.find(config, method, aggregation, k) if numbers else None,
-            )  # fmt: skip
+        if runs := _runs_of(group, method):
+            yield from accuracies_of(
+                _contender(group, runs, method), group.chains, samples, how, reported
+            )
 
 
-def _within(group: RunGroup, samples: int) -> Iterator[Difference]:
+def _within(group: RunGroup) -> Iterator[Pair]:
     """Compare every method with the baseline, and ReFT with each, on the seeds that have both."""
     methods = [name for name, method in METHODS.items() if method.optional]
     pairs = [(group.baseline, method) for method in methods]
     pairs += [(method, MAIN) for method in methods if method != MAIN]
     for base, method in pairs:
-        runs = [run for run in _runs_of(group, method) if base in run.answers]
-        yield from _differences(group, (runs, base), group, (runs, method), samples)
+        if runs := [run for run in _runs_of(group, method) if base in run.answers]:
+            yield _contender(group, runs, base), _contender(group, runs, method), _resampling(group)
 
 
-def _between(first: RunGroup, group: RunGroup, samples: int) -> Iterator[Difference]:
+def _between(first: RunGroup, group: RunGroup) -> Iterator[Pair]:
     """Compare the baseline and ReFT with another group's, seed by seed where both have the same."""
     baselines = [first.baseline] if first.baseline == group.baseline else []
     for method in (*baselines, MAIN):
         sides = [_runs_of(first, method), _runs_of(group, method)]
         base, other = ([run.answers[method].fingerprint for run in runs] for runs in sides)
-        if base != other:  # else one took the model over from the other, or trained it alike
-            yield from _differences(first, (sides[0], method), group, (sides[1], method), samples)
+        if base != other and all(sides):  # else one took the model over, or trained it alike
+            a, b = _contender(first, sides[0], method), _contender(group, sides[1], method)
+            yield a, b, _resampling(group)
 
 
-def _differences(
-    base_group: RunGroup, base: Side, group: RunGroup, side: Side, samples: int
-) -> Iterator[Difference]:
-    base_seeds, seeds = ([run.config.seed for run in runs] for runs, _ in (base, side))
-    before, after = _right(*base), _right(*side)
-    for aggregation in [name for name in before if name in after]:
-        a, b = before[aggregation], after[aggregation]
-        sums = len(a) * b.sum(axis=0) - len(b) * a.sum(axis=0)  # the mean differences, as whole numbers
-        yield Difference(
-            group=group.label, method=side[1], base_group=base_group.label, base_method=base[1],
-            aggregation=aggregation, samples=1 if aggregation == "greedy" else samples,
-            questions=a.shape[1], seeds=len(b), base_seeds=len(a), p=statistics.sign_flip(sums.tolist()),
-            difference=float(b.mean() - a.mean()),
-            interval=_difference_interval(a, b, base_seeds == seeds, group),
-        )  # fmt: skip
-
-
-def _accuracy_interval(right: Array, group: RunGroup) -> tuple[float, float]:
-    if len(right) == 1:
-        return statistics.wilson_interval(int(right.sum()), right.shape[1])
-    return statistics.bootstrap_means([right], **_resampling(group))
-
-
-def _difference_interval(a: Array, b: Array, paired: bool, group: RunGroup) -> tuple[float, float]:
-    if len(a) == len(b) == 1:  # as in the run's own report
-        return statistics.bootstrap_difference(a[0].tolist(), b[0].tolist(), **_resampling(group))
-    signed = [b.astype(int) - a] if paired else [b, -a.astype(int)]
-    return statistics.bootstrap_means(signed, **_resampling(group))
-
-
-def _resampling(group: RunGroup) -> dict[str, int]:
+def _resampling(group: RunGroup) -> Resampling:
     config = group.runs[0].config
-    return {"resamples": config.evaluation.bootstrap, "seed": config.seed}
+    return Resampling(config.evaluation.bootstrap, config.seed)
+
+
+def _contender(group: RunGroup, runs: Sequence[FinishedRun], model: str) -> Contender:
+    """Return a model of runs with what was right by the aggregations that all of them have."""
+    found = [run.answers[model] for run in runs]
+    shared = [name for name in AGGREGATION_ORDER if all(name in one.right for one in found)]
+    right = {name: np.array([one.right[name] for one in found]) for name in shared}
+    answers = [[[answer] for answer in one.written] for one in found]
+    return Contender(model, [run.config.seed for run in runs], right, answers, group.label)
 
 
 def _runs_of(group: RunGroup, model: str) -> list[FinishedRun]:
     """Return the runs that have a model, by seed."""
     return [run for run in group.runs if model in run.answers]
-
-
-def _right(runs: Sequence[FinishedRun], model: str) -> dict[str, Array]:
-    """Return what was right, shape (seeds, questions), by the aggregations that all runs have."""
-    found = [run.answers[model].right for run in runs]
-    shared = [name for name in AGGREGATION_ORDER if found and all(name in right for right in found)]
-    return {name: np.array([right[name] for right in found]) for name in shared}
 
 
 def _curves(group: RunGroup) -> dict[str, Curves]:

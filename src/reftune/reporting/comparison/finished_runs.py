@@ -11,6 +11,7 @@ from typing import Any, cast
 from reftune.config import Config
 from reftune.config.files import changed_settings, flat_settings, load_config
 from reftune.evaluation.aggregation import curves, judged_by_all, right_answers, saved_curves
+from reftune.evaluation.answer_formats import JudgedAnswer
 from reftune.files import read_object, read_rows, require_shape
 from reftune.methods import METHODS
 from reftune.problem import AnsweredQuestion, Row, UserError, shortened
@@ -36,6 +37,7 @@ class Answers:
     right: dict[str, list[bool]]  # by aggregation, in the order of the questions
     curves: Curves
     fingerprint: str  # two models with the same one have written the same answers
+    written: list[JudgedAnswer]  # by question
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,11 @@ def _answers(rows: Sequence[AnsweredQuestion], samples: int, known_curves: Curve
     right = right_answers(rows)
     written = json.dumps([[row["completion"] for row in rows], right])
     found = known_curves or (curves(rows, samples) if samples else {})
-    return Answers(right, found, hashlib.sha256(written.encode()).hexdigest())
+    shown = [
+        JudgedAnswer("", row["id"], row["question"], right, row["completion"], row["answer"])
+        for row, right in zip(rows, right["greedy"], strict=True)
+    ]
+    return Answers(right, found, hashlib.sha256(written.encode()).hexdigest(), shown)
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,12 @@ class RunGroup:
     def baseline(self) -> str:
         """Return the model with which its methods are compared: SFT's, or the given one without SFT."""
         return self.runs[0].config.lineup.baseline
+
+
+def run_names(group: RunGroup) -> str:
+    """Name the runs of a group, the first ones of many."""
+    names = [run.directory.name for run in group.runs]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:

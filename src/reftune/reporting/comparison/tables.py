@@ -6,9 +6,12 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
+from reftune.evaluation.pairing import Paired
 from reftune.methods import MAIN, label_of
 from reftune.problem import Row
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
+from reftune.reporting.comparison.flips import Flips
+from reftune.reporting.comparison.measures import ALONE
 from reftune.reporting.pages import interval, p_value, percent, signed
 
 CSV_COLUMNS = (
@@ -35,6 +38,9 @@ def headline(comparison: Comparison) -> str:
     main = _main(comparison)
     if len(comparison.groups) == 1 or not main:
         return next(iter(sentences(comparison)), f"Accuracy on {comparison.questions} unseen questions.")
+    if not comparison.groups:
+        models = len({cell.method for cell in comparison.cells})
+        return sentences(comparison)[0] if models == 2 else f"{models} models on the same questions."
     parts = []
     for pair, found in groupby(main, _pair):  # groups may have other baselines
         gains = [f"{signed(row.difference)} points ({row.group})" for row in found]
@@ -43,7 +49,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Say how much better ReFT is than the baseline, a sentence per group."""
+    """Say how much better ReFT is than the baseline, a sentence per group; of files, than the first."""
     return [_sentence(comparison, row) for row in _main(comparison)]
 
 
@@ -52,23 +58,22 @@ def columns(comparison: Comparison) -> dict[str, bool]:
     reported = {cell.aggregation for cell in comparison.cells if cell.reported}
     k = comparison.samples
     return {
-        name if name == "greedy" else f"{name} of {k}": name in reported
-        for name in comparison.aggregations
+        name if name in ALONE else f"{name} of {k}": name in reported for name in comparison.aggregations
     }
 
 
 def accuracy_sections(comparison: Comparison) -> Sections:
     """Lay the accuracies out: a section per group, a row per method, a column per aggregation."""
     sections = {}
-    for group in comparison.groups:
-        seeds = len(group.runs)
-        mine = [cell for cell in comparison.cells if cell.group == group.label]
+    groups = [(group.label, len(group.runs)) for group in comparison.groups]
+    for label, seeds in groups or [("", 0)]:
+        mine = [cell for cell in comparison.cells if cell.group == label]
         rows = []
-        for method, found in groupby(mine, attrgetter("method")):
-            first, *_ = cells = list(found)
+        for method, of_method in groupby(mine, attrgetter("method")):
+            first, *_ = cells = list(of_method)
             fewer = f" ({first.seeds} of {seeds} seeds)" if first.seeds < seeds else ""
             rows.append(TableRow(label_of(method) + fewer, method, _by_aggregation(comparison, cells)))
-        title = f"{group.label}, {seeds} seeds" if group.label and seeds > 1 else group.label
+        title = f"{label}, {seeds} seeds" if label and seeds > 1 else label
         sections[title] = rows
     return sections
 
@@ -84,6 +89,25 @@ def difference_sections(comparison: Comparison) -> Sections:
             rows.append(TableRow(label, first.method, _by_aggregation(comparison, cells)))
         sections[group if base == group else f"{group} against {base}"] = rows
     return sections
+
+
+def explanations(comparison: Comparison, row: TableRow) -> list[str]:
+    """Say of a row of differences, for each cell whose interval and p-value disagree, why."""
+    names = list(columns(comparison)) if len(comparison.aggregations) > 1 else [""]
+    found = zip(names, row.cells, strict=True)
+    return [f"{name}: {cell.explained}" if name else cell.explained
+            for name, cell in found if cell and cell.explained]  # fmt: skip
+
+
+def flips_title(flips: Flips) -> str:
+    """Say which two models differ on how many questions."""
+    method, base = label_of(flips.method), label_of(flips.base_method)
+    if flips.group != flips.base_group:
+        method, base = f"{method} ({flips.group})", f"{base} ({flips.base_group})"
+    elif flips.group:
+        method = f"{flips.group}: {method}"
+    lost = len(flips.questions) - flips.gained
+    return f"{method} answers {flips.gained} that {base} does not, and {lost} the other way round"
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -103,6 +127,8 @@ def notes(comparison: Comparison) -> list[str]:
             f" by Holm's method for all {count} comparisons here. They take the trained models as given:"
             " they tell what other questions would change, not what training with other seeds would."
         )
+    if comparison.paired:
+        return texts + _notes_of_files(comparison, comparison.paired)
     if comparison.unjudged:
         texts.append(f"{comparison.unjudged} questions are left out: the sandbox failed on an answer.")
     k, drawn = comparison.samples, " and ".join(map(str, comparison.drawn))
@@ -116,9 +142,28 @@ def notes(comparison: Comparison) -> list[str]:
     return texts
 
 
+def _notes_of_files(comparison: Comparison, paired: Paired) -> list[str]:
+    texts = [f"Questions are paired by their {paired.by}."]
+    reasons = (paired.left_out, "not all were asked"), (paired.unjudged, "an answer was not judged")
+    texts += [
+        f"Left out: {count} question{'s' if count > 1 else ''}, for {why}."
+        for count, why in reasons
+        if count
+    ]
+    for one in paired.contenders:
+        drawn = sorted({len(samples) for asked in one.answers for samples in asked})
+        if drawn and drawn != [1]:
+            many = f"{drawn[0]}" if len(drawn) == 1 else f"{drawn[0]} to {drawn[-1]}"
+            texts.append(
+                f"{one.label}: {many} answers to a question, which count as their mean"
+                " (in Wilson's interval as one; the test flips the signs of the means' differences)."
+            )
+    return texts + paired.notes
+
+
 def csv_rows(comparison: Comparison) -> Iterator[Row]:
     """Yield one row per accuracy, then one per difference, with the columns CSV_COLUMNS."""
-    chains = {group.label: group.chains for group in comparison.groups}
+    chains = {cell.group: cell.chains for cell in comparison.cells}
     found: list[Cell | Difference] = [*comparison.cells, *comparison.differences]
     for one in found:
         low, high = one.interval
@@ -135,10 +180,11 @@ def csv_rows(comparison: Comparison) -> Iterator[Row]:
 
 
 def _sentence(comparison: Comparison, row: Difference) -> str:
-    greedy = {(c.group, c.method): c.accuracy for c in comparison.cells if c.aggregation == "greedy"}
+    greedy = {(c.group, c.method): c.accuracy for c in comparison.cells if c.aggregation in ALONE}
     group = f"{row.group}: " if row.group else ""
     seeds = f" (mean of {row.seeds} seeds)" if row.seeds > 1 else ""
-    answers = f"answers {percent(greedy[row.group, row.method])} of {row.questions} unseen questions"
+    asked = f"{row.questions} {'' if comparison.paired else 'unseen '}questions"
+    answers = f"answers {percent(greedy[row.group, row.method])} of {asked}"
     gain = f"{signed(row.difference)} points, 95% interval {interval(row.interval)}"
     base = f"{label_of(row.base_method)} {percent(greedy[row.group, row.base_method])}"
     better, p = label_of(row.method), p_value(row.p_holm)
@@ -146,7 +192,13 @@ def _sentence(comparison: Comparison, row: Difference) -> str:
 
 
 def _main(comparison: Comparison) -> list[Difference]:
-    """Return each group's greedy difference of baseline and ReFT; without ReFT, of its last method."""
+    """Return each group's greedy difference of baseline and ReFT; without ReFT, of its last method.
+
+    Of files it is the difference of each from the first.
+    """
+    if not comparison.groups:
+        first = comparison.cells[0].method
+        return [d for d in comparison.differences if d.base_method == first and d.aggregation in ALONE]
     found: dict[str, Difference] = {}
     baselines = {group.label: group.baseline for group in comparison.groups}
     for row in comparison.differences:

@@ -1,0 +1,94 @@
+"""The command `reftune compare`: runs, and files of answers, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reftune.problem import UserError
+
+if TYPE_CHECKING:
+    from reftune.reporting.comparison.compare import Comparison
+
+
+class Format(StrEnum):
+    """The formats of `evaluation.answer_formats.FORMATS`."""
+
+    PLAIN = "plain"
+    LM_EVAL = "lm-eval"
+    TRL = "trl"
+    VERL = "verl"
+    PRIME_RL = "prime-rl"
+    VERIFIERS = "verifiers"
+
+
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="directories of finished runs, or files of judged answers; LABEL=FILE names a model,"
+            " and files of one label are its seeds"
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="default: comparison/ beside the runs")] = None,
+    k: Annotated[int | None, typer.Option(help="samples per question to use; default: all")] = None,
+    reported: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of others' numbers to show beside, as reproduction/paper.toml"),
+    ] = None,
+    kind: Annotated[
+        Format | None, typer.Option("--format", help="of the files; default: as their keys say")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="of the files: the key that says what is right; of lm-eval METRIC,FILTER, too"
+        ),
+    ] = None,
+) -> None:
+    """Put runs, or answers that other systems have written, side by side.
+
+    Shows accuracies, paired differences, corrected p-values, and the questions that one of two models
+    answers. Runs that differ in their seed only are pooled; others are told apart by what they differ
+    in. Files are paired question by question, by id or by text.
+    """
+    from rich.console import Console
+
+    from reftune.evaluation.pairing import SUFFIXES, split_label
+    from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
+
+    given = [split_label(source) for source in sources]
+    if any(label or path.is_file() or path.suffix in SUFFIXES for label, path in given):
+        comparison = _compare_files(sources, k, reported, kind, metric)
+    else:
+        comparison = _compare_runs([path for _, path in given], k, reported, kind, metric)
+    Console().print(terminal_tables(comparison))  # first: drawing the page takes a second
+    directory = out or default_directory([path for _, path in given])
+    typer.echo(f"reftune: comparison: {write_comparison(comparison, directory)}", err=True)
+
+
+def _compare_runs(
+    runs: Sequence[Path], k: int | None, reported: Path | None, kind: str | None, metric: str | None
+) -> Comparison:
+    from reftune.reporting.comparison.compare import compare_runs
+
+    for option, value in (("--format", kind), ("--metric", metric)):
+        if value is not None:
+            raise UserError(f"{option}: has no effect on runs, which say what is right; leave it out")
+    return compare_runs(runs, k, reported)
+
+
+def _compare_files(
+    sources: Sequence[str], k: int | None, reported: Path | None, kind: str | None, metric: str | None
+) -> Comparison:
+    from reftune.evaluation.pairing import pair, read_pooled
+    from reftune.reporting.comparison.compare import compare_answers
+
+    for option, value in (("--k", k), ("--reported", reported)):
+        if value is not None:
+            raise UserError(f"{option}: has no effect where files are compared; leave it out")
+    return compare_answers(pair(read_pooled(sources, kind and str(kind), metric)))
