@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reftune.chat import chat, show
 from reftune.ending import say
+from reftune.options import (
+    AsJson,
+    ColumnNames,
+    Keep,
+    Most,
+    RewardPlace,
+    Subset,
+    as_overrides,
+    print_json,
+)
 from reftune.problem import Cot
+
+if TYPE_CHECKING:
+    from reftune.training.types import GradedSample
 
 ModelOverrides = Annotated[
     list[str] | None,
@@ -42,7 +55,12 @@ def evaluate(
     samples: Annotated[int, typer.Option(help="samples per question for voting and pass@k")] = 0,
     out: Annotated[Path | None, typer.Option(help="write one JSON line per question here")] = None,
     split: Annotated[str | None, typer.Option(help="of a Hugging Face data set; default: test")] = None,
-    subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
+    subset: Subset = None,
+    columns: ColumnNames = None,
+    most: Most = None,
+    reward: RewardPlace = None,
+    keep: Keep = None,
+    as_json: AsJson = False,
     overrides: ModelOverrides = None,
 ) -> None:
     """Measure how many questions a model answers, with a 95% interval."""
@@ -51,9 +69,13 @@ def evaluate(
 
     if out is not None:
         check_writable(out)
-    summary, rows = evaluate_on(model, data, cot, samples, split, subset, overrides or [])
+    settings = [*as_overrides(columns, most, reward, keep), *(overrides or [])]
+    summary, rows = evaluate_on(model, data, cot, samples, split, subset, settings)
     if out is not None:
         write_jsonl(out, rows)
+    if as_json:
+        print_json(summary | {"questions": len(rows)})
+        return
     _print_summary(summary, len(rows) - summary["unjudged"])
 
 
@@ -63,13 +85,17 @@ def sample(
     cot: CotOption = None,
     temperature: Temperature = 0.0,
     seed: SampleSeed = 0,
+    as_json: AsJson = False,
     overrides: ModelOverrides = None,
 ) -> None:
     """Ask one question; print the chain, its status and the answer."""
     from reftune.evaluation.inference import ask, model_config
 
     [graded] = ask(model_config(model, overrides or [], cot=cot), [question], temperature, seed)
-    show(graded)
+    if as_json:
+        print_json(_as_object(graded))
+    else:
+        show(graded)
 
 
 def chat_command(
@@ -85,6 +111,14 @@ def chat_command(
     Questions are typed, or come on standard input, a line each. Ctrl-C stops an answer; Ctrl-D ends.
     """
     chat(source, model, cot=cot, temperature=temperature, seed=seed, overrides=overrides or [])
+
+
+def _as_object(graded: GradedSample) -> dict[str, Any]:
+    verdict = graded.verdict
+    return {
+        "question": graded.problem.question, "completion": graded.completion,
+        "status": verdict.status, "answer": verdict.answer, "tokens": len(graded.sample.tokens),
+    }  # fmt: skip
 
 
 def _print_summary(summary: dict[str, Any], n: int) -> None:
