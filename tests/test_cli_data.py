@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 from reftune import cli
 
@@ -130,3 +131,86 @@ def test_another_kind_of_chain_is_refused_with_the_two_that_there_are(
     assert reftune(monkeypatch, *command, "--cot", "music") == 2
     shown = capsys.readouterr().err
     assert all(word in shown for word in ("--cot", "'music'", "'natural'", "'program'"))
+
+
+# The same options everywhere
+
+READ = {"--column", "--max", "--json"}
+HUB = {"--split", "--subset"}
+OWN = {"--reward", "--keep"}
+OPTIONS = {
+    "data check": READ | HUB | OWN,
+    "data split": READ | HUB,
+    "data prepare": READ | {"--split"},  # the subset is the data set's own
+    "init": READ | OWN | {"--subset"},
+    "evaluate": READ | HUB | OWN,
+    "grade": READ | {"--reward"},
+    "reward check": READ | HUB | {"--keep"},  # the reward itself is what it is asked about
+    "sample": {"--json"},
+}
+
+
+def test_commands_that_take_data_have_the_same_options() -> None:
+    known = READ | HUB | OWN
+    for command, wanted in OPTIONS.items():
+        found = typer.main.get_command(cli.app)
+        for name in command.split():
+            found = found.commands[name]  # type: ignore[attr-defined]
+        names = {name for option in found.params for name in option.opts}
+        assert names & known == wanted, command
+
+
+def test_each_prints_one_object(
+    source: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(*arguments: str) -> dict[str, object]:
+        assert reftune(monkeypatch, *arguments, "--json") == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert isinstance(shown, dict)
+        return shown
+
+    prepared = found("data", "prepare", "gsm8k", "--cot", "program", "--source", source)
+    assert (prepared["read"], prepared["written"]) == (2, 1)
+    one = found("data", "prepare", "gsm8k", "--cot", "natural", "--source", source, "--max", "1")
+    assert (one["read"], one["written"], one["dropped"]) == (1, 1, {})
+    assert found("data", "check", source, "--max", "1") == {
+        "source": source, "rows": 1, "problems": 1, "cot": "natural", "chains": 1, "correct_chains": 1,
+        "repeated_questions": 0, "unit": "characters", "faults": [],
+        "advice": [
+            "train.jsonl: 1 of 1 answers are taken from worked solutions (the first, train.jsonl:1: '12'"
+            " from '3*4=<<3*4=12>>12 pens\\n#### 12')"
+        ],
+        "lengths": {
+            name: dict.fromkeys(("min", "median", "95%", "max"), length)
+            for name, length in (("prompt", 70), ("response", 40))
+        },
+    }  # fmt: skip
+    Path("said.jsonl").write_text('{"n": 1, "said": "The answer is 12.", "gold": "12"}\n' * 3, "utf-8")
+    names = [x for pair in ("id=n", "completion=said", "answer=gold") for x in ("--column", pair)]
+    graded = found("grade", "said.jsonl", "--cot", "natural", *names, "--max", "2")
+    assert graded == {
+        "judged": 2, "correct": 2, "accuracy": 1.0, "statuses": {"ok": 2}, "out": "said.graded.jsonl"
+    }  # fmt: skip
+
+
+def test_grade_names_a_column_that_is_not_there(
+    source: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for column, words in (("completion=said", "no 'said' among"), ("text=said", "write KEY=NAME with")):
+        assert reftune(monkeypatch, "grade", source, "--cot", "natural", "--column", column) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_check_takes_an_own_reward_for_answers_that_we_cannot_grade(
+    source: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"question": "A word", "answer": "x" * 300, "chain": "A word.", "rhyme": "ord"}
+    Path("own.jsonl").write_text(json.dumps(row), "utf-8")
+    Path("own.py").write_text("def f(completion, rhyme): return rhyme in completion", "utf-8")
+    assert reftune(monkeypatch, "data", "check", "own.jsonl") == 2
+    assert "is longer than 200 characters" in capsys.readouterr().out
+    own = ["--reward", "own.py:f", "--keep", "rhyme"]
+    assert reftune(monkeypatch, "data", "check", "own.jsonl", *own) == 0
+    assert "1 (natural), 1 give their answers" in capsys.readouterr().out
+    Path("own.py").write_text("def f(completion, rhyme): return rhyme not in completion", "utf-8")
+    assert reftune(monkeypatch, "data", "check", "own.jsonl", *own) == 2

@@ -15,7 +15,7 @@ PROGRAM = "def solution():\n    return 3 + 4"
 
 
 def write(path: Path, count: int, **more: Any) -> Path:
-    rows = [{"question": f"{path.stem} {i}: 3 + 4?", "answer": "7", **more} for i in range(count)]
+    rows = [{"question": f"{path.stem} {i}: 3 + 4?", "answer": "7"} | more for i in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -77,16 +77,16 @@ def test_columns_of_other_names_are_written(
     given: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("train", "test"):
-        row = {"problem": f'say "{name}"', "solution": "7"}
+        row = {"task": f'say "{name}"', "result": "7"}
         Path(f"{name}.jsonl").write_text(json.dumps(row), encoding="utf-8")
     assert init(monkeypatch, *given) == 2
-    assert "has 'problem', 'solution', not 'question' and 'answer'" in capsys.readouterr().err
+    assert "has 'task', 'result', not 'question' and 'answer'" in capsys.readouterr().err
     assert not Path("my.toml").exists()
-    columns = ["--column", "question=problem", "--column", "answer=solution"]
+    columns = ["--column", "question=task", "--column", "answer=result"]
     assert init(monkeypatch, *given, *columns) == 0
     found = load_config("my.toml").data
     assert found.columns is not None
-    assert (found.columns.question, found.columns.answer) == ("problem", "solution")
+    assert (found.columns.question, found.columns.answer) == ("task", "result")
     assert found.validation_size == 1
 
 
@@ -94,7 +94,11 @@ def test_what_is_trained_on_is_no_test(
     given: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert init(monkeypatch, *given[:-1], "train.jsonl", "--train", "train.jsonl") == 2
-    assert "--test train.jsonl: is what is trained on" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "reftune: error: --train train.jsonl: every question is among those of --test train.jsonl, and"
+        " what is tested on must not be trained on; name another split or file, or divide this one with"
+        " `reftune data split`\n"
+    )
     assert init(monkeypatch, *given[:-1], "none.jsonl") == 2
     assert not Path("my.toml").exists()
 
@@ -105,3 +109,18 @@ def test_the_version_and_a_short_help(
     for option, told in (("--version", "reftune 0."), ("-h", "Make a language model reason better")):
         assert start(monkeypatch, option) == 0
         assert told in capsys.readouterr().out
+
+
+def test_what_the_options_say_is_written(
+    given: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(Path("train.jsonl"), 20, answer="a poem", level=3)
+    write(Path("test.jsonl"), 5, level=3)
+    options = ["--reward", "own.py:rhymes", "--keep", "level", "--max", 9, "--json"]
+    assert init(monkeypatch, *given, *options) == 0
+    config = load_config("my.toml")
+    assert (config.reward.function, config.data.keep_columns) == ("own.py:rhymes", ["level"])
+    assert config.data.max_train == 9
+    assert json.loads(capsys.readouterr().out) == {
+        "config": "my.toml", "problems": 20, "chains": 0, "cot": "natural"
+    }  # fmt: skip

@@ -343,11 +343,11 @@ def test_validation_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> 
 
 
 def test_training_on_the_test_questions_is_refused(tmp_path: Path) -> None:
-    data = Data(train=numbered(tmp_path / "a.jsonl", range(60)), test=str(tmp_path / "a.jsonl"))
+    train, copy = (numbered(tmp_path / f"{name}.jsonl", range(60)) for name in "ab")
     with pytest.raises(
-        UserError, match=r"every question is among those of data\.test = .*; train on others"
+        UserError, match=r"every question is among those of data\.test = .*; name another split or file"
     ):
-        load_splits(data, seed=5)
+        load_splits(Data(train=train, test=copy), seed=5)
 
 
 def test_smaller_subsets_lie_in_larger_ones(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_the_command_shows_a_table_and_says_what_is_wrong(
     assert row == ["two", "answers", "2", "100.0%", "[34.2%,", "100.0%]"]
     assert lines[-1].startswith(f"{own}: refuses what is right (right: with separators)")
     assert start(monkeypatch, *command, "--json", "--max", "1") == 0
-    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["tried"]}
     assert found["two answers"]["mistakes"] == found["two answers"]["count"] == 1
 
 

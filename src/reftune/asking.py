@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reftune.chat import chat, show
 from reftune.ending import say
+from reftune.options import (
+    AsJson,
+    ColumnNames,
+    Keep,
+    Most,
+    RewardPlace,
+    Subset,
+    as_overrides,
+    print_json,
+)
 from reftune.problem import AnsweredQuestion, Cot, UserError
+
+if TYPE_CHECKING:
+    from reftune.training.types import GradedSample
 
 ModelOverrides = Annotated[
     list[str] | None,
@@ -64,7 +77,12 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="of a Hugging Face data set; default: test")] = None,
-    subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
+    subset: Subset = None,
+    columns: ColumnNames = None,
+    most: Most = None,
+    reward: RewardPlace = None,
+    keep: Keep = None,
+    as_json: AsJson = False,
     overrides: ModelOverrides = None,
 ) -> None:
     """Measure how many questions a model answers, with a 95% interval; compare several models.
@@ -77,21 +95,25 @@ def evaluate(
     if shots_from is not None and not shots:
         raise UserError("--shots-from: has no effect without --shots; say how many examples")
     ends = [text.replace("\\n", "\n") for text in stop or ()]
+    settings = [*as_overrides(columns, most, reward, keep), *(overrides or [])]
     asked = _named([*(models or ()), *(model or ())], out)
     found = {}
     for name, one, file in asked:
-        summary, rows = evaluate_on(
-            one, data, cot, samples, split, subset, overrides or [],
+        found[name] = summary, rows = evaluate_on(
+            one, data, cot, samples, split, subset, settings,
             shots=shots, shots_from=shots_from, stop=ends,
         )  # fmt: skip
         if file is not None:
             write_jsonl(file, rows)
-        if len(asked) > 1:
+        if len(asked) > 1 and not as_json:
             typer.echo(f"{name}:")
-        _print_summary(summary, len(rows) - summary["unjudged"])
-        found[name] = rows
-    if len(found) > 1:
-        _print_comparison(found)
+        if not as_json:
+            _print_summary(summary, len(rows) - summary["unjudged"])
+    if as_json:
+        told = {name: summary | {"questions": len(rows)} for name, (summary, rows) in found.items()}
+        print_json(told if len(asked) > 1 else told[asked[0][0]])
+    elif len(asked) > 1:
+        _print_comparison({name: rows for name, (_, rows) in found.items()})
 
 
 def _named(models: Sequence[str], out: Path | None) -> list[tuple[str, str, Path | None]]:
@@ -130,13 +152,17 @@ def sample(
     cot: CotOption = None,
     temperature: Temperature = 0.0,
     seed: SampleSeed = 0,
+    as_json: AsJson = False,
     overrides: ModelOverrides = None,
 ) -> None:
     """Ask one question; print the chain, its status and the answer."""
     from reftune.evaluation.inference import ask, model_config
 
     [graded] = ask(model_config(model, overrides or [], cot=cot), [question], temperature, seed)
-    show(graded)
+    if as_json:
+        print_json(_as_object(graded))
+    else:
+        show(graded)
 
 
 def chat_command(
@@ -152,6 +178,14 @@ def chat_command(
     Questions are typed, or come on standard input, a line each. Ctrl-C stops an answer; Ctrl-D ends.
     """
     chat(source, model, cot=cot, temperature=temperature, seed=seed, overrides=overrides or [])
+
+
+def _as_object(graded: GradedSample) -> dict[str, Any]:
+    verdict = graded.verdict
+    return {
+        "question": graded.problem.question, "completion": graded.completion,
+        "status": verdict.status, "answer": verdict.answer, "tokens": len(graded.sample.tokens),
+    }  # fmt: skip
 
 
 def _print_summary(summary: dict[str, Any], n: int) -> None:

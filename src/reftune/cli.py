@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,11 +16,22 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 import typer
 
 from reftune.asking import OneOfRun, Source, chat_command, evaluate, sample
-from reftune.data.commands import ColumnNames, data_app
+from reftune.data.commands import data_app
 from reftune.ending import run_to_end, say
 from reftune.evaluation.commands import power, reward_app
+from reftune.grading.commands import grade
 from reftune.launcher import rank
-from reftune.problem import AnswerStyle, Cot
+from reftune.options import (
+    AsJson,
+    ColumnNames,
+    Keep,
+    Most,
+    RewardPlace,
+    Subset,
+    named_columns,
+    print_json,
+)
+from reftune.problem import Cot
 from reftune.reporting.commands import compare
 
 if TYPE_CHECKING:
@@ -132,17 +144,24 @@ def init(
     train: Annotated[str, typer.Option(help="questions with answers, and perhaps chains: file or name")],
     test: Annotated[str, typer.Option(help="questions that nothing is trained on")],
     cot: Annotated[Cot | None, typer.Option(help="kind of chain; default: as the chains are")] = None,
-    subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
+    subset: Subset = None,
     columns: ColumnNames = None,
+    most: Most = None,
+    reward: RewardPlace = None,
+    keep: Keep = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a commented configuration for your model and data."""
-    from reftune.data.commands import named_columns
     from reftune.first_config import write_first_config
 
-    names = named_columns(columns or [])
+    names = named_columns(columns)
     found = write_first_config(
-        path, model=model, train=train, test=test, cot=cot, subset=subset, columns=names
-    )
+        path, model=model, train=train, test=test, cot=cot, subset=subset, columns=names,
+        most=most, reward=reward, keep=keep or [],
+    )  # fmt: skip
+    if as_json:
+        print_json(asdict(found) | {"config": path})
+        return
     kind = f"{found.chains:,} with a {found.cot} chain" if found.chains else "none with a chain: no SFT"
     say(f"{path}: written for {found.problems:,} problems, {kind}")
     say(f"next: reftune plan {path}, which tells memory and time; then reftune run {path}")
@@ -193,29 +212,7 @@ def export(
     say(f"model: {found}")
 
 
-@app.command()
-def grade(
-    file: Annotated[Path, typer.Argument(help='JSONL: "id", "completion", "answer", maybe "choices"')],
-    cot: Annotated[Cot, typer.Option(help="kind of chain")],
-    out: Annotated[Path | None, typer.Option(help="default: FILE.graded.jsonl")] = None,
-    reward: Annotated[
-        str | None, typer.Option(help="your own path.py:function in place of the built-in check")
-    ] = None,
-    trigger: Annotated[
-        str | None, typer.Option(help='before a natural answer; default: "Therefore, the answer is:"')
-    ] = None,
-    answer_style: Annotated[
-        AnswerStyle | None, typer.Option(help="how answers are written; default: as they come")
-    ] = None,
-) -> None:
-    """Judge the outputs of any system: was each final answer right?"""
-    from reftune.grading.grade_file import grade_file
-
-    summary = grade_file(file, cot, out, reward=reward, trigger=trigger, answer_style=answer_style)
-    typer.echo(f"correct: {summary.accuracy:.1%} ({summary.correct} of {summary.judged} judged)")
-    for status, count in summary.statuses.items():
-        typer.echo(f"  {status}: {count}")
-    typer.echo(f"verdicts: {summary.out}")
+app.command()(grade)
 
 
 @app.command()

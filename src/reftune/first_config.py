@@ -1,16 +1,16 @@
 """Write a first configuration: for the model and the data that one names, with comments."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from reftune.config import Columns
-from reftune.data.problems import load_problems
+from reftune.data.problems import fitting_validation, load_problems, unseen_questions
 from reftune.files import writing_to
-from reftune.problem import Cot, Problem, UserError
-
-MOST_VALIDATION, VALIDATION_SHARE = 200, 0.1
+from reftune.problem import Cot, UserError
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ def write_first_config(
     cot: Cot | None = None,
     subset: str | None = None,
     columns: Columns | None = None,
+    most: int | None = None,
+    reward: str | None = None,
+    keep: Sequence[str] = (),
 ) -> Found:
     """Write a commented TOML file for a model and data, which are read once to see what is there.
 
@@ -39,51 +42,56 @@ def write_first_config(
         model: Hugging Face name, directory or GGUF file.
         train, test: files or Hugging Face data sets.
         cot: the kind of chain; default: program if there is one among the chains, else natural.
-        subset, columns: of the data, as for `problems.load_problems`.
+        subset, columns, keep: of the data, as for `problems.load_problems`.
+        most: use only so many training problems.
+        reward: your own, in place of the built-in check of answers.
 
     Raises UserError where the file is there already, or as `load_problems` does.
     """
     if path.exists():
         raise UserError(f"{path}: is there already; name another file")
-    read = partial(load_problems, subset=subset, columns=columns)
+    read = partial(
+        load_problems, subset=subset, columns=columns, keep=keep, check_answers=reward is None
+    )
     problems = read(train, cot=cot or "program")
     if cot is None and not any(problem.chain for problem in problems):
         cot, problems = "natural", read(train, cot="natural")
     found = Found(
         len(problems), sum(problem.chain is not None for problem in problems), cot or "program"
     )
-    if test != train:  # the split of a data set on the hub is another one
-        read(test, cot=found.cot, split="test")
-    elif Path(train).exists():
-        raise UserError(f"--test {test}: is what is trained on; name questions that nobody has learnt")
+    asked = read(test, cot=found.cot, split="test")
+    unseen_questions(problems, asked, f"--train {train}", f"--test {test}")
     with writing_to(path):
-        path.write_text(_text(found, problems, model, train, test, subset, columns), encoding="utf-8")
+        given = {"max_train": most, "subset": subset, "keep_columns": list(keep)}
+        text = _text(found, model, train, test, given, columns, reward)
+        path.write_text(text, encoding="utf-8")
     return found
 
 
 def _text(
     found: Found,
-    problems: list[Problem],
     model: str,
     train: str,
     test: str,
-    subset: str | None,
+    given: Mapping[str, Any],
     columns: Columns | None,
+    reward: str | None,
 ) -> str:
     quoted = json.dumps  # a string of JSON is one of TOML
-    size = max(1, min(MOST_VALIDATION, round(VALIDATION_SHARE * len(problems))))
+    size = fitting_validation(found.problems)
     data = [
         f"train = {quoted(train)}  # {found.problems:,} problems, {found.chains:,} with a chain",
         f"test = {quoted(test)}  # asked once, at the end",
         f'cot = "{found.cot}"  # the kind of chain: natural (text), or program (Python that is run)',
         f"validation_size = {size}  # questions held back from train, by which the best model is chosen",
     ]
-    data += [f"subset = {quoted(subset)}"] if subset else []
+    data += [f"{key} = {quoted(value)}" for key, value in given.items() if value]
     if columns:
         names = columns.model_dump(exclude_none=True).items()
         data += ["", "[data.columns]", *(f"{key} = {quoted(name)}" for key, name in names)]
+    own = ["", "[reward]", f"function = {quoted(reward)}"] if reward else []
     return "\n".join(
-        [HEAD, "[data]", *data, MODEL % quoted(model), SFT if found.chains else NO_SFT, REST]
+        [HEAD, "[data]", *data, *own, MODEL % quoted(model), SFT if found.chains else NO_SFT, REST]
     )
 
 

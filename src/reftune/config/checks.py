@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from reftune.config import Config
 from reftune.config.data import AUTO_ANSWERS
 
-FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 _MISSING = object()
 
 

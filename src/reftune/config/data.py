@@ -46,7 +46,9 @@ class Columns(Section):
 
     id: str | None = Field(None, description="what names a problem; default: its place in the file")
     question: str = Field("question", description="the question")
-    answer: str = Field("answer", description="the final answer")
+    answer: str = Field(
+        "answer", description="the final answer; without such a column it is what the chain states"
+    )
     chain: str | None = Field(None, description="the worked solution; default: there is none")
     choices: str | None = Field(None, description="the options of a question; default: there are none")
 
@@ -54,7 +56,9 @@ class Columns(Section):
 class Data(Section):
     """Where the problems come from."""
 
-    train: Place = Field("synthetic", description='a file, a Hugging Face data set name, or "synthetic"')
+    train: Place = Field(
+        "synthetic", description='a file, a directory, a Hugging Face data set name, or "synthetic"'
+    )
     test: Place = Field("synthetic", description="likewise; touched once, for the final evaluation")
     cot: Cot = Field("program", description="kind of chain: program (executed) or natural (text)")
     validation_size: Count = Field(200, description="questions carved from train by a seeded hash")

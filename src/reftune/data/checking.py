@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 from reftune.config import Columns, Prompt, Reward
+from reftune.data.advice import ReadRow, advice
 from reftune.data.formats import is_program, read_fields, require_columns, require_new_id, to_problem
 from reftune.data.problems import question_key
 from reftune.data.sources import load_rows
 from reftune.files import PlacedRow
 from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
+from reftune.grading.rewards import OwnReward
 from reftune.model.prompts import make_prompter
 from reftune.model.wording import PROGRAM_HEAD, Wording
 from reftune.problem import Cot, Problem, UserError, Verdict
@@ -20,11 +24,13 @@ from reftune.problem import Cot, Problem, UserError, Verdict
 class Check:
     """What was found in a data set; `faults` are sentences that begin with the place."""
 
+    source: str
     cot: Cot
     rows: int
     unit: str  # of the lengths: tokens or characters
     problems: list[tuple[str, Problem]] = field(default_factory=list)  # with their places
     faults: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)  # sentences, too: how answers were read
     correct: int = 0  # chains that give their answers
     prompt_lengths: list[int] = field(default_factory=list)
     response_lengths: list[int] = field(default_factory=list)  # of the problems that have a chain
@@ -37,7 +43,7 @@ class Check:
     @property
     def repeated_questions(self) -> int:
         """Return how many problems ask what one before them asks; training drops them."""
-        return len(self.problems) - len({question_key(problem) for _, problem in self.problems})
+        return len(self.problems) - len({question_key(problem.question) for _, problem in self.problems})
 
 
 def check_source(
@@ -47,38 +53,48 @@ def check_source(
     split: str = "train",
     subset: str | None = None,
     columns: Columns | None = None,
+    most: int | None = None,
+    reward: str | None = None,
+    keep: Sequence[str] = (),
     tokenizer: str | None = None,
 ) -> Check:
     """Check every problem of a file or data set, as training would use it.
 
     Args:
         cot: the kind of chain; default: program if there is one among the chains.
-        split, subset, columns: as for `problems.load_problems`.
+        split, subset, columns, keep: as for `problems.load_problems`.
+        most: check only so many rows, the first.
+        reward: your own, which then judges the chains; the answers may be whatever it can use.
         tokenizer: name or directory of the tokenizer that measures lengths; default: characters.
 
     Raises UserError if the source cannot be read at all, or is in no known format.
     """
-    rows = list(load_rows(source, split, subset))
-    require_columns(source, rows, columns)
+    rows = list(islice(load_rows(source, split, subset), most))
+    require_columns(source, rows, columns, keep)
     check = Check(
-        cot or _kind(rows, columns), len(rows), "characters" if tokenizer is None else "tokens"
+        source, cot or _kind(rows, columns), len(rows), "characters" if tokenizer is None else "tokens"
     )
-    _read(check, rows, columns)
+    own = None if reward is None else OwnReward([reward])
+    _read(check, rows, columns, keep, graded=own is None)
     _measure(check, tokenizer)
-    _judge(check)
+    _judge(check, own)
     return check
 
 
-def judge_chains(problems: Sequence[Problem], cot: Cot) -> list[Verdict]:
+def judge_chains(
+    problems: Sequence[Problem], cot: Cot, reward: OwnReward | None = None
+) -> list[Verdict]:
     """Judge annotated chains as if a model had written them: the texts that SFT trains on.
 
-    Every problem needs a chain, and an answer that can be graded.
+    Every problem needs a chain and, without a `reward` of the user's own, an answer that can be graded.
     """
     wording = Wording(Prompt(), cot)
     # A program's docstring, the question, computes nothing: only the chain is run.
     texts = [str(p.chain) if cot == "program" else wording.rest(p) for p in problems]
     with make_sandbox(Reward(), text=True) as sandbox:
-        judge = make_judge(cot, trigger=Prompt().trigger, partial_reward=0.0, sandbox=sandbox)
+        judge = make_judge(
+            cot, trigger=Prompt().trigger, partial_reward=0.0, sandbox=sandbox, reward=reward
+        )
         return judge(problems, texts, [True] * len(texts))
 
 
@@ -92,12 +108,32 @@ def describe(check: Check) -> list[str]:
         f"questions  {check.repeated_questions:,} repeat an earlier one; training drops them",
         f"{check.unit:<10} {'min':>7} {'median':>7} {'95%':>7} {'max':>7}",
     ]
+    for name, shown in _quantiles(check).items():
+        lines.append(f"  {name:<8} " + " ".join(f"{length:>7,}" for length in shown.values()))
+    return lines + [
+        f"answers    {sentence.removeprefix(f'{check.source}: ')}" for sentence in check.advice
+    ]
+
+
+def as_object(check: Check) -> dict[str, Any]:
+    """Return the report of a check for machines, with every fault."""
+    return {
+        "source": check.source, "rows": check.rows, "problems": len(check.problems), "cot": check.cot,
+        "chains": check.chains, "correct_chains": check.correct,
+        "repeated_questions": check.repeated_questions, "unit": check.unit,
+        "lengths": _quantiles(check), "advice": check.advice, "faults": check.faults,
+    }  # fmt: skip
+
+
+def _quantiles(check: Check) -> dict[str, dict[str, int]]:
+    found = {}
     for name, lengths in (("prompt", check.prompt_lengths), ("response", check.response_lengths)):
-        if lengths:
-            ranked = sorted(lengths)
-            shown = [ranked[-(-percent * (len(ranked) - 1) // 100)] for percent in (0, 50, 95, 100)]
-            lines.append(f"  {name:<8} " + " ".join(f"{length:>7,}" for length in shown))
-    return lines
+        if ranked := sorted(lengths):
+            found[name] = {
+                label: ranked[-(-percent * (len(ranked) - 1) // 100)]
+                for label, percent in (("min", 0), ("median", 50), ("95%", 95), ("max", 100))
+            }
+    return found
 
 
 def _kind(rows: Sequence[PlacedRow], columns: Columns | None) -> Cot:
@@ -108,28 +144,39 @@ def _kind(rows: Sequence[PlacedRow], columns: Columns | None) -> Cot:
     return "natural"
 
 
-def _read(check: Check, rows: Sequence[PlacedRow], columns: Columns | None) -> None:
+def _read(
+    check: Check,
+    rows: Sequence[PlacedRow],
+    columns: Columns | None,
+    keep: Sequence[str],
+    *,
+    graded: bool,
+) -> None:
     """Keep the problems that training could use, and say what is wrong with the others."""
     places: dict[str, str] = {}
+    read: list[ReadRow] = []
     for number, (where, row) in enumerate(rows, start=1):
         try:
             fields = read_fields(where, row, columns)
-            problem = to_problem(where, fields, f"new-{number}", check.cot)
+            kept = {name: row[name] for name in keep if name in row}
+            problem = to_problem(where, fields, f"new-{number}", check.cot, kept)
             require_new_id(where, problem, places)
         except UserError as error:
             check.faults.append(str(error))
             continue
-        if complaint := check_answer(problem, check.cot):
+        if graded and (complaint := check_answer(problem, check.cot)):
             check.faults.append(f"{where}: {complaint}")
         elif check.cot == "program" and not (problem.chain or PROGRAM_HEAD).startswith(PROGRAM_HEAD):
             check.faults.append(f'{where}: a program chain must start with "def solution():"')
         else:
             check.problems.append((where, problem))
+            read.append((where, fields, problem))
+    check.advice = advice(check.source, read, graded=graded)
 
 
-def _judge(check: Check) -> None:
+def _judge(check: Check, reward: OwnReward | None) -> None:
     annotated = [(where, problem) for where, problem in check.problems if problem.chain is not None]
-    verdicts = judge_chains([problem for _, problem in annotated], check.cot)
+    verdicts = judge_chains([problem for _, problem in annotated], check.cot, reward)
     for (where, problem), verdict in zip(annotated, verdicts, strict=True):
         if verdict.correct:
             check.correct += 1

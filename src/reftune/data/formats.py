@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
-from reftune.config import Columns
+from reftune.config import Columns, Prompt
 from reftune.data.conversations import as_columns, is_conversation
 from reftune.files import PlacedRow
 from reftune.grading.cells import as_choices, as_text, indexed, read_options
 from reftune.grading.choices import extract_choice
+from reftune.grading.extraction import (
+    MAX_ANSWER_CHARS,
+    extract_natural,
+    marked_answer,
+    without_answer,
+)
 from reftune.problem import Cot, Problem, UserError
 
 # GSM8K too, whose answer holds the chain, and conversations once they are taken apart.
@@ -25,6 +31,8 @@ KNOWN_FORMATS = (
     Columns(id="id", question="Problem", answer="correct", chain="Rationale", choices="options"),
     Columns(id="ID", question="Question", answer="Answer"),  # SVAMP; `Body` stands before the question
     OURS,
+    Columns(id="unique_id", question="problem", chain="solution"),  # MATH, whose answer is in a box
+    Columns(id="id", chain="solution", choices="choices"),
 )
 # What chains can be derived from, in formats that have it beside the columns above.
 FORMULA = "linear_formula"  # MathQA
@@ -47,6 +55,7 @@ class Fields:
     answer: str
     chain: str  # as it stands there, with annotations, docstring and answer sentence
     options: object
+    taken_from: str = ""  # where the column of answers has more than the answer, or none: what it is in
 
 
 def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fields:
@@ -66,14 +75,40 @@ def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fie
         _text(where, name, row.get(name or ""))
         for name in (names.id, names.question, names.answer, names.chain, "Body")
     )
-    if not question or not answer:
-        empty = names.answer if question else names.question
-        raise UserError(f"{where}: {empty!r} is empty; each problem needs a question and an answer")
-    if not chain and "####" in answer:  # GSM8K
-        chain, _, answer = answer.rpartition("####")
+    alone, chain, taken_from = _answer_alone(answer, chain)
+    if not question or not alone:
+        _refuse_empty(where, names, question, "" if answer else chain)
     if columns is None and body:  # SVAMP: many bodies end without a full stop
         question = f"{body}{'' if body[-1] in '.,!?' else ','} {question}"
-    return Fields(own_id, question, answer.strip(), chain, options)
+    return Fields(own_id, question, alone, chain, options, taken_from)
+
+
+def _answer_alone(answer: str, chain: str) -> tuple[str, str, str]:
+    r"""Return an answer without what is beside it, the chain, and which text the answer was in.
+
+    A row without an answer is answered by what its chain states. An answer that is a worked solution, up
+    to `#### 72` as in GSM8K or with a `\boxed{72}`, is taken apart into chain and answer.
+    """
+    if not answer and not is_program(chain):
+        return extract_natural(chain, Prompt().trigger) or "", without_answer(chain), chain
+    if "####" in answer:  # GSM8K
+        solution, _, behind = answer.rpartition("####")
+        return marked_answer(behind) or behind.strip(), chain or solution, answer
+    alone = marked_answer(answer)
+    if alone is None or (len(answer) <= MAX_ANSWER_CHARS and answer.count("\\boxed") > 1):
+        return answer, chain, ""  # of several boxes none is the answer for certain
+    return alone, chain or without_answer(answer), answer
+
+
+def _refuse_empty(where: str, names: Columns, question: str, chain: str) -> None:
+    if question and chain:
+        raise UserError(
+            f"{where}: no {names.answer!r}, and no final answer in {names.chain!r}, such as"
+            " \\boxed{72}, #### 72 or The answer is 72; name the column with the answers in"
+            " data.columns.answer"
+        )
+    empty = names.answer if question else names.question
+    raise UserError(f"{where}: {empty!r} is empty; each problem needs a question and an answer")
 
 
 def to_problem(
@@ -97,9 +132,11 @@ def require_new_id(where: str, problem: Problem, places: dict[str, str]) -> None
 
 def known_columns(where: str, row: dict[str, Any]) -> Columns:
     """Return the columns of the format that a row is in. Raises UserError if it is in none."""
-    for columns in KNOWN_FORMATS:
-        if columns.question in row and columns.answer in row:
-            return columns
+    fitting = [columns for columns in KNOWN_FORMATS if columns.question in row]
+    for needed in ({"answer", "chain"}, {"answer"}, {"chain"}):  # the most complete reading
+        for columns in fitting:
+            if all(getattr(columns, name) in row for name in needed):
+                return columns
     if is_conversation(row):
         return OURS
     raise UserError(f"{where}: has {listed(row)}, not 'question' and 'answer'; set data.columns")
@@ -116,7 +153,10 @@ def require_columns(
         raise UserError(f"{source}: no problems in it; each needs a question and an answer")
     if columns is None:
         known_columns(*rows[0])
-    wanted = [(f"columns.{key}", name) for key, name in columns or () if key != "chain"]
+    left_out = {"chain"}
+    if columns and "answer" not in columns.model_fields_set and columns.chain:  # which states them
+        left_out.add("answer")
+    wanted = [(f"columns.{key}", name) for key, name in columns or () if key not in left_out]
     for key, name in (*wanted, *(("keep_columns", name) for name in keep)):
         if name and not any(name in row for _, row in rows):
             raise UserError(f"{source}: no {name!r} among {listed(rows[0][1])}; correct data.{key}")
@@ -158,6 +198,8 @@ def _clean_chain(chain: str, cot: Cot) -> str | None:
     if cot == "program":
         return _DOCSTRING.sub(r"\1\n", _HEAD.sub("def solution():\n", re.sub("\r\n?", "\n", chain)))
     chain = _ANSWER_SENTENCE.sub("", _CALCULATOR.sub("", chain))
+    if marked_answer(chain):
+        chain = without_answer(chain)
     if len(chain) > 1 and chain[0] == chain[-1] == '"':  # MathQA
         chain = chain[1:-1]
     return chain.strip() or None

@@ -8,13 +8,17 @@ from itertools import zip_longest
 from pathlib import Path
 
 from reftune.config import Columns, Data
+from reftune.data.advice import ReadRow, advice
 from reftune.data.conversations import tell_of_systems
 from reftune.data.formats import read_fields, require_columns, require_new_id, to_problem
 from reftune.data.sources import Source, load_rows
 from reftune.data.synthetic.generator import generate
 from reftune.files import make_directory, reading_from, write_json, writing_to
 from reftune.grading.answers import check_answer
+from reftune.launcher import tell_once
 from reftune.problem import Cot, Problem, UserError
+
+MOST_VALIDATION, VALIDATION_SHARE = 200, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +51,12 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
     """
     found = _load(data, data.train, "train", seed, check_answers)
     test = _load(data, data.test, "test", seed, check_answers)
-    test_questions = {question_key(problem) for problem in test}
-    unseen = [problem for problem in found if question_key(problem) not in test_questions]
+    unseen = unseen_questions(found, test, f"data.train = {data.train}", f"data.test = {data.test}")
     first: dict[str, Problem] = {}
     for problem in unseen:
-        first.setdefault(question_key(problem), problem)
+        first.setdefault(question_key(problem.question), problem)
     unique = list(first.values())
-    if found and not unique:
-        raise UserError(
-            f"data.train = {data.train}: every question is among those of data.test = {data.test};"
-            " train on others than you test on"
-        )
-    if len(unique) <= data.validation_size:
-        raise UserError(
-            f"data.validation_size = {data.validation_size} leaves nothing to train on: {data.train} has"
-            f" {len(unique)} different questions that are not in the test set; lower it"
-        )
+    _require_rest(data, len(unique))
     train = _ranked(unique, seed, data.validation_size, data.max_train)
     if data.max_chains is not None:
         annotated = [problem for problem in train if problem.chain]
@@ -71,11 +65,49 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
     report = SplitReport(
         duplicates=len(unseen) - len(unique),
         overlaps=len(found) - len(unseen),
-        test_duplicates=len(test) - len(test_questions),
+        test_duplicates=len(test) - len({question_key(problem.question) for problem in test}),
         without_chain=sum(problem.chain is None for problem in train),
     )
     validation = _ranked(unique, seed, 0, data.validation_size)
     return Splits(train, validation, _ranked(test, seed, 0, data.max_test), report)
+
+
+def unseen_questions(
+    train: Sequence[Problem], test: Sequence[Problem], train_name: str, test_name: str
+) -> list[Problem]:
+    """Return what of `train` is not asked in `test`; raise UserError where that is nothing."""
+    asked = {question_key(problem.question) for problem in test}
+    unseen = [problem for problem in train if question_key(problem.question) not in asked]
+    if train and not unseen:
+        raise UserError(
+            f"{train_name}: every question is among those of {test_name}, and what is tested on must not"
+            " be trained on; name another split or file, or divide this one with `reftune data split`"
+        )
+    return unseen
+
+
+def fitting_validation(questions: int) -> int:
+    """Return how many of so many questions to hold back for validation: a tenth, at most 200."""
+    return max(1, min(MOST_VALIDATION, round(VALIDATION_SHARE * questions)))
+
+
+def _require_rest(data: Data, questions: int) -> None:
+    """Refuse a validation that leaves nothing to train on; tell of one that takes more than the half."""
+    size, fitting = data.validation_size, fitting_validation(questions)
+    if questions < 2:
+        raise UserError(
+            f"{data.train}: has {questions} questions that are not in the test set; give more"
+        )
+    if size >= questions:
+        raise UserError(
+            f"data.validation_size = {size} leaves nothing to train on: {data.train} has {questions}"
+            f" different questions that are not in the test set; set data.validation_size = {fitting}"
+        )
+    if 2 * size > questions:
+        tell_once(
+            f"data.validation_size = {size} holds back more than half of the {questions} questions of"
+            f" {data.train}; {fitting} would do"
+        )
 
 
 def load_test(
@@ -118,7 +150,7 @@ def load_problems(
     if columns is None:
         tell_of_systems(place, rows)
     places: dict[str, str] = {}
-    problems = []
+    read: list[ReadRow] = []
     for number, (where, row) in enumerate(rows, start=1):
         kept = {name: row[name] for name in keep if name in row}
         fields = read_fields(where, row, columns)
@@ -126,8 +158,10 @@ def load_problems(
         if check_answers and (complaint := check_answer(problem, cot)):
             raise UserError(f"{where}: {complaint}")
         require_new_id(where, problem, places)
-        problems.append(problem)
-    return problems
+        read.append((where, fields, problem))
+    for sentence in advice(place, read, graded=check_answers):
+        tell_once(sentence)
+    return [problem for _, _, problem in read]
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
@@ -193,16 +227,16 @@ def _load(data: Data, source: Source, role: str, seed: int, check: bool) -> list
     )
 
 
-def question_key(problem: Problem) -> str:
+def question_key(question: str) -> str:
     """Return what two problems share that ask the same question: its text but for case and spaces."""
-    return " ".join(problem.question.casefold().split())
+    return " ".join(question.casefold().split())
 
 
 def _ranked(problems: Sequence[Problem], seed: int, start: int, size: int | None) -> list[Problem]:
     """Return those from rank `start` on, at most `size`, by a seeded hash of the question; in order."""
 
     def rank(position: int) -> str:
-        return sha256(f"{seed}:{question_key(problems[position])}".encode()).hexdigest()
+        return sha256(f"{seed}:{question_key(problems[position].question)}".encode()).hexdigest()
 
     ranking = sorted(range(len(problems)), key=rank)
     return [problems[position] for position in sorted(ranking[start:][:size])]

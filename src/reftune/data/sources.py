@@ -12,7 +12,8 @@ from reftune.data.tables import csv_rows, parquet_rows
 from reftune.files import ONE_PER_LINE, PlacedRow, parse_json, read_rows, reading_from, require_object
 from reftune.problem import Problem, UserError
 
-JSON, CSV, PARQUET = (".json", ".jsonl"), (".csv", ".tsv"), (".parquet",)
+JSON, CSV, PARQUET, ARROW = (".json", ".jsonl"), (".csv", ".tsv"), (".parquet",), (".arrow",)
+_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves, of several splits and of one
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 # A file, a directory, a data set's name on the hub; or rows: mappings, problems, a `datasets.Dataset`.
@@ -33,8 +34,12 @@ def load_rows(source: Source, split: str, subset: str | None, name: str = "data"
         return _given_rows(source, name)
     path, source = Path(os.path.expanduser(source)), str(source)
     suffix = path.suffix.lower()
-    if not path.exists() and (suffix in (*JSON, *CSV, *PARQUET) or not _HUB_NAME.fullmatch(source)):
+    if not path.exists() and (
+        suffix in (*JSON, *CSV, *PARQUET, *ARROW) or not _HUB_NAME.fullmatch(source)
+    ):
         raise UserError(f"{source}: no such file")
+    if suffix in ARROW or any((path / name).is_file() for name in _SAVED):
+        return _saved_rows(path, source, split)
     if path.is_dir() and has_magic(str(path)):  # `datasets` would take it for a pattern
         raise UserError(f"{source}: directories with *, ? or [ in their names cannot be read; rename it")
     if not path.is_file():
@@ -45,7 +50,7 @@ def load_rows(source: Source, split: str, subset: str | None, name: str = "data"
         return csv_rows(path, source)
     if suffix in PARQUET:
         return parquet_rows(path, source)
-    raise UserError(f"{source}: unknown kind of file; use .json, .jsonl, .csv, .tsv or .parquet")
+    raise UserError(f"{source}: unknown kind of file; use .json, .jsonl, .csv, .tsv, .parquet or .arrow")
 
 
 def _given_rows(rows: Iterable[Any], name: str) -> Iterator[PlacedRow]:
@@ -95,6 +100,26 @@ def _dataset_rows(source: str, path: str, subset: str | None, split: str) -> Ite
         yield from read(file, name) if read else ()
     for number, row in enumerate(dataset, start=1):
         yield f"{source}: row {number}", row
+
+
+def _saved_rows(path: Path, name: str, split: str) -> Iterator[PlacedRow]:
+    """Yield the rows that `datasets` wrote with `save_to_disk`, or keeps in a file of its cache.
+
+    The split is asked for where several were saved.
+    """
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    try:
+        found = Dataset.from_file(str(path)) if path.is_file() else load_from_disk(str(path))
+    except Exception as error:  # of pyarrow and of `datasets`
+        reason = f"{error}".partition("\n")[0].rstrip(".") or type(error).__name__
+        raise UserError(f"{name}: cannot be read as Arrow ({reason}); save it anew") from error
+    if isinstance(found, DatasetDict):
+        if split not in found:
+            raise UserError(f"{name}: has no split {split!r}; choose {' or '.join(map(repr, found))}")
+        found = found[split]
+    for number, row in enumerate(found, start=1):
+        yield f"{name}: row {number}", row
 
 
 def _prepared(builder: Any, split: str) -> Iterable[dict[str, Any]]:

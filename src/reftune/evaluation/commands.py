@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from reftune.data.commands import ColumnNames, Split, named_columns
+from reftune.options import (
+    AsJson,
+    ColumnNames,
+    Keep,
+    Most,
+    Split,
+    Subset,
+    named_columns,
+    print_json,
+)
 from reftune.problem import Cot, UserError
 
 reward_app = typer.Typer(
@@ -25,13 +33,11 @@ def check(
     ] = None,
     cot: Annotated[Cot, typer.Option(help="kind of the completions")] = "natural",
     split: Split = "train",
-    subset: Annotated[str | None, typer.Option(help="configuration of a Hugging Face data set")] = None,
+    subset: Subset = None,
     columns: ColumnNames = None,
-    keep: Annotated[
-        list[str] | None, typer.Option(help="a column that the reward asks for (repeatable)")
-    ] = None,
-    most: Annotated[int, typer.Option("--max", min=1, help="questions to try it on")] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="all that was found, as JSON")] = False,
+    keep: Keep = None,
+    most: Most = 100,
+    as_json: AsJson = False,
 ) -> None:
     """Try a reward on completions that are right, and on wrong ones that cheat as models do.
 
@@ -45,7 +51,7 @@ def check(
     from reftune.grading.rewards import OwnReward
 
     problems = load_problems(
-        data, cot=cot, split=split, subset=subset, columns=named_columns(columns or []),
+        data, cot=cot, split=split, subset=subset, columns=named_columns(columns),
         keep=keep or [], check_answers=function is None,
     )  # fmt: skip
     with make_sandbox(Reward(), text=True) as sandbox:
@@ -55,7 +61,8 @@ def check(
         )
         found = check_reward(judge, problems[:most], cot)
     if as_json:
-        typer.echo(json.dumps([asdict(one) | {"interval": one.interval} for one in found], indent=1))
+        tried = [asdict(one) | {"interval": one.interval} for one in found]
+        print_json({"reward": function, "questions": len(problems[:most]), "tried": tried})
         return
     typer.echo("\n".join(table(found)))
     name = function or "the built-in check"

@@ -65,6 +65,15 @@ def extract_natural(text: str, trigger: str, style: AnswerStyle | None = None) -
     else:
         tail = next((found for mark in _MARKS if (found := mark(text))), "")
         tail = tail or _bare(written, text)
+    return _stated_in(tail)
+
+
+def marked_answer(text: str) -> str | None:
+    r"""Return what the last `<answer>`, `####` or `\boxed` holds, None where there is none of them."""
+    return _stated_in(next((found for mark in _OWN_MARKS if (found := mark(text))), ""))
+
+
+def _stated_in(tail: str) -> str | None:
     boxed = _last_boxed(tail)
     line = (tail if boxed is None else boxed).strip().partition("\n")[0]
     return _unwrap(line) or None
@@ -208,7 +217,8 @@ def _last_statement(text: str) -> re.Match[str] | None:
     return max(marks, key=re.Match.end, default=None)
 
 
-_MARKS: tuple[Callable[[str], str], ...] = (_tagged, _hashed, _boxed, _after_answer_is)
+_OWN_MARKS: tuple[Callable[[str], str], ...] = (_tagged, _hashed, _boxed)  # used for nothing else
+_MARKS = (*_OWN_MARKS, _after_answer_is)
 _MARK_OF: dict[AnswerStyle | None, Callable[[str], str]] = {
     "boxed": _boxed,
     "hashes": _hashed,

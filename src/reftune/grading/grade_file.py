@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +26,7 @@ from reftune.problem import (
     misfit,
 )
 
-_KEYS = ("id", "completion", "answer", "choices", "question")
+KEYS = ("id", "completion", "answer", "choices", "question")
 _EXAMPLE = '{"id": ..., "completion": ..., "answer": ...}'
 
 
@@ -53,6 +54,8 @@ def grade_file(
     trigger: str | None = None,
     answer_style: AnswerStyle | None = None,
     limits: Reward | None = None,
+    columns: Mapping[str, str] | None = None,
+    most: int | None = None,
 ) -> GradeSummary:
     """Judge a JSONL file of completions and write one verdict per line, in the same order.
 
@@ -62,6 +65,8 @@ def grade_file(
         out: takes lines of {"id", "status", "value", "correct", "reward", "reason"}; default: beside
             `path`, with the suffix `.graded.jsonl`.
         reward, trigger, answer_style, limits: as for `grade_rows`.
+        columns: what the file calls some of KEYS.
+        most: grade only so many lines, the first.
 
     Raises UserError that names file and line of what cannot be read.
     """
@@ -69,7 +74,10 @@ def grade_file(
     if out.resolve() == path.resolve():
         raise UserError(f"{out}: is the file to grade; give another --out")
     check_writable(out)
-    rows = list(read_rows(path, f"write {_EXAMPLE}", exact=True))
+    rows = [
+        (where, _renamed(where, row, columns or {}))
+        for where, row in islice(read_rows(path, f"write {_EXAMPLE}", exact=True), most)
+    ]
     if not rows:
         raise UserError(f"{path}: nothing to grade; write one {_EXAMPLE} per line")
     problems, verdicts = grade_rows(
@@ -158,6 +166,13 @@ def _summary(verdicts: Sequence[Verdict], out: Path) -> GradeSummary:
     )
 
 
+def _renamed(where: str, row: Row, columns: Mapping[str, str]) -> Row:
+    for name in columns.values():
+        if name not in row:
+            raise UserError(f"{where}: no {name!r} among {', '.join(map(repr, row))}; correct --column")
+    return row | {key: row[name] for key, name in columns.items()}
+
+
 def _completion(where: str, row: Row, perhaps_fenced: bool) -> str:
     completion = row.get("completion")
     if not isinstance(completion, str):
@@ -170,7 +185,7 @@ def _problem(where: str, row: Row, cot: Cot, checked: bool) -> Problem:
     answer = indexed(where, row.get("answer"), row.get("choices"))
     id_, answer = _text(where, "id", row.get("id")), _text(where, "answer", answer).strip()
     question = _text(where, "question", row.get("question", ""))
-    columns = {name: value for name, value in row.items() if name not in _KEYS}
+    columns = {name: value for name, value in row.items() if name not in KEYS}
     problem = Problem(id_, question, answer, None, choices, columns)
     if checked and (complaint := check_answer(problem, cot)):
         raise UserError(f"{where}: {complaint}")

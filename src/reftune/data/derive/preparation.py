@@ -8,9 +8,11 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from string import ascii_lowercase
 
+from reftune.config import Columns
 from reftune.data.checking import judge_chains
 from reftune.data.derive.derivations import (
     chain_from_equation,
@@ -25,6 +27,7 @@ from reftune.data.formats import (
     Fields,
     listed,
     read_fields,
+    require_columns,
     require_new_id,
     to_problem,
 )
@@ -77,7 +80,14 @@ class Preparation:
 
 
 def prepare(
-    name: str, cot: Cot, *, source: str | None = None, split: str = "train", out: Path | None = None
+    name: str,
+    cot: Cot,
+    *,
+    source: str | None = None,
+    split: str = "train",
+    columns: Columns | None = None,
+    most: int | None = None,
+    out: Path | None = None,
 ) -> Preparation:
     """Write the problems of a data set whose chains give their answers, as JSONL.
 
@@ -87,6 +97,8 @@ def prepare(
         source: a file, directory or hub data set, as published, in the official ReFT format or in ours;
             default: as published on the hub.
         split: of a directory or hub data set.
+        columns: names of the source's columns; default: those of the formats above.
+        most: read only so many rows, the first.
         out: default: NAME_COT_SPLIT.jsonl; of a file, its name stands for the split.
 
     Raises UserError for an unknown name, a source that cannot be read or has other columns, multiple
@@ -102,12 +114,14 @@ def prepare(
     if local.exists() and out.resolve() == local.resolve():
         raise UserError(f"{out}: is the source; give another --out")
     check_writable(out)
-    rows = list(load_rows(source, split, None if local.exists() else data_set.subset))
-    if not rows:
-        raise UserError(f"{source}: no problems in it")
-    _require_columns(name, rows[0])
+    subset = None if local.exists() else data_set.subset
+    rows = list(islice(load_rows(source, split, subset), most))
+    if columns or not rows:
+        require_columns(source, rows, columns)
+    else:
+        _require_columns(name, rows[0])
     dropped: defaultdict[str, list[str]] = defaultdict(list)
-    problems = _correct(_read(rows, name, f"{name}-{origin}", cot, dropped), cot, dropped)
+    problems = _correct(_read(rows, columns, name, f"{name}-{origin}", cot, dropped), cot, dropped)
     reasons = dict(sorted(dropped.items(), key=lambda item: -len(item[1])))
     if not problems:
         reason, ids = next(iter(reasons.items()))
@@ -143,7 +157,12 @@ def _require_columns(name: str, row: PlacedRow) -> None:
 
 
 def _read(
-    rows: Sequence[PlacedRow], name: str, prefix: str, cot: Cot, dropped: defaultdict[str, list[str]]
+    rows: Sequence[PlacedRow],
+    columns: Columns | None,
+    name: str,
+    prefix: str,
+    cot: Cot,
+    dropped: defaultdict[str, list[str]],
 ) -> list[Problem]:
     """Return the problems that have a chain, or for which one can be derived."""
     options, problems = DATA_SETS[name].options, []
@@ -151,7 +170,7 @@ def _read(
     for number, (where, row) in enumerate(rows, start=1):
         new_id = f"{prefix}-{number}"
         try:
-            fields = read_fields(where, row, None)
+            fields = read_fields(where, row, columns)
             problem = to_problem(where, fields, new_id, cot)
         except UserError as error:
             dropped[str(error).removeprefix(f"{where}: ")].append(new_id)
