@@ -300,6 +300,8 @@ def test_answer_questions_gives_each_question_its_own_samples() -> None:
         ("q", "Two and two?", "4", False, 7.0),
     ]
     assert rows[1]["completion"] == f"It is{TRIGGER}7"
+    asked = "Question:\nTwo and two?\nAnswer reasoning:\n"
+    assert (rows[1]["prompt"], generator.prompter.wording.question(PROBLEMS[1])) == (asked, asked)
     assert [[s["value"] for s in r["samples"]] for r in rows] == [[2.0, 3.0, 2.0], [5.0, 4.0, None]]
     assert [[s["correct"] for s in r["samples"]] for r in rows] == [
         [True, False, True],

@@ -87,7 +87,9 @@ def test_every_model_is_asked_and_its_answers_are_kept(tmp_path: Path, asked: As
 def test_the_evaluation_logs_and_compares_what_was_answered(tmp_path: Path, asked: Asked) -> None:
     config = make_config(tmp_path, *ALL)
     start(run_of(config))
-    assert read_jsonl(config.run_dir / "evaluation/metrics.jsonl") == [
+    logged = read_jsonl(config.run_dir / "evaluation/metrics.jsonl")
+    assert all(row.pop("seconds") >= 0 for row in logged)
+    assert logged == [
         {"step": 1, "model": "warmup", "accuracy": pytest.approx(2 / 3)},
         {"step": 2, "model": "sft", "accuracy": 0.0},
         {"step": 3, "model": "offline_st", "accuracy": pytest.approx(1 / 3)},
@@ -98,6 +100,18 @@ def test_the_evaluation_logs_and_compares_what_was_answered(tmp_path: Path, aske
     assert {name: of["greedy"]["correct"] for name, of in result["models"].items()} == RIGHT
     assert list(result["models"]) == list(RIGHT)
     assert (result["n"], len(result["comparisons"])) == (3, 10)
+
+
+def test_what_answering_took_a_model_is_known_after_another_start(tmp_path: Path, asked: Asked) -> None:
+    config = make_config(tmp_path, "reft")
+    start(run_of(config))
+    path = config.run_dir / "evaluation/metrics.jsonl"
+    seconds = {row["model"]: row["seconds"] for row in read_jsonl(path)}
+    (config.run_dir / "evaluation/reft.jsonl").unlink()
+    path.write_text(path.read_text() + '{"step": 4, "mod')  # as a process that was killed leaves it
+    start(run_of(config))
+    again = {row["model"]: row["seconds"] for row in read_jsonl(path)}
+    assert [name for name in again if again[name] == seconds[name]] == ["warmup", "sft"]
 
 
 def test_only_the_models_of_the_runs_methods_are_asked(tmp_path: Path, asked: Asked) -> None:

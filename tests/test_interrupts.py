@@ -44,7 +44,7 @@ FILES = [
     *(f"{stage}/model/model.safetensors" for stage in ("warmup", "sft", "ppo")),
     *(f"evaluation/{name}" for name in ("warmup.jsonl", "sft.jsonl", "reft.jsonl", "result.json")),
 ]  # fmt: skip
-TIMES = re.compile(rb'"(seconds\w*|tokens_per_second)": [-.e\d]+')
+TIMES = re.compile(rb'"(seconds\w*|tokens_per_second|memory_gib)": [-.e\d]+')
 
 
 @pytest.fixture(scope="module")

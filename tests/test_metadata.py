@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from reftune.reporting.run.metadata import facts, stage_states
 from reftune.reporting.run.run_files import Run, read_run
@@ -32,11 +34,24 @@ def test_facts_come_from_settings_and_from_results(run_dir: Path) -> None:
     assert facts(read_run(run_dir)) == {PPO: [("steps", "9"), ("learning rate", "5e-05")]}
     write(run_dir / "ppo/result.json", f'{{"best_step": 2, {SOLVED}, "seconds": 12.5}}')
     write(run_dir / "data/report.json", '{"train": 100}')
-    write(run_dir / "run.json", '{"seed": 3, "versions": {"torch": "2"}}')
+    write(run_dir / "run.json", '{"seed": 3, "device": "H100", "versions": {"torch": "2"}}')
     found = facts(read_run(run_dir))
     assert found[PPO][-1] == ("seconds", "12.5")
     assert found["Data"] == [("training questions", "100")]
-    assert found["Run"] == [("seed", "3"), ("torch", "2")]
+    assert found["Run"] == [("seed", "3"), ("device", "H100"), ("torch", "2")]
+
+
+def test_parameters_are_counted_from_the_first_model_that_is_there(run_dir: Path) -> None:
+    model = run_dir / "sft/model"
+    model.mkdir(parents=True)
+    weights = {"a": np.zeros((300, 20), np.float32), "b": np.zeros(40, np.float16)}
+    save_file(weights, model / "model-00001.safetensors")
+    save_file({"c": np.zeros((2, 3, 10), np.float32)}, model / "model-00002.safetensors")
+    told = ("parameters", "0.0061 million")  # 6000 + 40 + 60
+    assert told in facts(read_run(run_dir))["Model"]
+    for file in model.iterdir():
+        file.write_bytes(b"cut off")
+    assert "Model" not in facts(read_run(run_dir))
 
 
 def test_facts_of_stages_that_a_run_has_not_are_left_out(run_dir: Path) -> None:

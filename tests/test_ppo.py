@@ -218,14 +218,17 @@ def test_the_metrics_of_a_step(run: Run) -> None:
         "sampler_weight", "sampler_truncated", "statuses", "loss", "policy_loss", "value_loss",
         "grad_norm", "ratio_mean", "clip_fraction", "approx_kl", "entropy", "logprob_gap",
         "seconds_rollouts", "seconds_sampling", "seconds_judging", "seconds_reading", "seconds_update",
-        "tokens_per_second", "seconds",
+        "tokens_per_second", "seconds", "learning_rate", "memory_gib",
     }  # fmt: skip
-    assert [set(row) - told for row in run.rows] == [set(), set(), {"validation_accuracy"}]
+    validated = {"validation_accuracy", "seconds_validation"}
+    assert [set(row) - told for row in run.rows] == [set(), set(), validated]
     assert [told - set(row) for row in run.rows] == [set()] * 3
     for row in run.rows:
         assert row["reward"] == pytest.approx(2.1 / 4)
         assert (row["accuracy"], row["response_length"], row["truncated"]) == (0.5, 2.0, 0.25)
         assert row["statuses"] == {"ok": 3, "truncated": 1}
+    rate = run.stage.config.ppo.learning_rate
+    assert [row["learning_rate"] for row in run.rows] == [0.0, rate / 2, rate]  # rests, rises, is there
     # In the critic's warm-up the policy stays where it is, and there is no dropout.
     assert run.rows[0]["ratio_mean"] == pytest.approx(1, abs=1e-4)
     assert run.rows[0]["clip_fraction"] == 0

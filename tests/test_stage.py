@@ -199,13 +199,17 @@ def test_every_so_many_steps_and_after_the_last_the_model_is_validated(
     steps, result = take_steps(tmp_path, clock, 1, 3, 2)
     assert steps.taken == [1, 2, 3, 4, 5]
     rows = read_jsonl(tmp_path / "run/online_st/metrics.jsonl")
+    held = [row.pop("memory_gib") for row in rows]
+    assert held == sorted(held)  # the most so far
+    assert 0.1 < held[0] < held[-1] + 1e-9 < 16  # of a process that has loaded torch
     # ten seconds a step, and five for the judge's validation
+    validated = {"seconds_validation": 5.0}
     assert rows == [
         {"step": 1, "loss": 0.125, "seconds": 10.0},
-        {"step": 2, "loss": 0.25, "validation_accuracy": 0.25, "seconds": 25.0},
+        {"step": 2, "loss": 0.25, "validation_accuracy": 0.25, **validated, "seconds": 25.0},
         {"step": 3, "loss": 0.375, "seconds": 35.0},
-        {"step": 4, "loss": 0.5, "validation_accuracy": 0.75, "seconds": 50.0},
-        {"step": 5, "loss": 0.625, "validation_accuracy": 0.5, "seconds": 65.0},
+        {"step": 4, "loss": 0.5, "validation_accuracy": 0.75, **validated, "seconds": 50.0},
+        {"step": 5, "loss": 0.625, "validation_accuracy": 0.5, **validated, "seconds": 65.0},
     ]
     assert result == {"best_step": 4, "best_validation_accuracy": 0.75, "seconds": 65.0}
     assert read_json(tmp_path / "run/online_st/result.json") == result
@@ -231,11 +235,12 @@ def test_a_model_that_solves_nothing_is_still_a_model(tmp_path: Path, clock: Clo
     assert mark_of(tmp_path / "run/online_st/model") == 2
 
 
-def test_one_sample_of_each_of_the_first_questions_is_logged(tmp_path: Path, clock: Clock) -> None:
-    take_steps(tmp_path, clock, 1, 1, steps=3)
+def test_the_first_samples_are_logged_question_by_question(tmp_path: Path, clock: Clock) -> None:
+    take_steps(tmp_path, clock, 1, 1, steps=3, samples_logged_per_step=4)
     rows = read_jsonl(tmp_path / "run/online_st/samples.jsonl")
     found = [(row["step"], row["id"], row["completion"]) for row in rows]
-    assert found == [(s, f"p{i}", f"step {s} sample 0") for s in (1, 2, 3) for i in (0, 1)]
+    places = ((0, 0), (0, 1), (0, 2), (1, 0))  # of three samples of each question
+    assert found == [(s, f"p{i}", f"step {s} sample {k}") for s in (1, 2, 3) for i, k in places]
     assert rows[0] == {
         "step": 1, "id": "p0", "question": "0?", "answer": "a0", "completion": "step 1 sample 0",
         "status": "ok", "value": 0.0, "correct": False, "reward": 0.0,

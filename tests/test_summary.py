@@ -9,6 +9,7 @@ from reftune.reporting.run.summary import (
     accuracies,
     comparisons,
     headline,
+    outcomes,
     verdict,
 )
 
@@ -149,3 +150,24 @@ def test_a_long_ladder_of_passes_keeps_its_ends() -> None:
 
     assert passes(1, 2, 4, 8) == ["1", "2", "4", "8"]
     assert passes(1, 2, 4, 8, 16, 32, 64, 100) == ["1", "100"]
+
+
+def test_outcomes_count_what_became_of_every_greedy_answer(tmp_path: Path) -> None:
+    def rows(**statuses: int) -> list[Any]:
+        return [
+            {"status": name, "correct": False} for name, count in statuses.items() for _ in range(count)
+        ]
+
+    run = Run(tmp_path, {})
+    run.answers = {
+        "sft": rows(ok=2, timeout=1, no_result=3),
+        "reft": rows(ok_text=1, no_result=1, odd=1),
+    }
+    run.answers["reft"][0]["correct"] = True
+    assert outcomes(run) == {
+        "columns": ["right", "wrong", "no result", "timeout", "other"],
+        "models": [
+            {"key": "sft", "label": "SFT", "counts": [0, 2, 3, 1, 0]},
+            {"key": "reft", "label": "ReFT", "counts": [1, 0, 1, 0, 1]},
+        ],
+    }

@@ -216,8 +216,16 @@ app.command()(grade)
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="directory of a run, finished or not")]) -> None:
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="directory of a run, finished or not")],
+    watch: Annotated[bool, typer.Option("--watch", help="go on until the run is finished")] = False,
+    every: Annotated[int, typer.Option(min=1, help="seconds, with --watch")] = 30,
+) -> None:
     """Write report.html and report.md of a run: comparison, learning curves, samples."""
+    if watch:
+        from reftune.reporting.run.watch import watch_run
+
+        watch_run(run_dir, every, say)
     _show_report(run_dir)
 
 

@@ -13,6 +13,7 @@ from reftune.launcher import tell_once
 from reftune.methods import methods_by_stage
 from reftune.planning.estimate import rough_seconds
 from reftune.planning.fitting import fit
+from reftune.planning.machine import this_machine
 from reftune.planning.outlook import outlook
 from reftune.problem import UserError
 from reftune.reporting.run.report import write_report
@@ -56,7 +57,8 @@ def run_stages(
     _check(run, stages)
     with only_start(config.run_dir) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
-            open_run_dir(config, command, accelerator.num_processes)
+            device = this_machine(accelerator.device).name.removeprefix("this machine with ")
+            open_run_dir(config, command, accelerator.num_processes, device)
             start_trackers(accelerator, config)
         accelerator.wait_for_everyone()
         ran = _run_unfinished(run, stages)

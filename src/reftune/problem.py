@@ -168,8 +168,9 @@ class SampledAnswer(TypedDict):
 
 
 class AnsweredQuestion(GradedRow):
-    """A test question with its greedy answer and, where they were drawn, its samples."""
+    """A test question with its prompt, its greedy answer and, where they were drawn, its samples."""
 
+    prompt: NotRequired[str]
     samples: NotRequired[list[SampledAnswer]]
 
 

@@ -86,7 +86,9 @@ class Steps(Section):
     temperature: Temperature = Field(1.0, description="of the samples, and of the policy that learns")
     validate_every_steps: Count = Field(10, description="the best of these steps is kept")
     checkpoint_every_steps: Count = Field(10, description="beside compute.checkpoint_every_minutes")
-    samples_logged_per_step: Amount = Field(8, description="samples that are kept in samples.jsonl")
+    samples_logged_per_step: Amount = Field(
+        8, description="samples that are kept in samples.jsonl, question by question"
+    )
 
 
 class OnlineSt(Steps):

@@ -34,11 +34,13 @@ def answer_questions(
         at_once: responses of a piece of the work.
         pieces: directory that keeps each finished piece; what it has is not asked again.
 
-    Returns one row per question: the greedy completion with its verdict and, under `samples`, the
-    verdicts of the sampled ones.
+    Returns one row per question: the prompt, the greedy completion with its verdict and, under
+    `samples`, the verdicts of the sampled ones.
     """
     greedy = _ask(generator, problems, 1, 0.0, (seed, "greedy"), at_once, pieces)
     rows = [cast(AnsweredQuestion, row) for row in greedy]
+    for row, problem in zip(rows, problems, strict=True):
+        row["prompt"] = generator.prompter.prompt_text(problem)
     if k := settings.samples:
         given = (problems, k, settings.temperature, (seed, "test"))
         drawn = _ask(generator, *given, at_once, pieces)

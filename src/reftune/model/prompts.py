@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
+from tokenizers.decoders import DecodeStream
 
 from reftune.config import Model, Prompt
 from reftune.files import read_object, require_object
@@ -129,6 +130,17 @@ class Prompter:
         opening = self._opening(problem)
         return PROGRAM_HEAD + self._text(opening + ids)[len(self._text(opening)) :]
 
+    def prompt_text(self, problem: Problem) -> str:
+        """Return the prompt as the model gets it, special tokens included."""
+        return self._text(self.encode_prompt(problem), special=True)
+
+    def spell(self, tokens: Sequence[int]) -> list[str]:
+        """Return the text of each token; one that only begins a letter has none, the next the whole."""
+        if not self.tokenizer.is_fast:
+            return [self._text([token], special=True) for token in tokens]
+        stream = DecodeStream(skip_special_tokens=False)
+        return [stream.step(self.tokenizer._tokenizer, token) or "" for token in tokens]
+
     def save(
         self, directory: Path, trained: Mapping[str, Any] | None = None, dtype: str = "float32"
     ) -> None:
@@ -202,9 +214,11 @@ class Prompter:
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _text(self, ids: list[int]) -> str:
+    def _text(self, ids: list[int], *, special: bool = False) -> str:
         return str(
-            self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self.tokenizer.decode(
+                ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False
+            )
         )
 
 

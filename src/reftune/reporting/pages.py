@@ -54,17 +54,22 @@ def write_pages(
         plots: by the title of their section; one without plots is left out.
         directory: where the pages go; it has to be there.
     """
-    shown = {title: found for title, found in plots.items() if found}
+    drawn = shown(plots)
     pictures = directory / f"{name}_files"
     make_directory(pictures)
-    for plot in itertools.chain(*shown.values()):
+    for plot in itertools.chain(*drawn.values()):
         with writing_to(pictures):
             plot.save_png(pictures)
     for page in (directory / f"{name}.md", directory / f"{name}.html"):
-        text = _template(page.name).render(context, plots=shown)
+        text = _template(page.name).render(context, plots=drawn)
         with writing_to(page):  # where a lone surrogate cannot be written
             page.write_text(text, encoding="utf-8", errors="replace")
     return page
+
+
+def shown(plots: Mapping[str, Sequence[Plot]]) -> dict[str, Sequence[Plot]]:
+    """Return the sections that have plots."""
+    return {title: found for title, found in plots.items() if found}
 
 
 def render(page: str, context: Mapping[str, Any]) -> str:
@@ -88,8 +93,13 @@ def _template(page: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {f.__name__: f for f in (percent, interval, signed, p_value, table_text)}
-    environment.globals |= {"palette": palette(), "models": list(METHODS)}
+    environment.globals |= {"palette": palette(), "models": list(METHODS), "vendored": vendored}
     return environment.get_template(f"{page}.j2")
+
+
+def vendored(path: str) -> str:
+    """Return a file of `vendor/`, which is no template, as text."""
+    return (Path(__file__).parent / "vendor" / path).read_text(encoding="utf-8")
 
 
 def percent(share: float) -> str:

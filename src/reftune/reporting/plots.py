@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,15 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.methods import label_of
+from reftune.reporting.axes import hover_data, settle
 from reftune.reporting.pages import LIGHT, colour_of, palette
 
 if TYPE_CHECKING:
     from reftune.reporting.comparison.compare import Cell
 
 Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # model -> aggregation -> samples -> accuracy
+
+WIDTH, LETTERS = 4.6, 56  # of a figure, in inches and in letters beside each other
 
 STEPS = [1, 2, 2.5, 5, 10]  # distances between ticks that people count in
 
@@ -36,7 +40,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "font.size": 8.5,
+    "axes.formatter.useoffset": False,  # numbers on an axis are what they are
+    "font.size": 9.5,
     "grid.color": LIGHT["grid"],
     "grid.linewidth": 0.8,
     "legend.frameon": False,
@@ -74,6 +79,12 @@ class Plot:
     caption: str
     figure: Figure
     wide: bool = False
+    minor: bool = False  # folded away on the page
+
+    def hover(self) -> str:
+        """Return as JSON what the page tells under the pointer; nothing of a figure without curves."""
+        _lay_out(self.figure)
+        return hover_data(self.figure.axes[0])
 
     def svg(self) -> str:
         """Return the plot as an inline SVG element whose colours are the page's CSS variables."""
@@ -100,26 +111,36 @@ class Plot:
 
 
 def new_plot(
-    name: str, title: str, caption: str, *, x: str = "step", percent: bool = False, wide: bool = False
+    name: str,
+    title: str,
+    caption: str,
+    *,
+    x: str = "step",
+    percent: bool = False,
+    wide: bool = False,
+    minor: bool = False,
 ) -> tuple[Plot, Axes]:
     """Return an empty figure and where to draw in it; call it, and draw, under `styled`."""
-    figure = Figure(figsize=(9.6 if wide else 4.6, 2.3), layout="constrained")
+    figure = Figure(figsize=(9.6 if wide else WIDTH, 2.4), layout="constrained")
     ax = figure.add_subplot()
     ax.set_xlabel(x)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=STEPS))
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    return Plot(name, title, caption, figure, wide), ax
+    return Plot(name, title, caption, figure, wide, minor), ax
 
 
 def legend_above(ax: Axes, handles: Sequence[Artist] | None = None) -> None:
-    """Put the names of what is drawn above it, in one line: there they never hide a curve."""
+    """Put the names of what is drawn above it, in as few lines as they fit: there they hide no curve."""
     named = ax.get_legend_handles_labels()[0] if handles is None else handles
     if named:
+        letters = sum(len(str(one.get_label())) + 4 for one in named)
+        room = LETTERS * ax.get_figure(root=True).get_figwidth() / WIDTH
+        lines = math.ceil(letters / room)
         ax.legend(
-            handles=named, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(named), borderaxespad=0.2,
-            handlelength=1, handletextpad=0.5, columnspacing=1,
+            handles=named, loc="lower left", bbox_to_anchor=(0, 1), ncols=math.ceil(len(named) / lines),
+            borderaxespad=0.2, handlelength=1, handletextpad=0.5, columnspacing=1,
         )  # fmt: skip
 
 
@@ -141,7 +162,7 @@ def curve_plots(prefix: str, curves: Curves) -> list[Plot]:
             for model, points in models.items():
                 ax.plot(
                     list(points), list(points.values()), color=colour_of(model), marker="o",
-                    markersize=3.5, label=label_of(model),
+                    markersize=3.5, label=label_of(model), picker=True,
                 )  # fmt: skip
             _powers_of_two(ax, sorted({k for points in models.values() for k in points}))
             legend_above(ax)
@@ -194,5 +215,7 @@ def _powers_of_two(ax: Axes, ks: Sequence[int]) -> None:
 def _lay_out(figure: Figure) -> None:
     """Place the parts of a figure once; matplotlib would do it four times for two files."""
     if engine := figure.get_layout_engine():
+        for ax in figure.axes:
+            settle(ax)
         engine.execute(figure)
         figure.set_layout_engine(None)

@@ -40,6 +40,7 @@ class Metrics(BaseModel):
 class Sampled(TypedDict):
     """A sample of a test question."""
 
+    completion: NotRequired[str]
     status: str
     value: Number | str | None
     correct: Flag
@@ -58,9 +59,14 @@ class Judged(TypedDict):
 
 
 class LoggedSample(Judged):
-    """A row of an online stage's samples.jsonl."""
+    """A row of an online stage's samples.jsonl; PPO adds what it made of each token."""
 
     step: Number
+    tokens: NotRequired[list[str]]
+    logprobs: NotRequired[list[Number]]
+    log_ratios: NotRequired[list[Number]]
+    values: NotRequired[list[Number]]
+    advantages: NotRequired[list[Number]]
 
 
 class Learnt(TypedDict):
@@ -84,7 +90,15 @@ class Answered(Judged):
     """A row of evaluation/MODEL.jsonl."""
 
     id: str
+    prompt: NotRequired[str]
     samples: NotRequired[list[Sampled]]
+
+
+class Timed(TypedDict):
+    """A row of the evaluation's log."""
+
+    model: str
+    seconds: NotRequired[Number]
 
 
 class Asked(TypedDict, total=False):

@@ -98,7 +98,7 @@ def only_start(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def open_run_dir(config: Config, command: Sequence[str], processes: int) -> None:
+def open_run_dir(config: Config, command: Sequence[str], processes: int, device: str) -> None:
     """Create the run directory, or make sure that it belongs to this very configuration.
 
     Raises UserError if it holds a run of another one; budgets of the machine, `methods`
@@ -120,6 +120,7 @@ def open_run_dir(config: Config, command: Sequence[str], processes: int) -> None
         "git_commit": git_commit(),
         "seed": config.seed,
         "processes": processes,
+        "device": device,
         "command": " ".join(command or sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -1,11 +1,12 @@
 """The last stage: answer the test questions with each model, and compare the models."""
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from reftune.evaluation.evaluate import answer_questions, write_result
-from reftune.files import RUN_AGAIN, read_jsonl, write_jsonl
+from reftune.files import RUN_AGAIN, read_jsonl, read_rows, write_jsonl
 from reftune.problem import AnsweredQuestion, Problem, UserError, is_judged
 from reftune.runs.records import Answered
 from reftune.runs.run_log import RunLog
@@ -24,11 +25,14 @@ def start(run: Run) -> None:
     models = config.lineup.models
     answers: dict[str, list[AnsweredQuestion]] = {}
     shares: dict[str, float] = {}
+    seconds = _seconds(directory)
     with RunLog(directory, run.accelerator, "evaluation", len(models)) as log:
         for done, name in enumerate(models, start=1):
             path = directory / f"{name}.jsonl"
             if not path.exists():
+                started = time.perf_counter()
                 found = answer_with(run, name)
+                seconds[name] = time.perf_counter() - started
                 if run.accelerator.is_main_process:
                     write_jsonl(path, found)
                     shutil.rmtree(directory / PIECES, ignore_errors=True)
@@ -36,7 +40,8 @@ def start(run: Run) -> None:
             answers[name] = read_answers(path, run.splits.test)
             judged = [row["correct"] for row in answers[name] if is_judged(row["status"])]
             shares[name] = sum(judged) / max(1, len(judged))
-            log.metrics(done, {"model": name, "accuracy": shares[name]})
+            taken = {"seconds": seconds[name]} if name in seconds else {}
+            log.metrics(done, {"model": name, "accuracy": shares[name], **taken})
     if run.accelerator.is_main_process:
         trigger = config.prompt.trigger
         write_result(directory, answers, config.evaluation.bootstrap, config.seed, trigger)
@@ -52,6 +57,13 @@ def read_answers(path: Path, test: Sequence[Problem]) -> list[AnsweredQuestion]:
         told = f"{path}: has {len(rows)} answers, but not one for each of the {len(test)} test questions"
         raise UserError(f"{told}; {RUN_AGAIN}")
     return rows
+
+
+def _seconds(directory: Path) -> dict[str, float]:
+    """Return what answering took each model that an earlier start has asked."""
+    path = directory / "metrics.jsonl"
+    rows = read_rows(path, bad=[]) if path.exists() else ()  # whose last line may be cut off
+    return {row["model"]: row["seconds"] for _, row in rows if {"model", "seconds"} <= row.keys()}
 
 
 def answer_with(run: Run, name: str) -> list[AnsweredQuestion]:

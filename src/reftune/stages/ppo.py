@@ -24,6 +24,7 @@ from reftune.progress import counting, seconds_spent
 from reftune.runs.run_dir import complete_checkpoints
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage
+from reftune.stages.traces import traced
 from reftune.training.advantages import (
     ADVANTAGES,
     explained_variance,
@@ -82,12 +83,14 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
         )  # fmt: skip
         sampled = time.perf_counter()
         estimates = compute_advantages(rollouts, ppo)
-        learner.set_learning_rates(stage.rate_factor(ppo, step, ppo.critic_warmup_steps), 1.0)
+        factor = stage.rate_factor(ppo, step, ppo.critic_warmup_steps)
+        learner.set_learning_rates(factor, 1.0)
         losses = update(learner, rollouts, estimates, config, step)
         if generator.sampler.exact and losses.get("logprob_gap", 0.0) > MAX_LOGPROB_GAP:
             _stop_on_gap(losses["logprob_gap"], step)
         metrics = describe(rollouts, estimates, ppo) | losses | _timings(rollouts, started, sampled)
-        return metrics, rollouts.samples
+        logged = traced(stage.prompter, rollouts, estimates, ppo.samples_logged_per_step)
+        return metrics | {"learning_rate": ppo.learning_rate * factor}, logged
 
     return stage.run_online(ppo, policy, generator, take_step)
 

@@ -101,7 +101,8 @@ def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
                 sums = train_on(learner, batch, weights)
                 stop_on_non_finite(stage, sums, settings.learning_rate)
                 count.advance()
-        return describe(graded) | (sums if batch else {}), graded
+        told = describe(graded) | {"learning_rate": settings.learning_rate * factor}
+        return told | (sums if batch else {}), graded
 
     return stage.run_online(settings, policy, generator, take_step)
 

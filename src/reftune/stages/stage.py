@@ -141,8 +141,7 @@ class Stage:
         def take(step: int, state: State) -> tuple[Metrics, Sequence[GradedSample]]:
             generator.update_weights(policy)
             metrics, samples = take_step(step)
-            one_each = samples[:: settings.samples_per_question]
-            return metrics, one_each[: settings.samples_logged_per_step]
+            return metrics, samples[: settings.samples_logged_per_step]
 
         def validate(step: int, state: State) -> Metrics:
             if step % settings.validate_every_steps and step != settings.steps:

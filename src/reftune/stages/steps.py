@@ -1,5 +1,6 @@
 """The one loop over steps that all stages take: log, time, checkpoints, and ends that lose nothing."""
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,13 +101,22 @@ def _take(step: int, state: State, log: RunLog, take_step: TakeStep, end_step: E
         state["seconds"] += time.perf_counter() - started
         state[LEARNT] = {"metrics": metrics, "samples": graded_rows(samples)}
     started = time.perf_counter()
-    metrics = state[LEARNT]["metrics"] | end_step(step, state)
-    state["seconds"] += time.perf_counter() - started
+    found = end_step(step, state)
+    seconds = time.perf_counter() - started
+    state["seconds"] += seconds
+    metrics = state[LEARNT]["metrics"] | found | ({"seconds_validation": seconds} if found else {})
     samples = state.pop(LEARNT)["samples"]
     if samples:
         log.samples(step, samples)
-    log.metrics(step, {**metrics, "seconds": state["seconds"]})
+    log.metrics(step, {**metrics, "memory_gib": _peak_memory(), "seconds": state["seconds"]})
     state["step"] = step
+
+
+def _peak_memory() -> float:
+    """Return the most that this process has held so far, in GiB: of a GPU's memory, or of the CPU's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _agree(accelerator: Accelerator, signal: int, overdue: bool) -> tuple[int, bool]:

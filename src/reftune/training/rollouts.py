@@ -253,14 +253,15 @@ def accuracy(graded: Sequence[GradedSample]) -> float:
 
 def graded_rows(graded: Sequence[GradedSample]) -> list[GradedRow]:
     """Return graded samples as rows of a JSONL file."""
-    return [
+    rows: list[Any] = [
         {
             "id": g.problem.id, "question": g.problem.question, "answer": g.problem.answer,
             "completion": g.completion, "status": g.verdict.status, "value": g.verdict.answer,
-            "correct": g.verdict.correct, "reward": g.verdict.reward,
+            "correct": g.verdict.correct, "reward": g.verdict.reward, **g.trace,
         }
         for g in graded
     ]  # fmt: skip
+    return rows
 
 
 def sequence_seed(*key: object) -> int:

@@ -4,7 +4,9 @@ Every per-token tensor is response-only, shape (batch, time), right-padded: colu
 token t in all of them, and `mask` is 1.0 on real tokens (the EOS included), 0.0 on padding.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,12 +17,16 @@ from reftune.sampling.sampler import Sample
 
 @dataclass(frozen=True, slots=True)
 class GradedSample:
-    """One judged sample: the problem, the sampled tokens, the completion they spell, its verdict."""
+    """One judged sample: the problem, the sampled tokens, the completion they spell, its verdict.
+
+    `trace` is what a log says beside these, such as what its tokens were worth.
+    """
 
     problem: Problem
     sample: Sample
     completion: str
     verdict: Verdict
+    trace: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,12 @@
 """What a run was made of, and how far each of its stages has come."""
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 
-from reftune.methods import METHODS, directory_of, label_of, methods_by_stage
+from safetensors import SafetensorError, safe_open
+
+from reftune.methods import BASE, METHODS, directory_of, label_of, methods_by_stage
 from reftune.model.prompts import SETTINGS_FILE, saved_settings
 from reftune.problem import Row
 from reftune.reporting.run.run_files import Run
@@ -20,7 +24,13 @@ DATA = {"train": "train", "test": "test", "cot": "chains"}
 PROMPT = {"style": "asked in style", "answer_style": "answers in style"}
 MODEL = {"name": "model", "scratch": "from scratch", "dtype": "precision", "value_model": "critic"}
 LORA = {"rank": "LoRA rank", "alpha": "LoRA alpha"}
-RUN = {"seed": "seed", "started": "started", "git_commit": "git commit"}
+RUN = {
+    "seed": "seed",
+    "device": "device",
+    "processes": "processes",
+    "started": "started",
+    "git_commit": "git commit",
+}
 STAGE = {  # of its section in the configuration and of its result
     "epochs": "epochs",
     "warmup_epochs": "warm-up epochs",
@@ -59,9 +69,11 @@ def facts(run: Run) -> dict[str, list[tuple[str, str]]]:
         "Prompt": _named(_asked(run), PROMPT),
         "Model": _named(section("model", {}), MODEL),
     }
+    if count := _parameters(run):
+        groups["Model"].append(("parameters", f"{count / 1e6:,.3g} million"))
     if (lora := section("lora", {})).get("rank"):
         groups["Model"] += _named(lora, LORA)
-    for stage, title in _titles(run).items():
+    for stage, title in stage_titles(run).items():
         groups[title] = _named(run.results[stage] | section(stage, {}), STAGE)
     if rerankers := _reranker_stages(run):
         groups["Rerankers"] = _named(run.results[rerankers[0]] | section("reranker", {}), STAGE)
@@ -78,7 +90,7 @@ def stage_states(run: Run) -> list[dict[str, str]]:
     data = run.data
     sizes = f"{data.get('train')} training, {data.get('validation')} validation, {data.get('test')} test"
     states = [_state("Data", bool(data), False, f"{sizes} questions" if data else "")]
-    states += [_training(run, stage, title) for stage, title in _titles(run).items()]
+    states += [_training(run, stage, title) for stage, title in stage_titles(run).items()]
     if rerankers := _reranker_stages(run):
         states.append(_rerankers(run, rerankers))
     return [*states, _evaluation(run)]
@@ -92,7 +104,25 @@ def _asked(run: Run) -> Row:
     return asked if saved is None else asked | saved_settings(str(saved))["prompt"]
 
 
-def _titles(run: Run) -> dict[str, str]:
+def _parameters(run: Run) -> int:
+    """Return how many numbers the weights of a model of this run have, 0 as long as none is there."""
+    for name in METHODS:
+        files = sorted((run.directory / directory_of(name) / "model").glob("*.safetensors"))
+        if name != BASE and files:
+            return sum(map(_size, files))
+    return 0
+
+
+def _size(path: Path) -> int:
+    """Return how many numbers a file of weights has, by its header; 0 where that is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except SafetensorError:
+        return 0
+
+
+def stage_titles(run: Run) -> dict[str, str]:
     """Return the titles of the run's stages, those of the rerankers and the evaluation aside."""
     titles = {stage: method.title for stage, method in methods_by_stage().items()}
     titles["warmup_samples"] = f"{label_of(run.lineup.start)} samples"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from reftune.evaluation.aggregation import saved_curves
-from reftune.methods import BASELINE, MAIN, METHODS, label_of, methods_by_stage
+from reftune.files import atomic_file
+from reftune.methods import BASELINE, METHODS, methods_by_stage
 from reftune.problem import UserError
-from reftune.reporting.pages import interval, percent, write_pages
-from reftune.reporting.run.metadata import facts, stage_states
+from reftune.reporting.pages import interval, percent, render, shown, write_pages
+from reftune.reporting.run.costs import costs
+from reftune.reporting.run.metadata import facts, stage_states, stage_titles
 from reftune.reporting.run.run_files import Run, read_run
-from reftune.reporting.run.sample_browser import questions, rollouts_by_step
-from reftune.reporting.run.summary import accuracies, comparisons, headline, verdict
+from reftune.reporting.run.sample_browser import browser, packed
+from reftune.reporting.run.summary import accuracies, comparisons, headline, outcomes, verdict
 
 if TYPE_CHECKING:
     from reftune.reporting.plots import Plot
@@ -36,6 +39,19 @@ def write_report(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     return write_pages("report", _context(run), _plots(run), run_dir)
+
+
+def write_live_page(run_dir: Path, seconds: int) -> bool:
+    """Write report.html alone, which a browser loads anew every so many seconds, as far as a run is.
+
+    Returns whether all stages of the run are done. Raises UserError if `run_dir` is no run directory.
+    """
+    run = read_run(run_dir)
+    live = {"reload": seconds, "written": datetime.now().strftime("%H:%M:%S")}
+    page = render("report.html", _context(run) | live | {"plots": shown(_plots(run))})
+    with atomic_file(run_dir / "report.html") as path:
+        path.write_text(page, encoding="utf-8", errors="replace")
+    return all(stage["state"] == "done" for stage in stage_states(run))
 
 
 def final_table(run_dir: Path) -> Group:
@@ -83,7 +99,8 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
 
 def _context(run: Run) -> dict[str, Any]:
     """Return everything that both templates show, the plots aside."""
-    kept, counts = questions(run)
+    browsed = browser(run)
+    text, complete = packed(browsed)
     return {
         "name": run.config.get("name", run.directory.name),
         "headline": headline(run),
@@ -96,16 +113,10 @@ def _context(run: Run) -> dict[str, Any]:
         "comparisons": comparisons(run),
         "facts": facts(run),
         "config": (run.directory / "config.toml").read_text(encoding="utf-8"),
-        "browser": {
-            "models": [{"key": key, "label": label_of(key)} for key in run.answers],
-            "pair": [label_of(key) for key in (run.lineup.baseline, MAIN)],
-            "questions": kept,
-            "counts": counts,
-            "rollouts": [
-                {"stage": methods_by_stage()[stage].label, "steps": rollouts_by_step(rows)}
-                for stage, rows in reversed(run.samples.items())
-                if rows
-            ],
-            "program": run.config.get("data", {}).get("cot") != "natural",
-        },
+        "costs": costs(run, stage_titles(run)),
+        "outcomes": outcomes(run),
+        "reload": 0,
+        "browser": browsed,
+        "packed": text,
+        "no_texts": not complete,
     }

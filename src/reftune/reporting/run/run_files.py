@@ -9,7 +9,7 @@ from typing import Any
 from reftune.files import read_object, read_rows, read_toml, require_shape
 from reftune.methods import METHODS, Lineup, methods_by_stage
 from reftune.problem import AnsweredQuestion, LoggedRow, Row, UserError
-from reftune.runs.records import Answered, LoggedSample, Metrics, Settings, Start, read_result
+from reftune.runs.records import Answered, LoggedSample, Metrics, Settings, Start, Timed, read_result
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Run:
     samples: dict[str, list[LoggedRow]] = field(default_factory=dict)  # by stage
     evaluation: Row = field(default_factory=dict)
     answers: dict[str, list[AnsweredQuestion]] = field(default_factory=dict)  # by model
+    asked: dict[str, float] = field(default_factory=dict)  # seconds that answering took, by model
     unreadable: list[str] = field(default_factory=list)
 
     @property
@@ -63,6 +64,8 @@ def read_run(directory: Path) -> Run:
     for stage, method in methods_by_stage().items():
         if method.unit == "step":  # an online method, which logs some of its samples
             run.samples[stage] = _read_rows(run, f"{stage}/samples.jsonl", LoggedSample)
+    timed = _read_rows(run, "evaluation/metrics.jsonl", Timed)
+    run.asked = {row["model"]: row["seconds"] for row in timed if "seconds" in row}
     for model in dict.fromkeys([*METHODS, *run.evaluation.get("models", {})]):
         if rows := _read_rows(run, f"evaluation/{model}.jsonl", Answered):
             run.answers[model] = rows

@@ -18,7 +18,7 @@ MAX_POINTS = 400  # longer curves are averaged in blocks: nothing more fits on t
 LARGEST = 1e30  # beyond, an axis has no room for its numbers
 JUDGED = ("ok", "ok_text")
 
-# Metrics with a figure of their own: key, title, caption.
+# Metrics with a figure of their own: key, title, caption. The second ones are folded away on the page.
 SINGLE = (
     ("kl", "KL divergence", "How far the policy has moved from the {start} model."),
     ("entropy", "Entropy", "How undecided the policy is per token. A fall to 0 ends exploration."),
@@ -29,13 +29,20 @@ SINGLE = (
         "Explained variance",
         "What the critic foresees of the returns: 1 all, 0 no more than a constant, below 0 less.",
     ),
+    ("clip_fraction", "Clip fraction", "Share of the tokens whose update the PPO clip cut off."),
+)
+MINOR = (
     (
         "logprob_gap",
         "Sampler and trainer",
         "Gap between their log-probabilities. It should not exceed rounding.",
     ),
-    ("clip_fraction", "Clip fraction", "Share of the tokens whose update the PPO clip cut off."),
+    ("grad_norm", "Gradient norm", "Before it is clipped to max_grad_norm."),
+    ("learning_rate", "Learning rate", "Of the optimizer in each step."),
+    ("tokens_per_second", "Tokens per second", "Prompts and responses, by the time of the whole step."),
+    ("memory_gib", "Memory", "The most that the process has held so far, in GiB."),
 )
+TIMES = ("sampling", "judging", "reading", "update")  # of an online step, `seconds_NAME`
 
 
 @styled
@@ -55,7 +62,9 @@ def method_plots(
     for key, title, caption in SINGLE:
         told = caption.format(start=label_of(start).lower())
         plots.append(_curves(method.stage, {method: rows}, key, title, told))
-    plots.append(_statuses(method, rows))
+    plots += [_statuses(method, rows), _times(method, rows)]
+    for key, title, caption in MINOR:
+        plots.append(_curves(method.stage, {method: rows}, key, title, caption, minor=True))
     return [plot for plot in plots if plot]
 
 
@@ -108,32 +117,27 @@ def thin(*series: Array) -> list[Array]:
     return [np.add.reduceat(values, starts) / lengths for values in series]
 
 
-def noisy(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
+def noisy(ax: Axes, x: Array, y: Array, colour: str, label: str = "") -> None:
     """Draw every value faintly, and their moving average."""
     if not len(x):
         return
     x, y = thin(x, y)
     window = np.ones(max(1, len(y) // 25) | 1)  # odd, so that the average is centred
     smooth = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
-    ax.plot(x, y, color=colour, alpha=0.28, linewidth=1)
-    line(ax, x, smooth, colour, label)
+    ax.plot(x, y, color=colour, alpha=0.28, linewidth=1, label=f"_{label}", picker=True)
+    line(ax, x, smooth, colour, label, told=False)
 
 
-def line(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
-    """Draw a curve."""
+def line(ax: Axes, x: Array, y: Array, colour: str, label: str = "_", *, told: bool = True) -> None:
+    """Draw a curve; `told` says whether the page tells its values under the pointer."""
     marker = "o" if len(x) <= 3 else None  # a line through one point cannot be seen
-    ax.plot(x, y, color=colour, label=label, marker=marker, markersize=3.5)
+    ax.plot(x, y, color=colour, label=label, marker=marker, markersize=3.5, picker=told)
 
 
-def _level(ax: Axes, y: float | None, label: str, colour: str, *, above: bool) -> None:
-    """Draw a dashed level with its name, if it is known."""
-    if y is None:
-        return
-    ax.axhline(y, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
-    side = "bottom" if above else "top"
-    ax.text(
-        1, y, f"{label} {y:.1%}", transform=ax.get_yaxis_transform(), color=colour, ha="right", va=side
-    )
+def _level(ax: Axes, y: float | None, label: str, colour: str) -> None:
+    """Draw a dashed level, if it is known; the legend names it."""
+    if y is not None:
+        ax.axhline(y, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), label=f"{label} {y:.1%}")
 
 
 def _dot(ax: Axes, result: Row, x: str, y: str, colour: str) -> None:
@@ -142,14 +146,20 @@ def _dot(ax: Axes, result: Row, x: str, y: str, colour: str) -> None:
 
 
 def _curves(
-    stage: str, rows: Mapping[Method, Sequence[Row]], key: str, title: str, caption: str, x: str = "step"
+    stage: str,
+    rows: Mapping[Method, Sequence[Row]],
+    key: str,
+    title: str,
+    caption: str,
+    x: str = "step",
+    minor: bool = False,
 ) -> Plot | None:
     """Draw a metric, a line per method that has it; where several methods could be, they are named."""
     found = {method: series(mine, key, x) for method, mine in rows.items()}
     curves = {method: points for method, points in found.items() if len(points[0])}
     if not curves:
         return None
-    plot, ax = new_plot(f"{stage}_{key}", title, caption, x=x)
+    plot, ax = new_plot(f"{stage}_{key}", title, caption, x=x, minor=minor)
     draw = noisy if x == "step" else line
     for method, points in curves.items():
         draw(ax, *points, method.color[0], method.label)
@@ -168,7 +178,7 @@ def _accuracy(method: Method, rows: Sequence[Row]) -> Plot | None:
     plot, ax = new_plot(f"{method.stage}_reward", "Reward and accuracy", caption)
     noisy(ax, *reward, LIGHT["muted"], label="reward")
     noisy(ax, *accuracy, method.color[0], label="accuracy")
-    ax.legend(loc="lower right", labelcolor="linecolor", handlelength=1.2)
+    legend_above(ax)
     return plot
 
 
@@ -180,14 +190,14 @@ def _validation(method: Method, rows: Sequence[Row], result: Row, baseline: Row)
     caption += "; grey: the warm-up." if f"warmup_{method.unit}" in result else "."
     name = f"{method.stage}_validation"
     plot, ax = new_plot(name, "Validation accuracy", caption, x=method.unit, percent=True)
-    line(ax, x, y, method.color[0])
-    ax.margins(y=0.15)  # room for the labels of the levels
+    line(ax, x, y, method.color[0], f"_{method.label}")
     best, warmup = "best_validation_accuracy", "warmup_validation_accuracy"
     best_baseline = f"{label_of(BASELINE)}, best {METHODS[BASELINE].unit}"
-    _level(ax, baseline.get(best), best_baseline, colour_of(BASELINE), above=True)
-    _level(ax, baseline.get(warmup), "warm-up", colour_of("warmup"), above=False)
+    _level(ax, baseline.get(best), best_baseline, colour_of(BASELINE))
+    _level(ax, baseline.get(warmup), "warm-up", colour_of("warmup"))
     _dot(ax, result, f"warmup_{method.unit}", warmup, colour_of("warmup"))
     _dot(ax, result, f"best_{method.unit}", best, method.color[0])
+    legend_above(ax)
     return plot
 
 
@@ -196,13 +206,36 @@ def _statuses(method: Method, rows: Sequence[Row]) -> Plot | None:
     if not rows:
         return None
     caption = "What became of the sampled chains, as shares of each step."
-    plot, ax = new_plot(f"{method.stage}_statuses", "Outcomes", caption, percent=True, wide=True)
+    plot, ax = new_plot(f"{method.stage}_statuses", "Outcomes", caption, percent=True)
     names, shares = status_shares(rows)
-    x, *layers = thin(np.array([row["step"] for row in rows], float), *shares)
-    fails = ["fail-1", "fail-2", "fail-3", "fail-4", "fail-rest"]
-    colours = [LIGHT[name] for name in ("right", "wrong", *fails)]
-    ax.stackplot(x, layers, labels=names, colors=colours[: len(names)], linewidth=0)
-    ax.set(ylim=(0, 1), xlim=(x[0], x[-1] if len(x) > 1 else x[0] + 1))
-    one_line = {"ncols": len(names), "handlelength": 1.0, "handleheight": 1.0, "borderaxespad": 0.3}
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), **one_line)
+    _stack(ax, np.array([row["step"] for row in rows], float), names, shares)
+    ax.set_ylim(0, 1)
     return plot
+
+
+def _times(method: Method, rows: Sequence[Row]) -> Plot | None:
+    """Draw what the parts of an online step take."""
+    rows = [row for row in rows if all(f"seconds_{part}" in row for part in TIMES)]
+    if not rows:
+        return None
+    plot, ax = new_plot(
+        f"{method.stage}_times", "Time per step", "Seconds by what was done.", minor=True
+    )
+    seconds = np.array([[row[f"seconds_{part}"] for row in rows] for part in TIMES], float)
+    _stack(ax, np.array([row["step"] for row in rows], float), TIMES, seconds)
+    ax.set_ylim(0, 1.05 * seconds.sum(axis=0).max() or 1)
+    return plot
+
+
+def _stack(ax: Axes, x: Array, names: Sequence[str], layers: Array) -> None:
+    """Draw layers, shape (names, steps), on each other."""
+    x, *layers = thin(x, *layers)
+    fails = ["fail-1", "fail-2", "fail-3", "fail-4", "fail-rest"]
+    colours = [LIGHT[name] for name in ("right", "wrong", *fails)][: len(names)]
+    if len(x) == 1:  # an area needs two
+        x, layers = np.array([x[0] - 0.5, x[0] + 0.5]), [np.repeat(layer, 2) for layer in layers]
+    ax.stackplot(x, layers, labels=names, colors=colours, linewidth=0)
+    ax.set_xlim(x[0], x[-1])
+    legend_above(ax)
+    for name, edge, colour in zip(names, np.cumsum(layers, axis=0), colours, strict=True):
+        ax.plot(x, edge, color=colour, label=f"_{name}", picker=True, visible=False)

@@ -1,14 +1,16 @@
 """What a run has found: its result in words, accuracies and comparisons laid out for tables."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from reftune.methods import MAIN, label_of
-from reftune.problem import Row
+from reftune.problem import STATUSES, AnsweredQuestion, Row
 from reftune.reporting.pages import interval, p_value, signed
 from reftune.reporting.run.run_files import Run
 
 FEW_MODELS = 3  # up to here all comparisons are shown
+JUDGED = ("ok", "ok_text")
 MANY_PASSES = 4  # beyond, pass@k is a curve, and only its ends are in the table
 
 
@@ -67,6 +69,28 @@ def accuracies(evaluation: Row) -> dict[str, Any]:
         for key, model in models.items()
     ]
     return {"columns": [_column(name, models) for name in names], "ks": ks, "models": rows}
+
+
+def outcomes(run: Run) -> dict[str, Any]:
+    """Count what became of the models' greedy answers: right, wrong, or a status that is no answer."""
+    counts = {model: Counter(map(_outcome, rows)) for model, rows in run.answers.items()}
+    failures = sum(counts.values(), Counter[str]())
+    columns = list(dict.fromkeys(["right", "wrong", *(name for name, _ in failures.most_common())]))
+    return {
+        "columns": columns,
+        "models": [
+            {"key": model, "label": label_of(model), "counts": [mine[column] for column in columns]}
+            for model, mine in counts.items()
+        ],
+    }
+
+
+def _outcome(row: AnsweredQuestion) -> str:
+    if row["correct"]:
+        return "right"
+    if row["status"] in JUDGED:
+        return "wrong"
+    return row["status"].replace("_", " ") if row["status"] in STATUSES else "other"
 
 
 def comparisons(run: Run) -> dict[str, list[Row]]:

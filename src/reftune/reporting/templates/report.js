@@ -1,8 +1,4 @@
-"use strict";
 // Everything below was written by models or data sets: it enters the page as text, never as HTML.
-const data = JSON.parse(document.getElementById("data").textContent);
-const PER_PAGE = 8;
-
 function element(tag, className, ...children) {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -10,86 +6,43 @@ function element(tag, className, ...children) {
   return node;
 }
 
+function words(status) {
+  return status.replaceAll("_", " ");
+}
+
 function judgement(chain) {
   const mark = element("span", chain.correct ? "right" : "wrong-answer", chain.correct ? "✓ right" : "✗ wrong");
-  const failed = !chain.status.startsWith("ok");
-  return [mark, element("span", "soft", failed ? chain.status.replaceAll("_", " ") : `answer ${chain.value}`)];
+  return [mark, element("span", "soft", chain.value === "" ? words(chain.status) : `answer ${chain.value}`)];
 }
 
-function goldLine(answer, id) {
-  return element("p", "gold", "right answer ", element("b", "", answer), id === undefined ? "" : ` · ${id}`);
-}
-
-function questionCard(question) {
-  const chains = data.models.filter(model => question.chains[model.key]).map(model => {
-    const chain = question.chains[model.key];
-    const head = element("p", "head", element("b", "", model.label), ...judgement(chain));
-    return element("div", `chain model-${model.key}`, head, element("pre", "text", chain.text));
+function folded(title, make, className = "") {
+  const node = element("details", className, element("summary", "", ...[title].flat()));
+  node.addEventListener("toggle", () => {
+    if (node.open && node.childElementCount === 1) node.append(...[make()].flat());
   });
-  return element("article", "", element("p", "question", question.question),
-    goldLine(question.answer, question.id), element("div", "chains", ...chains));
+  return node;
 }
 
-function rolloutCard(sample) {
-  const head = element("p", "head", ...judgement(sample), element("span", "soft", `reward ${sample.reward}`));
-  return element("div", "chain", head, element("p", "question", sample.question),
-    element("pre", "text", sample.text), goldLine(sample.answer));
+async function unpack(packed) {
+  const bytes = Uint8Array.from(atob(packed.trim()), letter => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
 }
 
-function browseQuestions(form) {
-  const list = document.getElementById("question-list");
-  const more = document.getElementById("more");
-  const chainsOf = question => Object.values(question.chains);
-  const statuses = new Set(data.questions.flatMap(question => chainsOf(question).map(chain => chain.status)));
-  for (const status of [...statuses].sort()) form.status.append(new Option(status.replaceAll("_", " "), status));
-  let found = [];
-
-  function showMore() {
-    const shown = list.childElementCount;
-    list.append(...found.slice(shown, shown + PER_PAGE).map(questionCard));
-    more.hidden = list.childElementCount >= found.length;
-  }
-
-  function update() {
-    const kind = form.kind.value, status = form.status.value, words = form.words.value.toLowerCase();
-    found = data.questions.filter(question => {
-      const texts = [question.id, question.question, question.answer, ...chainsOf(question).map(chain => chain.text)];
-      return (kind === "all" || question[kind])
-        && (!status || chainsOf(question).some(chain => chain.status === status))
-        && texts.join("\n").toLowerCase().includes(words);
-    });
-    document.getElementById("found").textContent = found.length === 1 ? "1 question" : `${found.length} questions`;
-    list.replaceChildren();
-    showMore();
-  }
-
-  form.addEventListener("input", update);
-  form.addEventListener("submit", event => event.preventDefault());
-  more.addEventListener("click", showMore);
-  update();
+async function start() {
+  const data = await unpack(document.getElementById("data").textContent);
+  if (data.program) document.body.classList.add("program");
+  if (data.questions.length) browseQuestions(data, document.querySelector("#questions form"));
+  if (data.rollouts.length) browseSamples(data, document.getElementById("rollouts"));
+  document.body.dataset.ready = "";
 }
 
-function browseRollouts(section) {
-  const slider = section.querySelector("[type=range]");
-
-  function chosenSteps() {
-    const radio = section.querySelector("[type=radio]:checked");
-    return data.rollouts[radio ? radio.value : 0].steps;
-  }
-
-  function update(event) {
-    const steps = chosenSteps();
-    slider.max = steps.length - 1;
-    if (event?.target !== slider) slider.value = 0;
-    const { step, samples } = steps[slider.value];
-    section.querySelector("output").textContent = `step ${step}`;
-    document.getElementById("rollout-list").replaceChildren(...samples.map(rolloutCard));
-  }
-
-  section.addEventListener("input", update);
-  update();
+// A page of a run that goes on renews itself, but not under somebody who reads a question.
+function renew() {
+  const busy = document.querySelector("details.item[open]") || document.querySelector("[type=search]")?.value;
+  if (!busy && !document.hidden) location.reload();
 }
 
-if (data.program) document.body.classList.add("program");
-if (data.questions.length) browseQuestions(document.querySelector(".filters"));
-if (data.rollouts.length) browseRollouts(document.getElementById("rollouts"));
+const reload = Number(document.body.dataset.reload);
+if (reload) setInterval(renew, 1000 * reload);
+requestAnimationFrame(() => setTimeout(start)); // what needs no data is painted first
