@@ -31,8 +31,8 @@ def find_shots(
 
     Raises UserError where there is no such split, or not enough in it.
     """
-    asked = {question_key(problem) for problem in tested}
-    found = [p for p in _candidates(config, source) if question_key(p) not in asked]
+    asked = {question_key(problem.question) for problem in tested}
+    found = [p for p in _candidates(config, source) if question_key(p.question) not in asked]
     with_chain = [problem for problem in found if problem.chain]
     if config.data.cot == "natural" and not with_chain:
         with_chain = [replace(problem, chain="") for problem in found]
