@@ -129,6 +129,8 @@ def _print_summary(summary: dict[str, Any], n: int) -> None:
             found = summary[aggregation]
             label = aggregation if aggregation == "greedy" else f"vote of {found['k']}"
             _print_share(label, found["accuracy"], found["correct"], n, found["interval"])
+    for source, found in summary.get("sources", {}).items():
+        _print_share(source, found["accuracy"], found["correct"], found["questions"], found["interval"])
     for k, value in summary.get("pass", {}).items():
         typer.echo(f"pass@{k}: {value:.1%}")
     if found := summary.get("right_answer_wrong_chain"):

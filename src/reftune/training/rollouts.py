@@ -239,16 +239,29 @@ def accuracy(graded: Sequence[GradedSample]) -> float:
     return sum(judged) / max(1, len(judged))
 
 
+def accuracies(graded: Sequence[GradedSample]) -> dict[str, float]:
+    """Return the accuracy on all questions and, of several sources, on each one's, as metrics."""
+    sources = dict.fromkeys(g.problem.source for g in graded if g.problem.source)
+    return {"accuracy": accuracy(graded)} | {
+        f"accuracy/{source}": accuracy([g for g in graded if g.problem.source == source])
+        for source in sources
+    }
+
+
 def graded_rows(graded: Sequence[GradedSample]) -> list[GradedRow]:
     """Return graded samples as rows of a JSONL file."""
-    return [
-        {
-            "id": g.problem.id, "question": g.problem.question, "answer": g.problem.answer,
-            "completion": g.completion, "status": g.verdict.status, "value": g.verdict.answer,
-            "correct": g.verdict.correct, "reward": g.verdict.reward,
-        }
-        for g in graded
-    ]  # fmt: skip
+    return [_row(g) for g in graded]
+
+
+def _row(g: GradedSample) -> GradedRow:
+    row: GradedRow = {
+        "id": g.problem.id, "question": g.problem.question, "answer": g.problem.answer,
+        "completion": g.completion, "status": g.verdict.status, "value": g.verdict.answer,
+        "correct": g.verdict.correct, "reward": g.verdict.reward,
+    }  # fmt: skip
+    if g.problem.source:
+        row["source"] = g.problem.source
+    return row
 
 
 def sequence_seed(*key: object) -> int:
