@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -96,7 +95,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ended 
         for name, value in {
             "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CACHE_DIR": folder / "cache",
             "WANDB_DATA_DIR": folder / "staging", "WANDB_CONFIG_DIR": folder / "settings",
-            "PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[1]), str(Path(__file__).parent)]),
+            "PYTHONPATH": Path(cli.__file__).parents[1],
         }.items():  # fmt: skip
             patch.setenv(name, str(value))
         patch.chdir(folder)
