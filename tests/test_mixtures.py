@@ -12,6 +12,7 @@ import pytest
 from command_line import start
 from reftune import asking
 from reftune.config import Data
+from reftune.config.files import dump_config, load_config
 from reftune.data.problems import load_splits, load_test
 from reftune.evaluation.evaluate import summarise
 from reftune.pipeline import run_stages
@@ -110,6 +111,12 @@ def test_what_cannot_be_mixed_is_named(
     sets = [part for setting in settings for part in ("--set", setting)]
     assert start(monkeypatch, "run", tmp_path / "x.toml", *sets) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_runs_record_of_its_mixture_is_read_back(tmp_path: Path) -> None:
+    config = make_config(tmp_path, data={"mixture": {"a.b.jsonl": 1, "c/d": 2.5}, "test_sources": ["e"]})
+    (tmp_path / "config.toml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(tmp_path / "config.toml") == config
 
 
 # What is told
