@@ -9,7 +9,7 @@ import pytest
 from reftune.config import Config
 from reftune.config.checks import FILES
 from reftune.config.files import dump_config, load_config, parse_config
-from reftune.data.sources import CSV, JSON, PARQUET
+from reftune.data.sources import ARROW, CSV, JSON, PARQUET
 from reftune.problem import UserError
 
 GIVEN = "model.name=some/model"
@@ -282,4 +282,4 @@ def test_the_record_of_a_run_is_read_back_though_it_says_everything(tmp_path: Pa
 
 
 def test_files_without_splits_are_those_that_can_be_read() -> None:
-    assert set(FILES) == {*JSON, *CSV, *PARQUET}
+    assert set(FILES) == {*JSON, *CSV, *PARQUET, *ARROW}

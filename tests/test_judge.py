@@ -213,3 +213,17 @@ def test_an_own_reward_gets_the_columns_of_its_problem() -> None:
         Problem("b", "?", "1", columns={"level": 5}),
     ]
     assert [v.reward for v in judge_with(hard)(problems, ["x", "x"], [True, True])] == [3.0, 5.0]
+
+
+def test_an_own_reward_gets_what_the_completion_states(sandbox: Sandbox) -> None:
+    heard: list[str | None] = []
+
+    def listens(completion: str, stated_answer: str | None) -> float:
+        heard.append(stated_answer)
+        return 1.0
+
+    judge_with(listens)([TEXT] * 2, [f"So.{TRIGGER}Tuesday", "Who knows?"], [True, True])
+    own = OwnReward([listens])
+    judge = make_judge("program", trigger=TRIGGER, partial_reward=0.1, sandbox=sandbox, reward=own)
+    judge([TEXT], [returning("14 / 2")], [True])
+    assert heard == ["Tuesday", None, "7"]

@@ -95,7 +95,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 def sample(completion: str, tokens: int = 3, truncated: bool = False, **columns: Any) -> RewardSample:
     return {
         "question": f"{completion}?", "completion": completion, "answer": "7", "tokens": tokens,
-        "truncated": truncated, "columns": columns,
+        "truncated": truncated, "stated_answer": f"{completion}!", "columns": columns,
     }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_by_name_with_tokens_cut_off_and_columns() -> None:
 
 def test_by_position_and_columns_by_name() -> None:
     def reward(q: str, c: str, a: str, level: int, **others: Any) -> float:
-        assert set(others) == {"tokens", "truncated", "unit"}
+        assert set(others) == {"tokens", "truncated", "stated_answer", "unit"}
         return level
 
     assert values(reward, sample("x", level=4, unit="cm")) == [4.0]
@@ -140,6 +140,7 @@ def test_all_at_once() -> None:
     ) -> Any:
         assert others["prompts"] == others["questions"] == ["ab?", "abc?"]
         assert others["unit"] == [None, "cm"]
+        assert others["stated_answers"] == ["ab!", "abc!"]
         assert (others["token_counts"], others["truncated"]) == ([3, 3], [False, False])
         lengths = [len(c) + len(a) for c, a in zip(completions, answers, strict=True)]
         return np.array(lengths) * np.array(level)

@@ -196,6 +196,8 @@ def _print_summary(summary: dict[str, Any], n: int) -> None:
             found = summary[aggregation]
             label = aggregation if aggregation == "greedy" else f"vote of {found['k']}"
             _print_share(label, found["accuracy"], found["correct"], n, found["interval"])
+    for source, found in summary.get("sources", {}).items():
+        _print_share(source, found["accuracy"], found["correct"], found["questions"], found["interval"])
     for status, count in summary["statuses"].items():
         typer.echo(f"  {status}: {count}")
     if cut_off := summary["statuses"].get("truncated"):

@@ -87,7 +87,7 @@ def _text(
     ]
     data += [f"{key} = {quoted(value)}" for key, value in given.items() if value]
     if columns:
-        names = columns.model_dump(exclude_none=True).items()
+        names = columns.model_dump(exclude_unset=True).items()
         data += ["", "[data.columns]", *(f"{key} = {quoted(name)}" for key, name in names)]
     own = ["", "[reward]", f"function = {quoted(reward)}"] if reward else []
     return "\n".join(

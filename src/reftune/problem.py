@@ -83,7 +83,7 @@ class Problem:
     `chain` holds the reasoning alone: for programs the whole `def solution(): ...` text, for natural
     language the sentences before the answer trigger. `choices` are the option texts of a multiple
     choice question, whose `answer` is then the letter of the right one. `columns` are others of the data
-    set, for the user's own reward.
+    set, for the user's own reward. `source` is where it comes from, of several.
     """
 
     id: str
@@ -92,6 +92,7 @@ class Problem:
     chain: str | None = None
     choices: tuple[str, ...] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    source: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ class RewardFunction(Protocol):
 
     `reward(question, completion, answer)` gets the question as it was asked, the completion (the
     reasoning with its answer, or the whole program) and the right answer as the data have it; by name
-    also `tokens`, `truncated` and columns of the data set. It returns what the completion is worth, a
+    also `tokens`, `truncated`, `stated_answer` (what the built-in reading finds) and columns of the data
+    set. It returns what the completion is worth, a
     finite number or a bool, or a dictionary of named parts, which are added up; 1 or more counts as
     correct, unless the part "correct" says otherwise. With a parameter `completions` it gets lists
     (`questions`, `completions`, `answers`, `token_counts`, `truncated`, columns) and returns a list.
@@ -155,6 +157,7 @@ class GradedRow(TypedDict):
     value: Answer | None
     correct: bool
     reward: float
+    source: NotRequired[str]
 
 
 class SampledAnswer(TypedDict):

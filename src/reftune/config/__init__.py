@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from reftune.config.data import Columns, Data, Prompt, Synthetic
+from reftune.config.data import GYM, GYM_REWARD, Columns, Data, Prompt, Synthetic
 from reftune.config.evaluation import Evaluation, Reward
 from reftune.config.model import Lora, Model
 from reftune.config.ranges import Count, Place, Section, Seed, Threads
@@ -100,6 +100,21 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     compute: Compute = Compute()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _families_bring_their_verifier(cls, given: Any) -> Any:
+        """Let reasoning_gym's verifiers be the reward of its problems, where there is no other."""
+        if not isinstance(given, dict):
+            return given
+        data, reward = (_values(given.get(name, {})) for name in ("data", "reward"))
+        if reward is None or data is None or reward.get("function"):
+            return given
+        named = [data.get("train"), data.get("test")]
+        named += [*(data.get("mixture") or ()), *(data.get("test_sources") or ())]
+        if not any(str(source).startswith(GYM) for source in named):
+            return given
+        return {**given, "reward": {**reward, "function": GYM_REWARD}}
+
     @field_validator("name")
     @classmethod
     def _lies_inside(cls, name: str) -> str:
@@ -159,3 +174,10 @@ class Config(Section):
     def run_dir(self) -> Path:
         """Return the directory in which everything of this run lies."""
         return Path(self.output_dir) / self.name
+
+
+def _values(section: Any) -> dict[str, Any] | None:
+    """Return what a section is given, as a table or made already; None for what is none."""
+    if isinstance(section, Section):
+        return section.model_dump(exclude_unset=True)
+    return section if isinstance(section, dict) else None

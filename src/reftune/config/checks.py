@@ -35,7 +35,8 @@ class Idle(NamedTuple):
 
 _CRITIC = "model.value_model ppo.critic_warmup_steps ppo.value_clip_range ppo.value_head_learning_rate"
 _UPDATES = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples_per_question"
-_SOURCES = "data.train data.test"
+_TRAINED, _TESTED = "data.train data.mixture", "data.test data.test_sources"
+_SOURCES = f"{_TRAINED} {_TESTED}"
 
 IDLE = (
     Idle("sft", lambda c: not c.sft.epochs, "sft.epochs",
@@ -74,7 +75,7 @@ IDLE = (
     Idle("reward.weights reward.seconds reward.max_failed data.keep_columns",
          lambda c: c.reward.function is None, "reward.function",
          "only your own reward goes by it; set reward.function"),
-    Idle("reward.partial_reward", lambda c: c.reward.function is not None, "reward.function",
+    Idle("reward.partial_reward", lambda c: not c.reward.grades_answers, "reward.function",
          "reward.function says what a wrong answer is worth; leave one of them out"),
     Idle("reward.partial_reward", lambda c: _generated(c) and c.data.synthetic.choices > 0,
          f"{_SOURCES} data.synthetic.choices",
@@ -106,19 +107,24 @@ IDLE = (
     Idle("data.max_chains",
          lambda c: not c.sft.epochs and not {"offline_st", "online_st"} & {*c.methods},
          "sft.epochs methods", "nobody learns from chains; leave it out, or raise sft.epochs"),
-    Idle("data.synthetic", lambda c: "synthetic" not in (c.data.train, c.data.test), _SOURCES,
+    Idle("data.train", lambda c: bool(c.data.mixture), "data.mixture",
+         "data.mixture says what is trained on; leave one of them out"),
+    Idle("data.test", lambda c: bool(c.data.test_sources), "data.test_sources",
+         "data.test_sources says what is tested on; leave one of them out"),
+    Idle("data.synthetic",
+         lambda c: "synthetic" not in (*c.data.trained_on, *c.data.tested_on), _SOURCES,
          'no problems are generated; set data.train or data.test to "synthetic"'),
-    Idle("data.synthetic.train_size", lambda c: c.data.train != "synthetic", "data.train",
+    Idle("data.synthetic.train_size", lambda c: "synthetic" not in c.data.trained_on, _TRAINED,
          "data.train has its own problems; set data.max_train to use fewer"),
-    Idle("data.synthetic.test_size", lambda c: c.data.test != "synthetic", "data.test",
+    Idle("data.synthetic.test_size", lambda c: "synthetic" not in c.data.tested_on, _TESTED,
          "data.test has its own problems; set data.max_test to use fewer"),
     Idle("data.columns", lambda c: _generated(c), _SOURCES,
          "generated problems have no columns; set data.train or data.test"),
-    Idle("data.train_split", lambda c: not _has_splits(c.data.train), "data.train",
+    Idle("data.train_split", lambda c: not _have_splits(c.data.trained_on), _TRAINED,
          "data.train is no directory or hub data set, and has no splits; leave it out"),
-    Idle("data.test_split", lambda c: not _has_splits(c.data.test), "data.test",
+    Idle("data.test_split", lambda c: not _have_splits(c.data.tested_on), _TESTED,
          "data.test is no directory or hub data set, and has no splits; leave it out"),
-    Idle("data.subset", lambda c: not (_has_splits(c.data.train) or _has_splits(c.data.test)), _SOURCES,
+    Idle("data.subset", lambda c: not _have_splits([*c.data.trained_on, *c.data.tested_on]), _SOURCES,
          "neither data.train nor data.test is a hub data set; leave it out"),
 )  # fmt: skip
 
@@ -189,8 +195,8 @@ def _batch(config: Config) -> int:
 
 
 def _generated(config: Config) -> bool:
-    return config.data.train == config.data.test == "synthetic"
+    return {*config.data.trained_on, *config.data.tested_on} == {"synthetic"}
 
 
-def _has_splits(source: str) -> bool:
-    return source != "synthetic" and Path(source).suffix.lower() not in FILES
+def _have_splits(sources: Sequence[str]) -> bool:
+    return any(s != "synthetic" and Path(s).suffix.lower() not in FILES for s in sources)

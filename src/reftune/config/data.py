@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from reftune.config.ranges import Count, Place, Section, Seed
+from reftune.config.ranges import Count, Place, Section, Seed, Weight
 from reftune.problem import AnswerStyle, Cot
 
 # What `apply_chat_template` itself takes, and the messages.
@@ -15,6 +15,9 @@ _NOT_OF_A_TEMPLATE = (
     "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors",
     "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
 )  # fmt: skip
+
+# A source that reasoning_gym generates, what a problem of it keeps, and the function that verifies it.
+GYM, GYM_COLUMN, GYM_REWARD = "reasoning_gym:", "reasoning_gym", "reftune.data.gym:reward"
 
 PAPERS_TEMPLATE = "Question:\n{question}\nAnswer reasoning:\n"  # Luong et al. 2024
 
@@ -60,6 +63,12 @@ class Data(Section):
         "synthetic", description='a file, a directory, a Hugging Face data set name, or "synthetic"'
     )
     test: Place = Field("synthetic", description="likewise; touched once, for the final evaluation")
+    mixture: dict[Place, Weight] = Field(
+        {}, description="several sources to train on in place of `train`, with their weights"
+    )
+    test_sources: list[Place] = Field(
+        [], description="several sources to test on in place of `test`; each one's accuracy is told, too"
+    )
     cot: Cot = Field("program", description="kind of chain: program (executed) or natural (text)")
     validation_size: Count = Field(200, description="questions carved from train by a seeded hash")
     train_split: str = Field("train", description="split of the hub data set to train on")
@@ -75,6 +84,29 @@ class Data(Section):
     )
     max_test: Count | None = Field(None, description="use only this many test problems")
     synthetic: Synthetic = Synthetic()
+
+    @field_validator("mixture")
+    @classmethod
+    def _has_weights(cls, mixture: dict[str, float]) -> dict[str, float]:
+        for source, weight in mixture.items():
+            if not weight:
+                raise ValueError(f"data.mixture: {source} has the weight 0; leave it out, or raise it")
+        return mixture
+
+    @property
+    def trained_on(self) -> list[str]:
+        """Return the sources of the training problems."""
+        return list(self.mixture) or [self.train]
+
+    @property
+    def training_data(self) -> str:
+        """Return the names of these sources, for people."""
+        return " and ".join(self.trained_on)
+
+    @property
+    def tested_on(self) -> list[str]:
+        """Return the sources of the test problems."""
+        return self.test_sources or [self.test]
 
 
 class Prompt(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from reftune.config.data import GYM_REWARD
 from reftune.config.ranges import Place, Section, Temperature
 
 
@@ -23,6 +24,11 @@ class Reward(Section):
     )
     sandbox_seconds: float = Field(2.0, gt=0, le=3600, description="CPU time that a program may use")
     sandbox_memory_mb: int = Field(256, ge=16, le=2**20, description="heap that a program may use")
+
+    @property
+    def grades_answers(self) -> bool:
+        """Tell whether answers are compared with the right ones, where no verifier belongs to them."""
+        return self.function in (None, GYM_REWARD)
 
 
 class Evaluation(Section):

@@ -8,11 +8,18 @@ from typing import Any
 
 from reftune.config import Columns, Prompt, Reward
 from reftune.data.advice import ReadRow, advice
-from reftune.data.formats import is_program, read_fields, require_columns, require_new_id, to_problem
+from reftune.data.formats import (
+    is_program,
+    kept_columns,
+    read_fields,
+    require_columns,
+    require_new_id,
+    to_problem,
+    ungradable,
+)
 from reftune.data.problems import question_key
 from reftune.data.sources import load_rows
 from reftune.files import PlacedRow
-from reftune.grading.answers import check_answer
 from reftune.grading.judge import make_judge, make_sandbox
 from reftune.grading.rewards import OwnReward
 from reftune.model.prompts import make_prompter
@@ -158,13 +165,12 @@ def _read(
     for number, (where, row) in enumerate(rows, start=1):
         try:
             fields = read_fields(where, row, columns)
-            kept = {name: row[name] for name in keep if name in row}
-            problem = to_problem(where, fields, f"new-{number}", check.cot, kept)
+            problem = to_problem(where, fields, f"new-{number}", check.cot, kept_columns(row, keep))
             require_new_id(where, problem, places)
         except UserError as error:
             check.faults.append(str(error))
             continue
-        if graded and (complaint := check_answer(problem, check.cot)):
+        if graded and (complaint := ungradable(problem, check.cot)):
             check.faults.append(f"{where}: {complaint}")
         elif check.cot == "program" and not (problem.chain or PROGRAM_HEAD).startswith(PROGRAM_HEAD):
             check.faults.append(f'{where}: a program chain must start with "def solution():"')

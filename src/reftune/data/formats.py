@@ -11,8 +11,10 @@ from string import ascii_lowercase
 from typing import Any
 
 from reftune.config import Columns, Prompt
+from reftune.config.data import GYM_COLUMN
 from reftune.data.conversations import as_columns, is_conversation
 from reftune.files import PlacedRow
+from reftune.grading.answers import check_answer
 from reftune.grading.cells import as_choices, as_text, indexed, read_options
 from reftune.grading.choices import extract_choice
 from reftune.grading.extraction import (
@@ -67,6 +69,8 @@ def read_fields(where: str, row: dict[str, Any], columns: Columns | None) -> Fie
 
     Raises UserError that names the place of a row that cannot be read, as `to_problem` does.
     """
+    if GYM_COLUMN in row:
+        return Fields(row["id"], row["question"], row["answer"], "", None)
     row = row if columns else as_columns(where, row)
     names = columns or known_columns(where, row)
     options = row.get(names.choices or "")
@@ -124,6 +128,16 @@ def to_problem(
     return Problem(fields.id or new_id, question, answer, chain, choices, columns or {})
 
 
+def kept_columns(row: Mapping[str, Any], keep: Sequence[str]) -> dict[str, Any]:
+    """Return what a problem keeps of its row: the columns `keep`, and what its verifier needs."""
+    return {name: row[name] for name in (*keep, GYM_COLUMN) if name in row}
+
+
+def ungradable(problem: Problem, cot: Cot) -> str | None:
+    """Return a sentence on an answer that nobody can grade; a verifier needs none."""
+    return None if GYM_COLUMN in problem.columns else check_answer(problem, cot)
+
+
 def require_new_id(where: str, problem: Problem, places: dict[str, str]) -> None:
     """Raise UserError if another row has the problem's id; `places` collects where each id stands."""
     if (first := places.setdefault(problem.id, where)) != where:
@@ -154,7 +168,7 @@ def require_columns(
     if columns is None:
         known_columns(*rows[0])
     left_out = {"chain"}
-    if columns and "answer" not in columns.model_fields_set and columns.chain:  # which states them
+    if columns and columns.chain and columns.answer == Columns().answer:  # the chains may state them
         left_out.add("answer")
     wanted = [(f"columns.{key}", name) for key, name in columns or () if key not in left_out]
     for key, name in (*wanted, *(("keep_columns", name) for name in keep)):

@@ -8,13 +8,20 @@ from itertools import zip_longest
 from pathlib import Path
 
 from reftune.config import Columns, Data
+from reftune.config.data import GYM
 from reftune.data.advice import ReadRow, advice
 from reftune.data.conversations import tell_of_systems
-from reftune.data.formats import read_fields, require_columns, require_new_id, to_problem
+from reftune.data.formats import (
+    kept_columns,
+    read_fields,
+    require_columns,
+    require_new_id,
+    to_problem,
+    ungradable,
+)
 from reftune.data.sources import Source, load_rows
 from reftune.data.synthetic.generator import generate
 from reftune.files import make_directory, reading_from, write_json, writing_to
-from reftune.grading.answers import check_answer
 from reftune.launcher import tell_once
 from reftune.problem import Cot, Problem, UserError
 
@@ -49,9 +56,10 @@ def load_splits(data: Data, seed: int, *, check_answers: bool = True) -> Splits:
     (`data.max_chains`) included. Raises UserError where
     nothing is left to train on, and as `load_problems` does.
     """
-    found = _load(data, data.train, "train", seed, check_answers)
-    test = _load(data, data.test, "test", seed, check_answers)
-    unseen = unseen_questions(found, test, f"data.train = {data.train}", f"data.test = {data.test}")
+    found = _load_all(data, data.trained_on, "train", seed, check_answers)
+    test = _load_all(data, data.tested_on, "test", seed, check_answers)
+    names = f"data.train = {data.training_data}", f"data.test = {' and '.join(data.tested_on)}"
+    unseen = unseen_questions(found, test, *names)
     first: dict[str, Problem] = {}
     for problem in unseen:
         first.setdefault(question_key(problem.question), problem)
@@ -95,18 +103,18 @@ def _require_rest(data: Data, questions: int) -> None:
     """Refuse a validation that leaves nothing to train on; tell of one that takes more than the half."""
     size, fitting = data.validation_size, fitting_validation(questions)
     if questions < 2:
-        raise UserError(
-            f"{data.train}: has {questions} questions that are not in the test set; give more"
-        )
+        told = f"{data.training_data}: has {questions} questions that are not in the test set"
+        raise UserError(f"{told}; give more")
     if size >= questions:
         raise UserError(
-            f"data.validation_size = {size} leaves nothing to train on: {data.train} has {questions}"
-            f" different questions that are not in the test set; set data.validation_size = {fitting}"
+            f"data.validation_size = {size} leaves nothing to train on: {data.training_data} has"
+            f" {questions} different questions that are not in the test set; set"
+            f" data.validation_size = {fitting}"
         )
     if 2 * size > questions:
         tell_once(
             f"data.validation_size = {size} holds back more than half of the {questions} questions of"
-            f" {data.train}; {fitting} would do"
+            f" {data.training_data}; {fitting} would do"
         )
 
 
@@ -114,8 +122,11 @@ def load_test(
     data: Data, seed: int, *, check_answers: bool = True, rows: Source | None = None
 ) -> list[Problem]:
     """Load the test problems alone, the same ones as `load_splits` gives; or those in `rows`."""
-    source, role = (data.test, "test") if rows is None else (rows, "data")
-    return _ranked(_load(data, source, role, seed, check_answers), seed, 0, data.max_test)
+    if rows is None:
+        found = _load_all(data, data.tested_on, "test", seed, check_answers)
+    else:
+        found = _load(data, rows, "data", seed, check_answers)
+    return _ranked(found, seed, 0, data.max_test)
 
 
 def load_problems(
@@ -145,6 +156,8 @@ def load_problems(
     place = prefix = new_ids or "data"
     if isinstance(source, str | Path):
         place, prefix = str(source), new_ids or Path(source).stem
+    if place.startswith(GYM):  # whose rows have columns of their own
+        columns, keep = None, ()
     rows = list(load_rows(source, split, subset, place))
     require_columns(place, rows, columns, keep)
     if columns is None:
@@ -152,10 +165,10 @@ def load_problems(
     places: dict[str, str] = {}
     read: list[ReadRow] = []
     for number, (where, row) in enumerate(rows, start=1):
-        kept = {name: row[name] for name in keep if name in row}
         fields = read_fields(where, row, columns)
+        kept = kept_columns(row, keep)
         problem = to_problem(where, fields, f"{prefix}-{number}", cot, kept)
-        if check_answers and (complaint := check_answer(problem, cot)):
+        if check_answers and (complaint := ungradable(problem, cot)):
             raise UserError(f"{where}: {complaint}")
         require_new_id(where, problem, places)
         read.append((where, fields, problem))
@@ -206,6 +219,17 @@ def write_splits(directory: Path, splits: Splits) -> None:
         write_problems(directory / f"{name}.jsonl", problems)
     sizes = {name: len(problems) for name, problems in sets.items()}
     write_json(directory / "report.json", sizes | asdict(splits.report))
+
+
+def _load_all(data: Data, sources: Sequence[str], role: str, seed: int, check: bool) -> list[Problem]:
+    """Load one source, or several, whose problems then say which one they come from."""
+    if len(sources) == 1:
+        return _load(data, sources[0], role, seed, check)
+    return [
+        replace(problem, id=f"{number}:{problem.id}", source=source)
+        for number, source in enumerate(sources, start=1)
+        for problem in _load(data, source, role, seed, check)
+    ]
 
 
 def _load(data: Data, source: Source, role: str, seed: int, check: bool) -> list[Problem]:

@@ -8,6 +8,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
+from reftune.config.data import GYM
 from reftune.data.tables import csv_rows, parquet_rows
 from reftune.files import ONE_PER_LINE, PlacedRow, parse_json, read_rows, reading_from, require_object
 from reftune.problem import Problem, UserError
@@ -32,6 +33,10 @@ def load_rows(source: Source, split: str, subset: str | None, name: str = "data"
     """
     if not isinstance(source, str | Path):
         return _given_rows(source, name)
+    if str(source).startswith(GYM):
+        from reftune.data.gym import gym_rows  # here: nobody else needs it
+
+        return gym_rows(str(source), split)
     path, source = Path(os.path.expanduser(source)), str(source)
     suffix = path.suffix.lower()
     if not path.exists() and (

@@ -45,27 +45,30 @@ def check(
     wrong, for PPO finds that.
     """
     from reftune.config import Prompt, Reward
+    from reftune.config.data import GYM, GYM_REWARD
     from reftune.data.problems import load_problems
     from reftune.evaluation.reward_check import check_reward, table, verdict
     from reftune.grading.judge import make_judge, make_sandbox
     from reftune.grading.rewards import OwnReward
 
+    verifier = GYM_REWARD if data.startswith(GYM) else None
     problems = load_problems(
         data, cot=cot, split=split, subset=subset, columns=named_columns(columns),
         keep=keep or [], check_answers=function is None,
     )  # fmt: skip
     with make_sandbox(Reward(), text=True) as sandbox:
-        own = None if function is None else OwnReward([function])
+        reward = function or verifier
+        own = None if reward is None else OwnReward([reward])
         judge = make_judge(
             cot, trigger=Prompt().trigger, partial_reward=0.0, sandbox=sandbox, reward=own
         )
         found = check_reward(judge, problems[:most], cot)
     if as_json:
         tried = [asdict(one) | {"interval": one.interval} for one in found]
-        print_json({"reward": function, "questions": len(problems[:most]), "tried": tried})
+        print_json({"reward": reward, "questions": len(problems[:most]), "tried": tried})
         return
     typer.echo("\n".join(table(found)))
-    name = function or "the built-in check"
+    name = reward or "the built-in check"
     typer.echo("\n".join(f"{name}: {sentence}" for sentence in verdict(found)))
 
 

@@ -98,6 +98,7 @@ def summarise(rows: Answers, trigger: str | None = None) -> dict[str, Any]:
     `greedy` is always there; `vote`, `rerank` and `weighted vote` come with their `k` and, under
     `curves`, their accuracies with fewer samples.
     `rerank` also has `within_question_auc`, and `pass` has pass@k.
+    With questions of several sources `sources` has the greedy accuracy on each one's.
     Where chains can be checked, `right_answer_wrong_chain` is there, too: see `wrong_chain_share`.
     """
     k = len(rows[0].get("samples", ()))
@@ -110,6 +111,8 @@ def summarise(rows: Answers, trigger: str | None = None) -> dict[str, Any]:
     if k:
         found = {s: {str(j): x for j, x in points.items()} for s, points in curves(rows, k).items()}
         summary |= {"pass": found.pop("pass"), "curves": found}
+    if sources := dict.fromkeys(row["source"] for row in rows if "source" in row):
+        summary["sources"] = {source: _of_source(rows, source) for source in sources}
     if wrong_chains := wrong_chain_share(rows, trigger):
         summary["right_answer_wrong_chain"] = wrong_chains
     return summary
@@ -187,6 +190,11 @@ def write_result(
         "comparisons": comparisons,
     }
     write_json(directory / "result.json", result)
+
+
+def _of_source(rows: Answers, source: str) -> dict[str, Any]:
+    right = [row["correct"] for row in rows if row.get("source") == source]
+    return {"questions": len(right), **_accuracy(right)}
 
 
 def _accuracy(right: Sequence[bool]) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def evaluate_on(
     changes += [f"data.test_split={json.dumps(split)}"] if split else []
     changes += [f"data.subset={json.dumps(subset)}"] if subset else []
     test = str(data) if named else "rows.jsonl"
-    config = model_config(str(model), changes, test=test, cot=cot)
-    check = config.reward.function is None
+    config = model_config(str(model), changes, test=test, test_sources=[], cot=cot)
+    check = config.reward.grades_answers
     rows = None if named else data
     problems = load_test(config.data, config.seed, check_answers=check, rows=rows)
     config = with_prompt(config)

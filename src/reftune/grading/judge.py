@@ -85,16 +85,17 @@ def make_judge(
         tokens: Sequence[int] | None = None,
         /,
     ) -> list[Verdict]:
-        if reward is None:
-            for problem in dict.fromkeys(problems):  # each question comes once per sample
-                if complaint := check_answer(problem, cot):
-                    raise UserError(complaint)
+        for problem in dict.fromkeys(problems):  # each question comes once per sample
+            judged_here = reward is None or not reward.judges(problem)
+            if judged_here and (complaint := check_answer(problem, cot)):
+                raise UserError(complaint)
         results = read(completions, finished)
         pairs = zip(problems, results, strict=True)
         verdicts = [_verdict(problem, result, cot, partial_reward) for problem, result in pairs]
         if reward is None:
             return verdicts
-        return _rescored(reward, problems, completions, verdicts, tokens)
+        stated = [None if result.value is None else _spelled(result.value) for result in results]
+        return _rescored(reward, problems, completions, verdicts, stated, tokens)
 
     return judge
 
@@ -104,16 +105,20 @@ def _rescored(
     problems: Sequence[Problem],
     completions: Sequence[str],
     verdicts: list[Verdict],
+    stated: Sequence[str | None],
     tokens: Sequence[int] | None,
 ) -> list[Verdict]:
     """Put the user's rewards into verdicts, except those that say nothing of the completion."""
     left_out = ("sandbox_error",) if reward.wants_truncated else ("sandbox_error", "truncated")
-    asked = [i for i, verdict in enumerate(verdicts) if verdict.status not in left_out]
+    asked = [
+        i for i, (problem, verdict) in enumerate(zip(problems, verdicts, strict=True))
+        if verdict.status not in left_out and reward.judges(problem)
+    ]  # fmt: skip
     samples: list[RewardSample] = [
         {
             "question": problems[i].question, "completion": completions[i], "answer": problems[i].answer,
             "tokens": tokens[i] if tokens else None, "truncated": verdicts[i].status == "truncated",
-            "columns": dict(problems[i].columns),
+            "stated_answer": stated[i], "columns": dict(problems[i].columns),
         }
         for i in asked
     ]  # fmt: skip
@@ -125,6 +130,11 @@ def _rescored(
                 verdicts[i], correct=scored.correct, reward=scored.value, parts=scored.parts
             )
     return verdicts
+
+
+def _spelled(value: Answer) -> str:
+    """Return an answer as text, a number that a program returned without needless digits."""
+    return value if isinstance(value, str) else f"{value:.15g}"
 
 
 def make_extractor(

@@ -20,7 +20,7 @@ from reftune.problem import UserError, shortened, shown
 ONE = ("question", "completion", "answer")  # what a function of one completion gets by position
 PLURAL = {
     "questions": "question", "prompts": "question", "completions": "completion", "answers": "answer",
-    "token_counts": "tokens", "truncated": "truncated",
+    "token_counts": "tokens", "truncated": "truncated", "stated_answers": "stated_answer",
 }  # fmt: skip
 
 
@@ -32,6 +32,7 @@ class RewardSample(TypedDict):
     answer: str
     tokens: int | None  # of the response; None where nobody has counted
     truncated: bool  # whether the token limit cut it off
+    stated_answer: str | None  # what the completion states as its final answer, by the built-in reading
     columns: dict[str, Any]  # the problem's other columns
 
 
@@ -92,10 +93,11 @@ class RewardCall:
     """A reward function, and how it is called.
 
     A function with a parameter `completions` gets lists by name (questions, completions, answers,
-    token_counts, truncated, and the problems' other columns) and returns a list; any other gets one
-    question, completion and answer, by name or by position, and more by name (tokens, truncated,
-    columns). It returns a finite number, a bool, or a dictionary of named parts that are added up, of
-    which "correct" says whether the answer is right. Both kinds may be `async`.
+    token_counts, truncated, stated_answers, and the problems' other columns) and returns a list; any
+    other gets one question, completion and answer, by name or by position, and more by name (tokens,
+    truncated, stated_answer, columns). It returns a finite number, a bool, or a dictionary of named
+    parts that are added up, of which "correct" says whether the answer is right. Both kinds may be
+    `async`.
 
     Args:
         function: the user's; its code is trusted.

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reftune.config import Reward
+from reftune.config.data import GYM_COLUMN, GYM_REWARD
 from reftune.grading.reward_calls import Outcome, RewardSample
 from reftune.grading.reward_lines import Ended, ProcessLine, RewardLine, ThreadLine
-from reftune.problem import Status, UserError, shown
+from reftune.problem import Problem, Status, UserError, shown
 
 GRACE = 5.0  # seconds beyond the limit of async calls, which are timed where they run
 RewardSpec = str | Callable[..., Any]
@@ -43,6 +44,7 @@ class OwnReward:
         weights: one per function; default: 1 each.
         seconds: that a call may take.
         max_failed: share of the completions of one batch that they may fail on.
+        column: judge only problems that have kept this column; others are left to the built-in check.
 
     Raises UserError for a function that cannot be loaded, or a number of weights that is another one.
     """
@@ -54,6 +56,7 @@ class OwnReward:
         *,
         seconds: float = Reward().seconds,
         max_failed: float = Reward().max_failed,
+        column: str | None = None,
     ) -> None:
         if weights and len(weights) != len(functions):
             raise UserError(
@@ -61,7 +64,7 @@ class OwnReward:
             )
         self.names = [_name(function) for function in functions]
         self.weights = list(weights) or [1.0] * len(functions)
-        self.seconds, self.max_failed = seconds, max_failed
+        self.seconds, self.max_failed, self.column = seconds, max_failed, column
         self._lines = [
             ProcessLine(function) if isinstance(function, str) else ThreadLine(function)
             for function in functions
@@ -73,6 +76,10 @@ class OwnReward:
     def wants_truncated(self) -> bool:
         """Tell whether any function asks for completions that were cut off, too."""
         return any(line.wants_truncated for line in self._lines)
+
+    def judges(self, problem: Problem) -> bool:
+        """Tell whether it says what answers to a problem are worth."""
+        return self.column is None or self.column in problem.columns
 
     def __call__(self, samples: Sequence[RewardSample], ids: Sequence[str]) -> list[Scored]:
         """Score completions; raise UserError where too many cannot be.
@@ -153,7 +160,10 @@ def own_reward(section: Reward) -> OwnReward | None:
     if named is None:
         return None
     functions = [named] if isinstance(named, str) else named
-    return OwnReward(functions, section.weights, seconds=section.seconds, max_failed=section.max_failed)
+    return OwnReward(
+        functions, section.weights, seconds=section.seconds, max_failed=section.max_failed,
+        column=GYM_COLUMN if named == GYM_REWARD else None,
+    )  # fmt: skip
 
 
 def _name(function: RewardSpec) -> str:

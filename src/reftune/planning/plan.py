@@ -90,7 +90,7 @@ def plan_run(config: Config, gpu: str | None = None) -> Plan:
     accelerator = make_accelerator(untracked)
     card = named_machine(gpu) if gpu else None  # before anything is read
     run = Run(untracked, accelerator)
-    run.splits = load_splits(config.data, config.seed, check_answers=config.reward.function is None)
+    run.splits = load_splits(config.data, config.seed, check_answers=config.reward.grades_answers)
     architecture, prompter = run.base_architecture()
     machine = card or this_machine(accelerator.device)  # all is imported and read by now
     lengths = measure(prompter, run.splits.train, config)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from reftune.config import Config
 from reftune.data.problems import load_problems
@@ -20,12 +21,15 @@ def with_problems(config: Config, *, train: Source | None, test: Source | None) 
     Rows are checked, and written into the run's directory: the run can be resumed and repeated from
     there. Raises UserError for a row that cannot be used, and where the directory holds other rows.
     """
-    data = {}
+    data: dict[str, Any] = {}
     for role, source in (("train", train), ("test", test)):
         if isinstance(source, str | Path):
             data[role] = str(source)
         elif source is not None:
             data[role] = str(_keep(config, role, list(load_rows(source, "", None, role))))
+    several: dict[str, Any] = {"train": {"mixture": {}}, "test": {"test_sources": []}}
+    for role in list(data):
+        data |= several[role]
     return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 
@@ -35,7 +39,7 @@ def _keep(config: Config, role: str, rows: Sequence[PlacedRow]) -> Path:
         cot=config.data.cot,
         columns=config.data.columns,
         keep=config.data.keep_columns,
-        check_answers=config.reward.function is None,
+        check_answers=config.reward.grades_answers,
         new_ids=role,
     )
     path = config.run_dir / "given" / f"{role}.jsonl"

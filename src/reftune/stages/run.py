@@ -45,7 +45,7 @@ class Run:
         Raises UserError where the run, or the one that it starts from, has learnt from others.
         """
         config = self.config
-        splits = load_splits(config.data, config.seed, check_answers=config.reward.function is None)
+        splits = load_splits(config.data, config.seed, check_answers=config.reward.grades_answers)
         if self.accelerator.is_main_process:
             if has_begun(config.run_dir):
                 require_same(config.run_dir / "data", splits, ("train", "validation", "test"))

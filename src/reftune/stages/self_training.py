@@ -16,7 +16,7 @@ from reftune.stages.run import Run
 from reftune.stages.stage import RESULT_KEYS, Stage
 from reftune.stages.supervised import Example, fit, stop_on_non_finite, train_on
 from reftune.stages.warmup_samples import read_warmup_samples
-from reftune.training.rollouts import accuracy, mean_parts
+from reftune.training.rollouts import accuracies, mean_parts
 from reftune.training.types import GradedSample
 
 
@@ -127,7 +127,7 @@ def describe(graded: Sequence[GradedSample]) -> dict[str, Any]:
     samples = [g.sample for g in graded]
     return {
         **mean_parts(graded),
-        "accuracy": accuracy(graded),
+        **accuracies(graded),
         "response_length": sum(len(sample.tokens) for sample in samples) / len(samples),
         "truncated": sum(not sample.finished for sample in samples) / len(samples),
         "statuses": dict(Counter(g.verdict.status for g in graded)),

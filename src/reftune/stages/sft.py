@@ -21,7 +21,9 @@ def start(run: Run) -> None:
         ways = "SFT needs annotated chains: `reftune data prepare` derives programs from some data sets"
         if run.config.model.name is not None:
             ways += "; without SFT, sft.epochs = 0, the methods start from the given model"
-        raise UserError(f"{run.config.data.train}: no problem has a {run.config.data.cot} chain; {ways}")
+        raise UserError(
+            f"{run.config.data.training_data}: no problem has a {run.config.data.cot} chain; {ways}"
+        )
     _check_chains(run)
     _tell_shares(run)
     policy, prompter = run.base_policy()
@@ -47,7 +49,9 @@ def _tell_shares(run: Run) -> None:
     """Say how many questions SFT learns from where some have no chain."""
     chains, questions = len(run.annotated), len(run.splits.train)
     if chains < questions and run.accelerator.is_main_process:
-        told = f"{run.config.data.train}: {chains} of {questions} training questions have a chain"
+        told = (
+            f"{run.config.data.training_data}: {chains} of {questions} training questions have a chain"
+        )
         print(f"{told}; SFT learns from these, and the other methods ask all", file=sys.stderr)
 
 
@@ -62,7 +66,7 @@ def _check_chains(run: Run) -> None:
         return
     first, status = problems[wrong[0]].id, Counter(verdicts[i].status for i in wrong).most_common(1)
     told = f"{len(wrong)} of {len(problems)} annotated programs do not give their answer"
-    told = f"{config.data.train}: {told} (first: {first}; most often: {status[0][0]})"
+    told = f"{run.config.data.training_data}: {told} (first: {first}; most often: {status[0][0]})"
     if len(wrong) == len(problems):
         raise UserError(f"{told}; `reftune data check` lists them")
     if run.accelerator.is_main_process:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from reftune.runs.run_log import RunLog
 from reftune.stages.steps import EndStep, Loop, Metrics, State, TakeStep
 from reftune.training.first_prompts import check_first_prompts
 from reftune.training.learner import Learner, online_schedule
-from reftune.training.microbatches import shuffled
+from reftune.training.microbatches import shuffled, turns
 from reftune.training.optimizer import make_optimizer
 from reftune.training.rollouts import Generator, accuracy, make_generator
 from reftune.training.token_budget import token_budget
@@ -31,6 +32,9 @@ from reftune.training.types import GradedSample
 
 OnlineStep = Callable[[int], tuple[Metrics, Sequence[GradedSample]]]
 RESULT_KEYS = ("best_validation_accuracy", "seconds")
+
+
+_order = lru_cache(maxsize=16)(shuffled)  # a batch asks for the same ones again and again
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,24 @@ class Stage:
             return accuracy(generator.generate(self.validation, 1, 0.0, key=key))
 
     def questions(self, step: int, count: int) -> list[Problem]:
-        """Return the questions of step `step` (from 1): endless shuffled passes, cut into batches."""
-        train, positions = self.train, range((step - 1) * count, step * count)
-        passes = {p // len(train) for p in positions}
-        orders = {p: shuffled(len(train), self.config.seed, "questions", p) for p in passes}
-        return [train[orders[p // len(train)][p % len(train)]] for p in positions]
+        """Return the questions of step `step` (from 1): endless shuffled passes, cut into batches.
+
+        With `data.mixture` each source has passes of its own, and `turns` says whose question comes
+        next: of all questions up to any step, each source has its share of the weights, whatever its
+        size. As everything else that is drawn, this depends on the seed and the step alone.
+        """
+        last, weights = step * count, self.config.data.mixture
+        parts = {s: part for s in weights if (part := [p for p in self.train if p.source == s])}
+        if not parts:  # one source
+            return [self._in_pass(self.train, position) for position in range(last - count, last)]
+        names = list(parts)
+        order = turns(tuple(weights[name] for name in names), 1 << last.bit_length())
+        return [self._in_pass(parts[names[k]], nth, names[k]) for k, nth in order[last - count : last]]
+
+    def _in_pass(self, problems: Sequence[Problem], position: int, *source: str) -> Problem:
+        """Return the problem at a position of endless shuffled passes."""
+        number, place = divmod(position, len(problems))
+        return problems[_order(len(problems), self.config.seed, "questions", *source, number)[place]]
 
     def run_steps(
         self, total: int, checkpoint_every: int, start: State, take_step: TakeStep, end_step: EndStep

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -12,6 +13,24 @@ def shuffled(count: int, *key: object) -> list[int]:
     order = list(range(count))
     random.Random("/".join(map(str, key))).shuffle(order)
     return order
+
+
+@lru_cache(maxsize=4)
+def turns(weights: tuple[float, ...], count: int) -> list[tuple[int, int]]:
+    """Return whose turn it is at each of `count` positions, and the how-manieth turn of his (from 0).
+
+    Smooth weighted round robin: at each position all gain their weight, and who has most takes the turn
+    for the sum of all weights. Of the first n positions nobody has a whole turn more than his share of
+    n, and a longer list begins as a shorter one.
+    """
+    gained, had, found = [0.0] * len(weights), [0] * len(weights), []
+    for _ in range(count):
+        gained = [have + weight for have, weight in zip(gained, weights, strict=True)]
+        chosen = max(range(len(weights)), key=gained.__getitem__)
+        gained[chosen] -= sum(weights)
+        found.append((chosen, had[chosen]))
+        had[chosen] += 1
+    return found
 
 
 def minibatches(order: Sequence[Item], size: int) -> Iterator[list[Item]]:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -251,17 +251,27 @@ def accuracy(graded: Sequence[GradedSample]) -> float:
     return sum(judged) / max(1, len(judged))
 
 
+def accuracies(graded: Sequence[GradedSample]) -> dict[str, float]:
+    """Return the accuracy on all questions and, of several sources, on each one's, as metrics."""
+    sources = dict.fromkeys(g.problem.source for g in graded if g.problem.source)
+    return {"accuracy": accuracy(graded)} | {
+        f"accuracy/{source}": accuracy([g for g in graded if g.problem.source == source])
+        for source in sources
+    }
+
+
 def graded_rows(graded: Sequence[GradedSample]) -> list[GradedRow]:
     """Return graded samples as rows of a JSONL file."""
-    rows: list[Any] = [
-        {
-            "id": g.problem.id, "question": g.problem.question, "answer": g.problem.answer,
-            "completion": g.completion, "status": g.verdict.status, "value": g.verdict.answer,
-            "correct": g.verdict.correct, "reward": g.verdict.reward, **g.trace,
-        }
-        for g in graded
-    ]  # fmt: skip
-    return rows
+    return [_row(g) for g in graded]
+
+
+def _row(g: GradedSample) -> GradedRow:
+    row = {
+        "id": g.problem.id, "question": g.problem.question, "answer": g.problem.answer,
+        "completion": g.completion, "status": g.verdict.status, "value": g.verdict.answer,
+        "correct": g.verdict.correct, "reward": g.verdict.reward, **g.trace,
+    }  # fmt: skip
+    return cast(GradedRow, row | ({"source": g.problem.source} if g.problem.source else {}))
 
 
 def sequence_seed(*key: object) -> int:

@@ -49,7 +49,8 @@ def accuracies(evaluation: Row) -> dict[str, Any]:
     """Lay the aggregations out as columns; what a model has not is None there.
 
     Beside its accuracies and pass@k each model has its `order`, how often its reranker puts a right
-    sample before a wrong one of a question, and what is known of its `wrong_chains`.
+    sample before a wrong one of a question, and what is known of its `wrong_chains`,
+    and its greedy accuracy on each of several `sources`.
     """
     models = evaluation.get("models", {})
     parts = [part for model in models.values() for part in model.items()]
@@ -65,6 +66,7 @@ def accuracies(evaluation: Row) -> dict[str, Any]:
             "passes": [model.get("pass", {}).get(k) for k in ks],
             "order": model.get("rerank", {}).get("within_question_auc"),
             "wrong_chains": model.get("right_answer_wrong_chain"),
+            "sources": model.get("sources", {}),
         }
         for key, model in models.items()
     ]
