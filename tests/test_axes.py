@@ -90,6 +90,7 @@ def test_curves_over_samples_are_told_by_model_on_their_axis() -> None:
         ("SFT", [0.5, 0.75]),
         ("ReFT", [0.5, 1]),
     ]
+    assert [one["colour"] for one in told["series"]] == ["var(--sft)", "var(--reft)"]
     assert (told["log"], told["label"]) == (True, "samples k")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,8 @@ def test_its_stage_is_on_the_page(run: Path) -> None:
     assert "--dpo: #123456;" in page
     assert ".model-dpo { --model: var(--dpo); }" in page
     assert "stroke: var(--dpo)" in page
-    browser = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    packed = page.partition('id="data">')[2].partition("</script>")[0]
+    browser = json.loads(gzip.decompress(base64.b64decode(packed)))
     assert {"key": "dpo", "label": "DPO"} in browser["models"]
     (shown,) = browser["rollouts"]
     assert (shown["stage"], shown["steps"][0]["samples"][0]["reward"]) == ("DPO", "0.875")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
-from tokenizers.decoders import DecodeStream
 
 from reftune.config import Model, Prompt
 from reftune.files import read_object, require_object
@@ -138,6 +137,8 @@ class Prompter:
         """Return the text of each token; one that only begins a letter has none, the next the whole."""
         if not self.tokenizer.is_fast:
             return [self._text([token], special=True) for token in tokens]
+        from tokenizers.decoders import DecodeStream
+
         stream = DecodeStream(skip_special_tokens=False)
         return [stream.step(self.tokenizer._tokenizer, token) or "" for token in tokens]
 

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.lines import Line2D
@@ -27,7 +28,7 @@ def settle(ax: Axes) -> None:
             low, high = ax.get_ylim()
             edge = 0.04 * (high - low)  # so that a line along it is seen; two ticks are further apart
             ax.set_ylim(max(low, -edge), min(high, 1 + edge))
-    if shares:
+    if isinstance(formatter, PercentFormatter):
         low, high = ax.get_ylim()
         formatter.decimals = 1 if high - low < FEW else 0
 
@@ -38,10 +39,10 @@ def hover_data(ax: Axes) -> str:
     A name is a curve's label without the "_" that keeps it out of legends. Layers of a stack are told
     as their upper edges. Nothing is returned where there is no such curve.
     """
-    lines = [line for line in ax.lines if line.get_picker() and len(line.get_xydata())]
-    if not lines:
-        return ""
+    lines = [line for line in ax.lines if line.get_picker() and np.size(line.get_xdata())]
     figure, place = ax.get_figure(root=True), ax.get_position()
+    if not lines or figure is None:
+        return ""
     width, height = 72 * figure.get_figwidth(), 72 * figure.get_figheight()
     box = (place.x0 * width, (1 - place.y1) * height, place.width * width, place.height * height)
     told = {
@@ -58,6 +59,6 @@ def hover_data(ax: Axes) -> str:
 
 
 def _series(line: Line2D) -> dict[str, object]:
-    x, y = ([float(f"{value:.5g}") for value in values] for values in line.get_data())
+    x, y = ([float(f"{value:.5g}") for value in np.array(data, float)] for data in line.get_data())
     name = str(line.get_label()).removeprefix("_")
     return {"name": name, "colour": line.get_color(), "x": x, "y": y}

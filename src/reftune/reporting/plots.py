@@ -84,7 +84,7 @@ class Plot:
     def hover(self) -> str:
         """Return as JSON what the page tells under the pointer; nothing of a figure without curves."""
         _lay_out(self.figure)
-        return hover_data(self.figure.axes[0])
+        return _with_variables(hover_data(self.figure.axes[0]))
 
     def svg(self) -> str:
         """Return the plot as an inline SVG element whose colours are the page's CSS variables."""
@@ -96,10 +96,7 @@ class Plot:
             self.figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
         text = buffer.getvalue()
         # Names of groups are the same in each figure.
-        text = re.sub(r' id="[^"]*_[^"]*"', "", text[text.index("<svg") :])
-        for name, (light, _) in palette().items():
-            text = text.replace(light, f"var(--{name})")
-        return text
+        return _with_variables(re.sub(r' id="[^"]*_[^"]*"', "", text[text.index("<svg") :]))
 
     @styled
     def save_png(self, directory: Path) -> Path:
@@ -136,8 +133,9 @@ def legend_above(ax: Axes, handles: Sequence[Artist] | None = None) -> None:
     named = ax.get_legend_handles_labels()[0] if handles is None else handles
     if named:
         letters = sum(len(str(one.get_label())) + 4 for one in named)
-        room = LETTERS * ax.get_figure(root=True).get_figwidth() / WIDTH
-        lines = math.ceil(letters / room)
+        figure = ax.get_figure(root=True)
+        width = WIDTH if figure is None else figure.get_figwidth()
+        lines = math.ceil(letters / (LETTERS * width / WIDTH))
         ax.legend(
             handles=named, loc="lower left", bbox_to_anchor=(0, 1), ncols=math.ceil(len(named) / lines),
             borderaxespad=0.2, handlelength=1, handletextpad=0.5, columnspacing=1,
@@ -210,6 +208,13 @@ def _powers_of_two(ax: Axes, ks: Sequence[int]) -> None:
     ax.set_xscale("log", base=2)
     named = [k for k, after in zip(ks, [*ks[1:], None], strict=True) if after is None or after / k > 1.7]
     ax.set_xticks(named, list(map(str, named)))
+
+
+def _with_variables(text: str) -> str:
+    """Write the page's CSS variables in place of its colours: one drawing follows the reader's theme."""
+    for name, (light, _) in palette().items():
+        text = text.replace(light, f"var(--{name})")
+    return text
 
 
 def _lay_out(figure: Figure) -> None:

@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from reftune.methods import BASE, METHODS, directory_of, label_of, methods_by_stage
 from reftune.model.prompts import SETTINGS_FILE, saved_settings
 from reftune.problem import Row
@@ -115,6 +113,8 @@ def _parameters(run: Run) -> int:
 
 def _size(path: Path) -> int:
     """Return how many numbers a file of weights has, by its header; 0 where that is damaged."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="numpy") as file:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

@@ -229,13 +229,13 @@ def _times(method: Method, rows: Sequence[Row]) -> Plot | None:
 
 def _stack(ax: Axes, x: Array, names: Sequence[str], layers: Array) -> None:
     """Draw layers, shape (names, steps), on each other."""
-    x, *layers = thin(x, *layers)
+    x, *found = thin(x, *layers)
     fails = ["fail-1", "fail-2", "fail-3", "fail-4", "fail-rest"]
     colours = [LIGHT[name] for name in ("right", "wrong", *fails)][: len(names)]
     if len(x) == 1:  # an area needs two
-        x, layers = np.array([x[0] - 0.5, x[0] + 0.5]), [np.repeat(layer, 2) for layer in layers]
-    ax.stackplot(x, layers, labels=names, colors=colours, linewidth=0)
+        x, found = x + np.array([-0.5, 0.5]), [layer.repeat(2) for layer in found]
+    ax.stackplot(x, found, labels=names, colors=colours, linewidth=0)
     ax.set_xlim(x[0], x[-1])
     legend_above(ax)
-    for name, edge, colour in zip(names, np.cumsum(layers, axis=0), colours, strict=True):
+    for name, edge, colour in zip(names, np.cumsum(found, axis=0), colours, strict=True):
         ax.plot(x, edge, color=colour, label=f"_{name}", picker=True, visible=False)
