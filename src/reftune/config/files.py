@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
 from pathlib import Path
@@ -34,30 +34,50 @@ _RENAMED = {
     "compute.sandbox_memory_mb": "reward.sandbox_memory_mb",
     "ppo.sampler_correction": "ppo.importance_sampling_cap",
 }
+# What a Python program hands over beside the configuration.
+_GIVEN_TO_RUN = {"data.train": "train", "data.test": "test", "reward.function": "reward"}
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
+def load_config(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    *,
+    reward_follows: bool = False,
+) -> Config:
     """Read a TOML file, what it `extends` first (a file or several), then apply `section.key=value`.
 
     What comes later wins; model.name and model.scratch replace each other. The run is called `name`,
     or what the file itself says (not its parents), or else the file's stem.
 
+    Args:
+        source: the file; or what would be in it, as nested mappings.
+        overrides: have the last word.
+        name: of the run.
+        reward_follows: whether a Python program may still hand over a reward of its own: what only such
+            a reward goes by is then no setting without effect.
+
     Raises UserError, in one sentence with the file and the key, for anything that is wrong, a setting
     that would do nothing included.
     """
-    layers = _read_with_parents(Path(path), seen=())
-    own = {"name": Path(path).stem} | layers[-1].values
+    if isinstance(source, Mapping):
+        place = "config"
+        layers, own = _with_parents(place, _as_tables(source), Path(), seen=()), {}
+    else:
+        place = str(source)
+        layers, own = _read_with_parents(Path(source), seen=()), {"name": Path(source).stem}
+    own = own | layers[-1].values
     if name is not None:
         own["name"] = name
     layers[-1] = layers[-1]._replace(values=own)
     try:
-        config = _parse(layers, overrides)
+        config = _parse(layers, overrides, reward_follows)
         dump_config(config).encode()
     except RecursionError:
-        raise UserError(f"{path}: {TOO_DEEP}") from None
+        raise UserError(f"{place}: {TOO_DEEP}") from None
     except UnicodeEncodeError as error:
         name = shown(error.object[error.start - 10 : error.end + 10])
-        raise UserError(f"{path}: around {name} is no UTF-8; choose another name") from None
+        raise UserError(f"{place}: around {name} is no UTF-8; choose another name") from None
     return config
 
 
@@ -86,7 +106,7 @@ def changed_settings(old: Config, new: Config) -> dict[str, Any]:
     return {key: after.get(key) for key in keys if before.get(key) != after.get(key)}
 
 
-def _parse(files: Sequence[Layer], overrides: Sequence[str]) -> Config:
+def _parse(files: Sequence[Layer], overrides: Sequence[str], reward_follows: bool = False) -> Config:
     layers = [*files, Layer("--set", reduce(_merge, map(_parse_override, overrides), {}))]
     try:
         config = Config.model_validate(reduce(_merge, (layer.values for layer in layers)))
@@ -96,6 +116,9 @@ def _parse(files: Sequence[Layer], overrides: Sequence[str]) -> Config:
         source = layers[place].source if place >= 0 else files[-1].source
         raise UserError(f"{source}: {complaint}") from None
     idle = idle_setting(config, layers)
+    if idle is not None and reward_follows and config.reward.function is None:
+        own = config.reward.model_copy(update={"function": "any"})
+        idle = idle_setting(config.model_copy(update={"reward": own}), layers)
     if idle is not None:
         raise UserError(idle)
     return config
@@ -111,21 +134,41 @@ def _read_with_parents(path: Path, seen: tuple[str, ...]) -> list[Layer]:
             raise UserError(f"{path}: no such config file")
         text = path.read_text(encoding="utf-8-sig")
     values = parse_toml(text, str(path))
+    layers = _with_parents(str(path), values, path.parent, (*seen, place))
+    if text.startswith(_RECORD):
+        _complete_old_record(values)
+        layers[-1] = layers[-1]._replace(judged=False)
+    return layers
+
+
+def _with_parents(
+    source: str, values: dict[str, Any], folder: Path, seen: tuple[str, ...]
+) -> list[Layer]:
+    """Return what settings say, after what the files say that they extend; these lie below `folder`."""
     parents = values.pop("extends", [])
     names = [parents] if isinstance(parents, str) else parents
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
-            f'{path}: extends names files, as in extends = "base.toml", not {shown(parents)}'
+            f'{source}: extends names files, as in extends = "base.toml", not {shown(parents)}'
         )
     layers = []
     for name in names:
-        layers += _read_with_parents(path.parent / name, (*seen, place))
+        layers += _read_with_parents(folder / name, seen)
     for layer in layers:
         layer.values.pop("name", None)  # two configs with one run directory would be in each other's way
-    is_record = text.startswith(_RECORD)
-    if is_record:
-        _complete_old_record(values)
-    return [*layers, Layer(str(path), values, judged=not is_record)]
+    return [*layers, Layer(source, values)]
+
+
+def _as_tables(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mappings as the tables of a TOML file, where "ppo.steps" is a key of the table "ppo"."""
+    tables: dict[str, Any] = {}
+    for key, value in values.items():
+        inner: Any = _as_tables(value) if isinstance(value, Mapping) else value
+        inner = str(inner) if isinstance(inner, Path) else inner
+        for part in reversed(str(key).split(".")):
+            inner = {part: inner}
+        tables = _merge(tables, inner)
+    return tables
 
 
 def _complete_old_record(values: dict[str, Any]) -> None:
@@ -182,6 +225,12 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
         message = f"{key}: is a section with keys of its own, not {shown(problem['input'])}"
     elif problem["type"] != "value_error":
         message = f"{key}: {message[:1].lower()}{message[1:]}, not {shown(problem['input'])}"
+        for known, argument in _GIVEN_TO_RUN.items():
+            if key.startswith(known) and not isinstance(problem["input"], str | int | float):
+                key, message = (
+                    known,
+                    f"{known} is a name; give what it names to reftune.run as {argument}=",
+                )
     return key, message
 
 
