@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -386,3 +387,52 @@ def test_an_ablation_differs_from_its_main_run_in_one_setting(
     for key in ("data", "prompt", "model", "reward", "sft", "ppo"):
         expected = getattr(main, key).model_dump() | (changes if key == section else {})
         assert getattr(ablation, key).model_dump() == expected
+
+
+# From Python.
+
+
+def test_a_mapping_is_what_a_file_would_say(tmp_path: Path) -> None:
+    path = write(tmp_path, '[ppo]\nsteps = 5\n[data]\ntrain = "t.jsonl"\n[model]\nscratch = "tiny"\n')
+    given = {"ppo.steps": 5, "data": {"train": Path("t.jsonl")}, "model": {"scratch": "tiny"}}
+    assert load_config(given) == load_config(path)
+    assert load_config(given, ["ppo.steps=6"], name="other").ppo.steps == 6
+    assert load_config(given, name="other").name == "other"
+    assert load_config({"name": "own", "model.scratch": "tiny"}).name == "own"
+    child = load_config({"extends": str(path), "ppo": {"gamma": 0.5}})
+    assert (child.ppo.steps, child.ppo.gamma, child.name) == (5, 0.5, "run")
+    assert given["data"] == {"train": Path("t.jsonl")}, "it stays as it was"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ppo": {"lr": 1}}, "config: unknown key ppo.lr; it is called ppo.learning_rate here"),
+        ({"ppo.step": 1}, "config: unknown key ppo.step; did you mean steps?"),
+        ({"ppo": 3}, "config: ppo: is a section with keys of its own, not 3"),
+        ({"data": {"train": [{"question": "?"}]}},
+         "config: data.train is a name; give what it names to reftune.run as train="),
+        ({"reward": {"function": [len]}},
+         "config: reward.function is a name; give what it names to reftune.run as reward="),
+        ({"extends": 3}, 'config: extends names files, as in extends = "base.toml", not 3'),
+        ({"extends": "nowhere.toml"}, "nowhere.toml: no such config file"),
+        ({"lora.alpha": 3}, "config: lora.alpha has no effect: no adapter is trained; set lora.rank"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_mapping_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config({"model": {"scratch": "tiny"}, **values})
+    assert str(caught.value) == message
+
+
+def test_a_program_may_still_hand_over_the_reward_that_settings_are_for() -> None:
+    values = {"model.scratch": "tiny", "reward.max_failed": 0.5, "data.keep_columns": ["level"]}
+    assert load_config(values, reward_follows=True).reward.max_failed == 0.5
+    assert load_config(values, ["reward.seconds=9"], reward_follows=True).reward.seconds == 9
+    assert load_config({"model.scratch": "tiny", "reward.partial_reward": 0.3}, reward_follows=True)
+    with pytest.raises(UserError, match=r"reward\.partial_reward has no effect"):
+        load_config(values | {"reward.partial_reward": 0.3}, reward_follows=True)
+    with pytest.raises(UserError, match=r"reward\.max_failed has no effect"):
+        load_config(values)
+    with pytest.raises(UserError, match=r"ppo\.gamma has no effect"):
+        load_config(values | {"methods": [], "ppo.gamma": 0.5}, reward_follows=True)

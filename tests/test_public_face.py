@@ -302,6 +302,12 @@ def test_a_run_on_rows_is_the_run_on_the_file_and_goes_on_without_them(tmp_path:
     assert not (filed.directory / "given").exists()
 
 
+def test_who_trains_on_rows_says_what_to_test_on() -> None:
+    config = reftune.load_config({"model.scratch": "tiny"})
+    with pytest.raises(reftune.UserError, match="test: is missing; give problems to compare"):
+        reftune.run(config, train=ROWS)
+
+
 @pytest.mark.parametrize(("role", "count"), [("train", 2), ("test", 1)])
 def test_wrong_rows_of_a_run_are_named_before_it_begins(tmp_path: Path, role: str, count: int) -> None:
     rows: Sequence[Mapping[str, Any]] = [*ROWS[: count - 1], {"question": "How?", "answer": "so"}]

@@ -18,7 +18,7 @@ from reftune.config.files import load_config
 from reftune.grading.reward_calls import load_function
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("guide", "commands", "python"))]
+PAGES = [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("guide", "commands", "library"))]
 PROMISED = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 COMMANDS = typer.main.get_command(cli.app)
 

@@ -175,7 +175,7 @@ def test_one_judge_is_started_for_all_problems_of_a_run(
         started.append((config, ids(problems), reward))
         return judge_nothing
 
-    def own_reward(section: Reward) -> None:
+    def own_reward(section: Reward, given: Sequence[object]) -> None:
         rewards.append(section)
 
     monkeypatch.setattr(module, "judge_of", judge_of)

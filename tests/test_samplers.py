@@ -19,8 +19,9 @@ from reftune.problem import Problem, UserError, Verdict
 from reftune.sampling import shared_prefix
 from reftune.sampling.decoders import PreallocatedLayer
 from reftune.sampling.engine import BuiltinSampler
-from reftune.sampling.rng import sample_tokens, uniform
+from reftune.sampling.rng import nucleus_tokens, sample_tokens, uniform
 from reftune.sampling.sampler import Sample
+from reftune.sampling.static_batch import LOOK_EVERY
 from reftune.training.rollouts import compute_logprobs
 from reftune.training.types import GradedSample
 from tiny_models import EOS, FAMILIES, VOCAB, WINDOW, tiny_model
@@ -411,3 +412,52 @@ def unshift(z: int, bits: int) -> int:
     for _ in range(64 // bits):
         x = z ^ (x >> bits)
     return x
+
+
+def test_the_nucleus_is_the_fewest_tokens_that_are_likely_enough() -> None:
+    """Probabilities 0.5, 0.3, 0.15, 0.05, in another order in every row."""
+    table = torch.tensor([[0.05, 0.5, 0.3, 0.15], [0.3, 0.15, 0.05, 0.5]])
+    seeds = torch.arange(4000)
+    rows = seeds % 2
+    for top_p, left in ((0.45, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.9, 3), (0.96, 4), (1.0, 4)):
+        chosen, logprobs = nucleus_tokens(table.log(), seeds, 0, 1.0, rows, top_p=top_p)
+        drawn = table[rows, chosen]
+        assert torch.allclose(logprobs, drawn.log()), "they are those of the whole distribution"
+        inside = [0.5, 0.3, 0.15, 0.05][:left]
+        counts = [int((drawn - p).abs().lt(1e-6).sum()) for p in inside]
+        assert sum(counts) == 4000, (top_p, counts)
+        expected = [4000 * p / sum(inside) for p in inside]
+        assert left == 1 or chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_at_another_temperature_the_nucleus_is_another() -> None:
+    logits = torch.tensor([[0.6, 0.3, 0.1]]).log()  # squared: 0.36, 0.09, 0.01 of 0.46
+    seeds = torch.arange(500)
+    rows = torch.zeros_like(seeds)
+    chosen, logprobs = nucleus_tokens(logits, seeds, 3, 0.5, rows, top_p=0.75)
+    assert set(chosen.tolist()) == {0}
+    assert logprobs.exp().tolist() == pytest.approx([0.36 / 0.46] * 500)
+    assert set(nucleus_tokens(logits, seeds, 3, 1.0, rows, top_p=0.75)[0].tolist()) == {0, 1}
+    greedy = nucleus_tokens(logits, seeds, 3, 0.0, rows, top_p=0.75)
+    assert torch.equal(greedy[0], torch.zeros_like(seeds))
+    assert greedy[1].exp().tolist() == pytest.approx([0.6] * 500)
+
+
+@pytest.mark.parametrize("family", ["llama", "codegen"])
+def test_who_has_enough_ends_and_changes_nobody_else(family: str) -> None:
+    """Enough is a token of a kind: it ends its response within the steps between two looks."""
+    prompts, model = make_prompts(), tiny_model(family)
+
+    def draw(sampler: BuiltinSampler) -> list[Sample]:
+        return sampler.sample(prompts, range(len(prompts)), max_new_tokens=40, temperature=1.0)
+
+    free = draw(BuiltinSampler(model, NEVER, 5))
+    stopped = draw(
+        BuiltinSampler(model, NEVER, 5, enough=lambda rows: [bool({*ENDS} & {*row}) for row in rows])
+    )
+    for whole, cut in zip(free, stopped, strict=True):
+        assert cut.tokens == whole.tokens[: len(cut.tokens)]
+        first = next((i + 1 for i, x in enumerate(whole.tokens) if x in ENDS), 40)
+        assert min(first, 40) <= len(cut.tokens) < first + LOOK_EVERY
+        assert cut.finished or len(cut.tokens) == 40
+    assert any(len(cut.tokens) < 40 for cut in stopped)

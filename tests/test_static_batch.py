@@ -364,3 +364,22 @@ def test_a_model_that_cannot_be_captured_is_told_once_and_sampled_from(
         "reftune: a model of type llama samples slowly: its steps cannot be captured"
     )
     assert_same(samples, draw(usual(model, monkeypatch)))
+
+
+@pytest.mark.parametrize("rows", [3, 512])
+def test_who_has_enough_ends_and_changes_nobody_else(
+    rows: int, as_on_gpu: None, monkeypatch: Patch
+) -> None:
+    def enough(responses: list[list[int]]) -> list[bool]:
+        return [bool({*range(20, 30)} & {*response}) for response in responses]
+
+    model = random_model("llama")
+    sampler = BuiltinSampler(model, ENDS, rows, enough=enough)
+    assert sampler.static
+    whole, cut = draw(usual(model, monkeypatch)), draw(sampler)
+    for before, after in zip(whole, cut, strict=True):
+        assert after.tokens == before.tokens[: len(after.tokens)]
+        if len(after.tokens) < len(before.tokens):
+            assert after.finished
+            assert enough([after.tokens]) == [True]
+    assert sum(len(s.tokens) for s in cut) < sum(len(s.tokens) for s in whole)

@@ -6,16 +6,18 @@ imported by the function that needs it: `load_config`, `grade`, `run_program` an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from reftune.launcher import rank
+from reftune.models import evaluate, export, generate, sample
 from reftune.problem import (
     AnswerStyle,
+    Completion,
     Cot,
     EvaluationResult,
     Execution,
+    GivenReward,
     Problem,
     RewardFunction,
     RunResult,
@@ -27,160 +29,67 @@ if TYPE_CHECKING:
     from reftune.config import Config
     from reftune.data.sources import Source
     from reftune.reporting.comparison.compare import Comparison
-    from reftune.training.types import GradedSample
 
 __all__ = [  # noqa: RUF022 -- in the order in which they are read
-    "load_config", "run", "evaluate", "sample", "export", "compare", "grade", "run_program",
-    "Problem", "Verdict", "Execution", "RunResult", "EvaluationResult", "RewardFunction", "UserError",
+    "load_config", "run", "evaluate", "sample", "generate", "export", "compare", "grade", "run_program",
+    "Problem", "Verdict", "Execution", "Completion", "RunResult", "EvaluationResult", "RewardFunction",
+    "UserError",
 ]  # fmt: skip
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
-    """Read the configuration of a run from a TOML file.
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), name: str | None = None
+) -> Config:
+    """Make the configuration of a run from a TOML file, or from a mapping of what would be in one.
 
     Args:
-        path: the file; what it `extends` is read first.
-        overrides: settings that win over the file's, as "section.key=value".
-        name: of the run; default: as the file says, or its own name without the suffix.
+        source: the file, or a mapping such as `{"extends": "base.toml", "ppo": {"steps": 20}}`; what it
+            `extends` is read first.
+        overrides: settings that win over these, as "section.key=value".
+        name: of the run; default: as the source says, or the file's own name without the suffix.
 
     Raises:
         UserError: the file cannot be read, or a setting is unknown, wrong or without any effect.
     """
     from reftune.config.files import load_config
 
-    return load_config(path, overrides, name)
+    return load_config(source, overrides, name, reward_follows=True)
 
 
 def run(
-    config: Config | str | Path, *, train: Source | None = None, test: Source | None = None
+    config: Config | str | Path | Mapping[str, Any],
+    *,
+    train: Source | None = None,
+    test: Source | None = None,
+    reward: GivenReward | None = None,
+    on_step: Callable[[str, int, dict[str, Any]], object] | None = None,
 ) -> RunResult:
     """Train, improve, compare and report, as `reftune run` does; finished stages are skipped.
 
     Args:
-        config: from `load_config`, or a TOML file's path.
+        config: from `load_config`, or what that takes.
         train: problems to train on, in place of the configuration's: a file, a data set's name, a
             `datasets.Dataset`, or mappings with the keys "question", "answer" and "chain". Rows are
             kept in the run's directory, so that the same command can go on with them.
         test: problems to compare the models on, likewise.
+        reward: your own in place of the configuration's: a function (see `RewardFunction`), its place
+            as "module:function", `(function, weight)`, or a list of these. A function that can be
+            imported runs in a process of its own, which imports its module anew. A lambda, or one of a
+            notebook or script, runs in a thread of this process: one that hangs costs its sample, but
+            stays at work. The run knows it by its name, and goes on only with one of the same name.
+        on_step: called after every step of every stage with the stage ("sft", "ppo", ...), the number
+            of the step, and its metrics. Where it raises, the run keeps what it has learnt, ends with
+            that exception, and can be started again.
 
     Raises:
         UserError: a problem cannot be used, the run's directory holds another run, or the machine
             gives out (a full disk, a loss that is not finite).
     """
-    from reftune.config.files import load_config
-    from reftune.pipeline import run_stages
-    from reftune.reporting.run.report import write_report
-    from reftune.runs.given_rows import with_problems
-    from reftune.runs.records import read_result
+    from reftune.config import Config
+    from reftune.pipeline import run
 
-    settings = load_config(config) if isinstance(config, str | Path) else config
-    settings = with_problems(settings, train=train, test=test)
-    ran = run_stages(settings)
-    report = settings.run_dir / "report.html"
-    if rank() == 0:  # under a launcher one process reports
-        report = write_report(settings.run_dir)
-    found = read_result(settings.run_dir, "evaluation")
-    return RunResult(settings.run_dir, report, ran, found["n"], found["models"], found["comparisons"])
-
-
-def evaluate(
-    model: str | Path,
-    data: Source,
-    *,
-    cot: Cot | None = None,
-    samples: int = 0,
-    split: str | None = None,
-    subset: str | None = None,
-    overrides: Sequence[str] = (),
-) -> EvaluationResult:
-    """Measure how many questions a model answers.
-
-    Args:
-        model: directory, GGUF file or Hugging Face name of a causal language model.
-        data: a file, a data set's name, "synthetic", a `datasets.Dataset`, or mappings with the keys
-            "question" and "answer".
-        cot: kind of chain that the model writes, "program" (executed) or "natural" (text); default: as
-            it was trained by reftune.
-        samples: per question, for voting and pass@k; 0 answers greedily only.
-        split: of a data set on the hub; default: "test".
-        subset: its configuration.
-        overrides: other settings, as "section.key=value", such as "prompt.max_new_tokens=200".
-
-    Raises:
-        UserError: the model cannot be loaded, a question cannot be used, or nothing says which kind of
-            chain the model writes.
-    """
-    from reftune.evaluation.inference import evaluate_on
-
-    return EvaluationResult(*evaluate_on(model, data, cot, samples, split, subset, overrides))
-
-
-def sample(
-    model: str | Path,
-    questions: str | Sequence[str],
-    *,
-    cot: Cot | None = None,
-    temperature: float = 0.0,
-    seed: int = 0,
-    overrides: Sequence[str] = (),
-) -> list[GradedSample]:
-    """Ask a model questions whose answer nobody knows; return what it wrote, one sample per question.
-
-    Each has the `completion` and, in `verdict`, the `status` and the extracted `answer`.
-
-    Args:
-        model: directory, GGUF file or Hugging Face name of a causal language model.
-        questions: plain texts; one that is given twice is answered twice.
-        cot: kind of chain that the model writes; default: as it was trained by reftune.
-        temperature: 0 takes the most likely token each time.
-        seed: another one gives other samples.
-        overrides: other settings, as "section.key=value".
-
-    Raises:
-        UserError: the model cannot be loaded, a question is too long, or nothing says which kind of
-            chain the model writes.
-    """
-    from reftune.evaluation.inference import ask, model_config
-
-    config = model_config(str(model), overrides, cot=cot)
-    return ask(config, [questions] if isinstance(questions, str) else questions, temperature, seed)
-
-
-def export(
-    source: str | Path,
-    out: str | Path,
-    *,
-    model: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    license: str | None = None,
-    origin: str | None = None,
-    push: str | None = None,
-    public: bool = False,
-) -> Path | str:
-    """Write a model as a directory for anybody: weights, tokenizer, chat template, model card.
-
-    Returns the directory or, with `push`, the address on the hub.
-
-    Args:
-        source: directory of a run or of a model, GGUF file or Hugging Face name.
-        out: the new directory, which is there as a whole or not at all.
-        model: which one of a run, such as "reft" or "sft"; default: the last finished one.
-        dtype: precision of the weights; default: as it is.
-        license: for the model card, as the hub calls it; default: left to you.
-        origin: for the model card, where the model comes from.
-        push: name on the Hugging Face hub, "owner/name", where it is uploaded, too.
-        public: whether everybody may see what is pushed.
-
-    Raises:
-        UserError: there is no such model, `out` holds something, or the hub refuses.
-    """
-    from reftune.hand_over import export, upload
-
-    if public and push is None:
-        raise UserError("--public: has no effect without --push")
-    card = {"license": license, "origin": origin, "name": push}
-    directory = export(str(source), Path(out), model=model, dtype=dtype, **card)
-    return directory if push is None else upload(directory, push, public=public)
+    settings = config if isinstance(config, Config) else load_config(config)
+    return run(settings, train=train, test=test, reward=reward, on_step=on_step)
 
 
 def grade(
@@ -217,25 +126,18 @@ def grade(
     Raises:
         UserError: an answer cannot be graded, your reward fails, or the lists differ in length.
     """
-    from reftune.config import Reward
-    from reftune.grading.grade_file import as_rows, grade_rows
+    from reftune.grading.grade_file import grade_columns
 
-    columns: dict[str, Sequence[Any] | None] = {
-        "completion": completions, "answer": answers, "choices": choices, "question": questions,
-    }  # fmt: skip
-    rows = as_rows(columns)
-    _check_limits(seconds, memory_mb)
-    limits = Reward(sandbox_seconds=seconds, sandbox_memory_mb=memory_mb)
-    _, verdicts = grade_rows(
-        rows,
+    return grade_columns(
+        {"completion": completions, "answer": answers, "choices": choices, "question": questions},
         cot,
-        partial_reward=partial_reward,
         reward=reward,
+        partial_reward=partial_reward,
         trigger=trigger,
         answer_style=answer_style,
-        limits=limits,
+        seconds=seconds,
+        memory_mb=memory_mb,
     )
-    return verdicts
 
 
 @overload
@@ -260,10 +162,10 @@ def run_program(
     Raises:
         UserError: the limits are none, or the sandbox cannot start.
     """
-    from reftune.grading.sandbox import Sandbox
+    from reftune.grading.grade_file import limits_of
+    from reftune.grading.judge import make_sandbox
 
-    _check_limits(seconds, memory_mb)
-    with Sandbox(seconds=seconds, memory_mb=memory_mb, text=True) as sandbox:
+    with make_sandbox(limits_of(seconds, memory_mb), text=True) as sandbox:
         found = sandbox.run([program] if isinstance(program, str) else program)
     return found[0] if isinstance(program, str) else found
 
@@ -285,11 +187,3 @@ def compare(run_dirs: Sequence[str | Path], *, samples: int | None = None) -> Co
     if not run_dirs:
         raise UserError("run_dirs: is empty; give the directories of finished runs")
     return compare_runs([Path(directory) for directory in run_dirs], samples)
-
-
-def _check_limits(seconds: float, memory_mb: int) -> None:
-    if not (0 < seconds <= 3600 and 16 <= memory_mb <= 2**20):
-        raise UserError(
-            f"seconds = {seconds}, memory_mb = {memory_mb}: give up to 3600 seconds and 16 to 1048576"
-            " megabytes"
-        )

@@ -8,15 +8,21 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from reftune.config import Config
+from reftune.data.sources import Source
 from reftune.files import RUN_AGAIN, read_object, require_object
-from reftune.launcher import tell_once
+from reftune.grading.given_rewards import with_reward
+from reftune.grading.rewards import RewardSpec
+from reftune.launcher import rank, tell_once
 from reftune.methods import methods_by_stage
 from reftune.planning.estimate import rough_seconds
 from reftune.planning.fitting import fit
 from reftune.planning.machine import this_machine
 from reftune.planning.outlook import outlook
-from reftune.problem import UserError
+from reftune.problem import GivenReward, RunResult, UserError
 from reftune.reporting.run.report import write_report
+from reftune.runs.given_rows import with_problems
+from reftune.runs.listener import Listener, OnStep
+from reftune.runs.records import read_result
 from reftune.runs.run_dir import only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
 from reftune.runs.tracking import start_trackers, track_report
@@ -43,17 +49,50 @@ def models_of(config: Config) -> list[str]:
     return config.lineup.models
 
 
+def run(
+    config: Config,
+    *,
+    train: Source | None = None,
+    test: Source | None = None,
+    reward: GivenReward | None = None,
+    on_step: OnStep | None = None,
+) -> RunResult:
+    """Run all stages and write the report; see `reftune.run`."""
+    config, rewards = with_reward(config, reward)
+    config = with_problems(config, train=train, test=test)
+    listener = None if on_step is None else Listener(on_step)
+    with nullcontext() if listener is None else listener.listening():
+        ran = run_stages(config, rewards=rewards, listener=listener)
+    report = config.run_dir / "report.html"
+    if rank() == 0:  # under a launcher one process reports
+        report = write_report(config.run_dir)
+    found = read_result(config.run_dir, "evaluation")
+    return RunResult(config.run_dir, report, ran, found["n"], found["models"], found["comparisons"])
+
+
 def run_stages(
-    config: Config, stages: Sequence[str] | None = None, command: Sequence[str] = ()
+    config: Config,
+    stages: Sequence[str] | None = None,
+    command: Sequence[str] = (),
+    *,
+    rewards: Sequence[RewardSpec] = (),
+    listener: Listener | None = None,
 ) -> list[str]:
     """Run the stages that are not finished yet, all by default; return the names of those that ran.
+
+    Args:
+        config: of the run.
+        stages: that are wanted.
+        command: that started it, for the record.
+        rewards: the functions that a Python program gave for `reward.function`.
+        listener: hears of every step.
 
     Raises UserError if the run directory holds a run of another configuration, another process works
     on it, or a stage lacks what an earlier one writes.
     """
     accelerator = make_accelerator(config)
     stages = stages_of(config) if stages is None else stages
-    run = Run(config, accelerator)
+    run = Run(config, accelerator, rewards, listener)
     _check(run, stages)
     with only_start(config.run_dir) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:

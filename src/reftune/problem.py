@@ -146,6 +146,10 @@ class RewardFunction(Protocol):
         ...
 
 
+OneReward = RewardFunction | str  # a function, or its place as `path.py:function` or `module:function`
+GivenReward = OneReward | tuple[OneReward, float] | list[OneReward | tuple[OneReward, float]]
+
+
 class GradedRow(TypedDict):
     """A graded sample as a line of a JSONL file; `value` is the answer that was extracted."""
 
@@ -209,6 +213,38 @@ class RunResult:
     questions: int
     models: dict[str, dict[str, Any]]
     comparisons: list[dict[str, Any]]
+
+    def metrics(self, stage: str) -> list[Row]:
+        """Return the metrics of a stage ("sft", "ppo", "evaluation", ...), a row per step.
+
+        Raises UserError where the run has no such stage, or its file is damaged.
+        """
+        from reftune.files import read_jsonl
+
+        path = self.directory / stage / "metrics.jsonl"
+        if not path.is_file():
+            logs = self.directory.rglob(path.name)
+            stages = sorted(str(log.parent.relative_to(self.directory)) for log in logs)
+            raise UserError(f"{self.directory}: has no stage {stage}; choose {' or '.join(stages)}")
+        return read_jsonl(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote behind a prompt.
+
+    Attributes:
+        text: without what ended it.
+        tokens: ids as they were sampled, with the end token, or with what spells the stop string.
+        logprob: of all these tokens, in the model's full distribution at the temperature of the sample
+            (at 1 where the most likely tokens were taken), whatever top-p left out.
+        finished: ended by an end token or a stop string; otherwise the limit cut it off.
+    """
+
+    text: str
+    tokens: list[int]
+    logprob: float
+    finished: bool
 
 
 @dataclass(frozen=True, slots=True)

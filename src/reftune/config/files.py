@@ -34,6 +34,8 @@ _RENAMED = {
     "compute.sandbox_memory_mb": "reward.sandbox_memory_mb",
     "ppo.sampler_correction": "ppo.importance_sampling_cap",
 }
+# What a Python program hands over beside the configuration.
+_GIVEN_TO_RUN = {"data.train": "train", "data.test": "test", "reward.function": "reward"}
 
 
 def load_config(
@@ -64,7 +66,7 @@ def load_config(
     else:
         place = str(source)
         layers, own = _read_with_parents(Path(source), seen=()), {"name": Path(source).stem}
-    own |= layers[-1].values
+    own = own | layers[-1].values
     if name is not None:
         own["name"] = name
     layers[-1] = layers[-1]._replace(values=own)
@@ -116,7 +118,7 @@ def _parse(files: Sequence[Layer], overrides: Sequence[str], reward_follows: boo
     idle = idle_setting(config, layers)
     if idle is not None and reward_follows and config.reward.function is None:
         own = config.reward.model_copy(update={"function": "any"})
-        idle = idle_setting(config.model_copy(update={"reward": own}), layers) and idle
+        idle = idle_setting(config.model_copy(update={"reward": own}), layers)
     if idle is not None:
         raise UserError(idle)
     return config
@@ -161,7 +163,7 @@ def _as_tables(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return mappings as the tables of a TOML file, where "ppo.steps" is a key of the table "ppo"."""
     tables: dict[str, Any] = {}
     for key, value in values.items():
-        inner = _as_tables(value) if isinstance(value, Mapping) else value
+        inner: Any = _as_tables(value) if isinstance(value, Mapping) else value
         inner = str(inner) if isinstance(inner, Path) else inner
         for part in reversed(str(key).split(".")):
             inner = {part: inner}
@@ -223,6 +225,12 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
         message = f"{key}: is a section with keys of its own, not {shown(problem['input'])}"
     elif problem["type"] != "value_error":
         message = f"{key}: {message[:1].lower()}{message[1:]}, not {shown(problem['input'])}"
+        for known, argument in _GIVEN_TO_RUN.items():
+            if key.startswith(known) and not isinstance(problem["input"], str | int | float):
+                key, message = (
+                    known,
+                    f"{known} is a name; give what it names to reftune.run as {argument}=",
+                )
     return key, message
 
 

@@ -149,8 +149,7 @@ def ask(config: Config, questions: Sequence[str], temperature: float, seed: int)
 
 def as_problems(questions: Sequence[str], temperature: float) -> list[Problem]:
     """Return questions as problems without answer; raises UserError as `OpenModel.ask` does."""
-    if temperature != 0 and not 0.01 <= temperature <= 100:
-        raise UserError(f"temperature: 0, or from 0.01 to 100, not {temperature}")
+    check_temperature(temperature)
     several = len(questions) > 1
     numbered = {f"question {n}" if several else "question": x for n, x in enumerate(questions, start=1)}
     problems = [Problem(n, as_text(n, "question", text), "") for n, text in numbered.items()]
@@ -158,6 +157,12 @@ def as_problems(questions: Sequence[str], temperature: float) -> list[Problem]:
         if not problem.question.strip():
             raise UserError(f"{problem.id}: is empty; write what the model shall answer")
     return problems
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise UserError for a temperature that no sampler can work with."""
+    if temperature != 0 and not 0.01 <= temperature <= 100:
+        raise UserError(f"temperature: 0, or from 0.01 to 100, not {temperature}")
 
 
 def open_model(

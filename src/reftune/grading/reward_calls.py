@@ -20,6 +20,7 @@ from reftune.problem import UserError, shortened, shown
 ONE = ("question", "completion", "answer")  # what a function of one completion gets by position
 PLURAL = {
     "questions": "question", "prompts": "question", "completions": "completion", "answers": "answer",
+    "question": "question", "answer": "answer",  # as TRL passes columns on
     "token_counts": "tokens", "truncated": "truncated", "stated_answers": "stated_answer",
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ Both answer one sample after the other, are waited for with a time limit, and ca
 """
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -44,10 +45,12 @@ class ProcessLine:
         if self._process is not None:
             return
         check_place(self.spec)
+        places = [*filter(None, sys.path), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = process = subprocess.Popen(
             [sys.executable, "-m", "reftune.grading.reward_worker", self.spec],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for the run, which ends it
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},  # it finds what we find
         )  # fmt: skip
         self._end = weakref.finalize(self, _kill, process)
         self._lines = queue.Queue()

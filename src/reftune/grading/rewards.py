@@ -14,6 +14,7 @@ from reftune.grading.reward_lines import Ended, ProcessLine, RewardLine, ThreadL
 from reftune.problem import Problem, Status, UserError, shown
 
 GRACE = 5.0  # seconds beyond the limit of async calls, which are timed where they run
+GIVEN = "<given>:"  # begins the name of a function that a Python program gave; no module is called so
 RewardSpec = str | Callable[..., Any]
 
 
@@ -154,12 +155,25 @@ class OwnReward:
         return Scored(value, all(said) if said else value >= 1, parts)
 
 
-def own_reward(section: Reward) -> OwnReward | None:
-    """Return what a configuration's section names; None where it names none."""
+def own_reward(section: Reward, given: Sequence[RewardSpec] = ()) -> OwnReward | None:
+    """Return what a configuration's section names; None where it names none.
+
+    Args:
+        section: of the configuration.
+        given: what stands behind these names, where a Python program has said so.
+
+    Raises UserError as `OwnReward` does, and where only such a program knows the function.
+    """
     named = section.function
     if named is None:
         return None
-    functions = [named] if isinstance(named, str) else named
+    functions = list(given) or ([named] if isinstance(named, str) else named)
+    for function in functions:
+        if isinstance(function, str) and function.startswith(GIVEN):
+            raise UserError(
+                f"reward.function = {function!r} was given by a Python program, and is written nowhere;"
+                " go on from there, with reward= in reftune.run"
+            )
     return OwnReward(
         functions, section.weights, seconds=section.seconds, max_failed=section.max_failed,
         column=GYM_COLUMN if named == GYM_REWARD else None,

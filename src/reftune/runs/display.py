@@ -39,6 +39,8 @@ class Display:
         self.title, self.total, self.done, self.done_before, self.shown = title, total, done, done, shown
         self.status: Sequence[str] = ()
         self.console = Console(stderr=True)
+        if self.console.is_jupyter:  # its streams call themselves terminals, but lines serve it better
+            self.console = Console(stderr=True, force_jupyter=False, force_terminal=False)
         self.started = self.last_line = time.monotonic()
         self.live = shown and self.console.is_terminal
         alone = Column(no_wrap=True)  # a narrow terminal shortens the status, and nothing else

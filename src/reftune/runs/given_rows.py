@@ -19,8 +19,11 @@ def with_problems(config: Config, *, train: Source | None, test: Source | None) 
     """Return the settings of a run on these problems, where they are given.
 
     Rows are checked, and written into the run's directory: the run can be resumed and repeated from
-    there. Raises UserError for a row that cannot be used, and where the directory holds other rows.
+    there. Raises UserError for a row that cannot be used, where the directory holds other rows, and for
+    problems to train on where nothing says what to test on.
     """
+    if train is not None and test is None and "test" not in config.data.model_fields_set:
+        raise UserError("test: is missing; give problems to compare the models on, or set data.test")
     data: dict[str, Any] = {}
     for role, source in (("train", train), ("test", test)):
         if isinstance(source, str | Path):

@@ -17,7 +17,7 @@ from reftune.config import Config
 from reftune.config.files import changed_settings, dump_config, load_config
 from reftune.files import atomic_directory, atomic_file, make_directory, write_json, writing_to
 from reftune.methods import METHODS, directory_of
-from reftune.problem import UserError
+from reftune.problem import UserError, shown
 
 # What a stage has saved: from then on a directory belongs to its configuration and its problems.
 SAVED = ("*/result.json", "*/model", "*/checkpoints/step-*", "*/samples.jsonl", "evaluation/*.jsonl")
@@ -177,9 +177,11 @@ def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
 def _compare_configs(old: Config, new: Config) -> None:
     free = ("compute.", "output_dir", "name", "methods", "evaluation.base", *_added(old, new))
     if keys := [key for key in sorted(changed_settings(old, new)) if not key.startswith(free)]:
+        own = old.reward.function if "reward.function" in keys else None
+        again = "" if own is None else f"give it the reward {shown(own)} again, "
         raise UserError(
             f"{new.run_dir} holds a run of another configuration (different: {', '.join(keys)});"
-            " choose another --name, or delete that directory"
+            f" {again}choose another --name, or delete that directory"
         )
 
 

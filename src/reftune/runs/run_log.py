@@ -20,6 +20,7 @@ from reftune.files import (
     writing_to,
 )
 from reftune.runs.display import Display
+from reftune.runs.listener import Listener
 from reftune.runs.records import Logged
 from reftune.runs.tracking import track_metrics, track_samples
 
@@ -46,12 +47,20 @@ class RunLog:
         title: what the stage is called on the screen.
         total: steps of the whole stage.
         done: steps done before (rows beyond them, left by an interrupted run, are removed).
+        listener: hears of every step, too.
     """
 
     def __init__(
-        self, directory: Path, accelerator: Accelerator, title: str, total: int, done: int = 0
+        self,
+        directory: Path,
+        accelerator: Accelerator,
+        title: str,
+        total: int,
+        done: int = 0,
+        listener: Listener | None = None,
     ) -> None:
         self.accelerator = accelerator
+        self.listener = listener
         self.directory = directory
         self.title = title
         self.numbers: dict[str, str] = {}
@@ -80,6 +89,8 @@ class RunLog:
             if key in row:
                 self.numbers[key] = f"{label} {row[key]:{form}}"
         self.display.update(step, [self.numbers[key] for key in SHOWN if key in self.numbers])
+        if self.listener is not None:
+            self.listener.hear(self.title, step, {"step": step, **row})
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Record some samples of one step."""

@@ -74,6 +74,15 @@ class Drawn:
             self.values[numbers, column] = values if rows is None else values[rows]
         return chosen
 
+    def enough(self, numbers: Tensor, lengths: Tensor, running: Tensor) -> Tensor:
+        """Tell which of these samples run and have enough (see `BuiltinSampler`), (samples,)."""
+        found = torch.zeros_like(running)
+        if self.sampler.enough is not None and running.any():
+            rows, ends = self.tokens[numbers[running]].tolist(), lengths[running].tolist()
+            told = self.sampler.enough([row[:n] for row, n in zip(rows, ends, strict=True)])
+            found[running] = torch.tensor(told, device=found.device)
+        return found
+
     def report(self, numbers: Tensor, lengths: Tensor, finished: Tensor, finish: Finish) -> None:
         """Hand over samples that have ended."""
         parts = [numbers, self.tokens[numbers], self.logprobs[numbers], self.values[numbers]]

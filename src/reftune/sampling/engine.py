@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,10 @@ from reftune.model.packing import window
 from reftune.problem import UserError
 from reftune.sampling.decoders import Decoder, PaddedDecoder
 from reftune.sampling.drawn import Drawn, Finish, Group
-from reftune.sampling.rng import sample_tokens
+from reftune.sampling.rng import nucleus_tokens, sample_tokens
 from reftune.sampling.sampler import Sample
 from reftune.sampling.shared_prefix import SharedPrefixDecoder
-from reftune.sampling.static_batch import CacheLayer, StaticBatch, pays_on
+from reftune.sampling.static_batch import LOOK_EVERY, CacheLayer, StaticBatch, pays_on
 from reftune.sampling.trial import find_fault
 
 # Finished responses leave once no more than this share still runs: leaving copies the cache, entering
@@ -47,6 +48,10 @@ class BuiltinSampler:
             the model's head is plain.
         packed_forward: that of the model, if there is one already.
         context: entered around the model's forward passes, for mixed precision; default: none.
+        top_p: leaves out unlikely tokens (see `rng.nucleus_tokens`). Nothing may be trained on such
+            samples: their log-probabilities are those of the whole distribution.
+        enough: tells of responses whether each has all that is wanted. It is asked every few tokens, and
+            ends those that have, which are then called finished.
 
     The decoders that the model's samples come from are tried once. Raises UserError for a model that
     says something else with its cache than without, or keeps none.
@@ -61,6 +66,8 @@ class BuiltinSampler:
         value_head: nn.Linear | None = None,
         packed_forward: PackedForward | None = None,
         context: Callable[[], AbstractContextManager[None]] = nullcontext,
+        top_p: float = 1.0,
+        enough: Callable[[list[list[int]]], list[bool]] | None = None,
     ) -> None:
         if "past_key_values" not in inspect.signature(model.forward).parameters:
             raise UserError(f"{kind_of(model)} cannot be sampled from: it has no key-value cache")
@@ -70,7 +77,8 @@ class BuiltinSampler:
         self.packed_forward = packed_forward or PackedForward(model)
         self.value_head = value_head if self.packed_forward.lm_head_is_linear else None
         self.context = context
-        self.choose = sample_tokens
+        self.choose = sample_tokens if top_p == 1 else partial(nucleus_tokens, top_p=top_p)
+        self.enough = enough
         packs = self.packed_forward.supports_packing
         self.static = packs and pays_on(model.device)
         self.captures = model.device.type == "cuda"  # steps as graphs; not where that has failed
@@ -159,7 +167,7 @@ class _Batch:
         self.finished = torch.zeros_like(self.numbers, dtype=torch.bool)
         self.rows = torch.zeros_like(self.numbers)
         self.apart = True  # whether sample i is alone in row i
-        self.admitted = 0
+        self.admitted = self.steps = 0
 
     @property
     def ended(self) -> Tensor:
@@ -215,6 +223,9 @@ class _Batch:
         chosen = self.drawn.draw(states, self.numbers, self.lengths, running, rows)
         self.lengths += running
         self.finished |= running & torch.isin(chosen, self.sampler.eos)
+        self.steps += 1
+        if self.steps % LOOK_EVERY == 0:
+            self.finished |= self.drawn.enough(self.numbers, self.lengths, ~self.ended)
         return chosen, len(chosen) - int(self.ended.sum())
 
     def _branch(self, decoder: Decoder, chosen: Tensor, count: int) -> Tensor:

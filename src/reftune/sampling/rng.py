@@ -37,6 +37,32 @@ def sample_tokens(
     return chosen, probabilities[row, chosen].log()
 
 
+def nucleus_tokens(
+    logits: Tensor,
+    seeds: Tensor,
+    t: Tensor | int,
+    temperature: float,
+    rows: Tensor | None = None,
+    *,
+    top_p: float,
+) -> tuple[Tensor, Tensor]:
+    """Choose as `sample_tokens` does, but only among the most likely tokens (Holtzman et al. 2020).
+
+    Args:
+        top_p: what their probabilities add up to at least; the fewest such tokens are left.
+
+    Returns token ids, and their log-probabilities in the whole distribution, (seeds,) each.
+    """
+    scaled = logits if temperature in (0, 1) else logits / temperature
+    logprobs = torch.log_softmax(scaled, dim=-1)
+    likely, order = logprobs.exp().sort(dim=-1, descending=True, stable=True)
+    enough_before = likely.cumsum(-1) - likely >= top_p  # never of the first, before which is 0
+    outside = enough_before.gather(-1, order.argsort(-1))
+    chosen, _ = sample_tokens(logits.masked_fill(outside, -torch.inf), seeds, t, temperature, rows)
+    row = torch.arange(len(chosen), device=chosen.device) if rows is None else rows
+    return chosen, logprobs[row, chosen]
+
+
 def _of(table: Tensor, rows: Tensor | None) -> Tensor:
     return table if rows is None else table.index_select(0, rows)
 

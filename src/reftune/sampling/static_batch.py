@@ -137,12 +137,16 @@ class StaticBatch:
 
     def _leave(self, finish: Finish) -> dict[int, int]:
         """Hand over samples that have ended; return which rows run, and how long their texts are."""
+        rows = slice(self.rows)
+        enough = self.drawn.enough(self.numbers[rows], self.lengths[rows], self.running[rows])
+        self.finished[rows] |= enough
+        self.running[rows] &= ~enough
         length = (self.prompt_lengths + self.lengths) * self.running  # 0 where nothing runs
         lengths = length[: self.rows].tolist()
         ended = [row for row in range(self.rows) if self.taken[row] and not lengths[row]]
         if ended:
-            rows = torch.tensor(ended, device=self.device)
-            self.drawn.report(self.numbers[rows], self.lengths[rows], self.finished[rows], finish)
+            out = torch.tensor(ended, device=self.device)
+            self.drawn.report(self.numbers[out], self.lengths[out], self.finished[out], finish)
             for row in ended:
                 self.taken[row] = False
         return {row: n for row, n in enumerate(lengths) if n}

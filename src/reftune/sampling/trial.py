@@ -62,7 +62,7 @@ def _fault_at(place: float, sampler: BuiltinSampler, shares_prompts: bool) -> st
     vocabulary = text_config(model).vocab_size
     first = max(0, min(int(place * vocabulary), vocabulary - 10))  # whose tokens are up to 9
     trial.max_rows, trial.value_head, trial.choose = ROWS, None, partial(_follow, first)
-    trial.shares_prompts = shares_prompts
+    trial.shares_prompts, trial.enough = shares_prompts, None
     trial.eos = torch.tensor([first + END], device=model.device)
     prompts = [[first + token for token in prompt] for prompt, responses in SAMPLES for _ in responses]
     try:

@@ -25,8 +25,8 @@ def start(run: Run) -> None:
     models = config.lineup.models
     answers: dict[str, list[AnsweredQuestion]] = {}
     shares: dict[str, float] = {}
-    seconds = _seconds(directory)
-    with RunLog(directory, run.accelerator, "evaluation", len(models)) as log:
+    seconds, total = _seconds(directory), len(models)
+    with RunLog(directory, run.accelerator, "evaluation", total, listener=run.listener) as log:
         for done, name in enumerate(models, start=1):
             path = directory / f"{name}.jsonl"
             if not path.exists():

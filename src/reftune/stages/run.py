@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from reftune.config import Config
 from reftune.data.problems import Splits, load_splits, require_same, write_splits
 from reftune.grading.judge import Judge
-from reftune.grading.rewards import OwnReward, own_reward
+from reftune.grading.rewards import OwnReward, RewardSpec, own_reward
 from reftune.methods import BASE, MAIN, directory_of
 from reftune.model.loading import (
     build_model,
@@ -26,6 +26,7 @@ from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, make_prompter
 from reftune.model.wording import Wording
 from reftune.problem import Problem, UserError
+from reftune.runs.listener import Listener
 from reftune.runs.run_dir import has_begun
 from reftune.runs.setup import check_examples, check_prompts, judge_of, with_prompt
 from reftune.stages.stage import Stage
@@ -33,10 +34,15 @@ from reftune.stages.stage import Stage
 
 @dataclass
 class Run:
-    """A configuration with all that its stages share: data, judge, processes, models."""
+    """A configuration with all that its stages share: data, judge, processes, models.
+
+    `rewards` are the functions that a Python program gave for `reward.function`.
+    """
 
     config: Config
     accelerator: Accelerator
+    rewards: Sequence[RewardSpec] = ()
+    listener: Listener | None = None
 
     @cached_property
     def splits(self) -> Splits:
@@ -67,7 +73,7 @@ class Run:
     @cached_property
     def reward(self) -> OwnReward | None:
         """Start the user's own reward once, where there is one; it ends with this process."""
-        return own_reward(self.config.reward)
+        return own_reward(self.config.reward, self.rewards)
 
     @cached_property
     def judge(self) -> Judge:
@@ -91,8 +97,9 @@ class Run:
         """Return a stage of this run; it trains on all training problems, or on `train`."""
         splits, problems = self.splits, self.splits.train if train is None else train
         return Stage(
-            name, self.config, prompter, self.judge, problems, splits.validation, self.accelerator
-        )
+            name, self.config, prompter, self.judge, problems, splits.validation, self.accelerator,
+            self.listener,
+        )  # fmt: skip
 
     def load_policy(
         self, model: str, *, critic: bool = False, trainable: bool = False

@@ -20,6 +20,7 @@ from reftune.model.saving import save_generation, save_policy
 from reftune.problem import Problem
 from reftune.progress import counting
 from reftune.runs.checkpoints import remove_checkpoints
+from reftune.runs.listener import Listener
 from reftune.runs.run_log import RunLog
 from reftune.stages.steps import EndStep, Loop, Metrics, State, TakeStep
 from reftune.training.first_prompts import check_first_prompts
@@ -48,6 +49,7 @@ class Stage:
     train: Sequence[Problem]
     validation: Sequence[Problem]
     accelerator: Accelerator
+    listener: Listener | None = None
 
     @property
     def directory(self) -> Path:
@@ -61,7 +63,7 @@ class Stage:
 
     def log(self, total: int, done: int) -> RunLog:
         """Return the stage's log, of which `done` of `total` steps were made before."""
-        return RunLog(self.directory, self.accelerator, self.name, total, done)
+        return RunLog(self.directory, self.accelerator, self.name, total, done, self.listener)
 
     def learner(
         self, model: torch.nn.Module, settings: Epochs | Steps, head_learning_rate: float | None = None
