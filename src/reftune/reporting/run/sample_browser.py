@@ -83,7 +83,7 @@ def votes(samples: Sequence[SampledAnswer]) -> list[Row]:
     groups: dict[tuple[Answer | None, str], list[SampledAnswer]] = defaultdict(list)
     for sample in samples:
         value = sample["value"]
-        key = (value, "ok" if value is not None else sample["status"])
+        key: tuple[Answer | None, str] = (value, "ok" if value is not None else sample["status"])
         if key not in groups:
             key = next((known for known in groups if _same(value, known[0])), key)
         groups[key].append(sample)
