@@ -4,6 +4,7 @@ import base64
 import gzip
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -147,5 +148,7 @@ def test_rollouts_keep_the_first_and_the_last_step() -> None:
     shown = rollouts_by_step([traced])[0]["samples"][0]
     assert [shown.get(key) for key in ("tokens", "values", "advantages")] == [["c"], [0.5], [-1.0]]
     assert "log_ratios" not in shown
+    odd = rollouts_by_step([traced | {"values": [math.nan]}])[0]["samples"][0]
+    assert (odd["tokens"], "values" in odd) == (["c"], False)  # which no JSON knows
     assert [step["step"] for step in rollouts_by_step([sample(step=4)])] == [4]
     assert rollouts_by_step([]) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -136,3 +137,21 @@ def test_the_model_that_the_policy_moves_away_from_is_named() -> None:
     for start, name in (("warmup", "warm-up"), ("base", "base")):
         (plot,) = method_plots(METHODS["reft"], [{"step": 1, "kl": 0.1}], {}, {}, start)
         assert plot.caption == f"How far the policy has moved from the {name} model."
+
+
+def test_the_time_of_a_step_is_drawn_by_its_parts_where_all_are_known() -> None:
+    names = ("sampling", "judging", "reading", "update")
+    row = {f"seconds_{name}": seconds for name, seconds in zip(names, (4.0, 1.0, 0.5, 2.5), strict=True)}
+    rows: list[dict[str, Any]] = [{"step": 1} | row, {"step": 2}, {"step": 3} | row]
+    rows.append({"step": 4} | row | {"seconds_update": None})
+    (plot,) = method_plots(METHODS["reft"], rows, {}, {})
+    assert (plot.name, plot.minor, legend(plot)) == ("ppo_times", True, list(names))
+    told = json.loads(plot.hover())
+    assert told["stacked"]
+    assert [(one["name"], one["x"], one["y"]) for one in told["series"]] == [
+        ("sampling", [1, 3], [4, 4]), ("judging", [1, 3], [5, 5]), ("reading", [1, 3], [5.5, 5.5]),
+        ("update", [1, 3], [8, 8]),
+    ]  # fmt: skip
+    (one,) = method_plots(METHODS["reft"], rows[:1], {}, {})
+    assert one.figure.axes[0].get_xlim() == (0.5, 1.5)
+    assert method_plots(METHODS["reft"], rows[1:2], {}, {}) == []

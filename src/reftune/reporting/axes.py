@@ -59,6 +59,6 @@ def hover_data(ax: Axes) -> str:
 
 
 def _series(line: Line2D) -> dict[str, object]:
-    x, y = ([float(f"{value:.5g}") for value in np.array(data, float)] for data in line.get_data())
+    x, y = ([float(f"{value:.5g}") for value in np.nan_to_num(data)] for data in line.get_data())
     name = str(line.get_label()).removeprefix("_")
     return {"name": name, "colour": line.get_color(), "x": x, "y": y}

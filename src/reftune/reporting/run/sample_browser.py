@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,7 +84,7 @@ def votes(samples: Sequence[SampledAnswer]) -> list[Row]:
     groups: dict[tuple[Answer | None, str], list[SampledAnswer]] = defaultdict(list)
     for sample in samples:
         value = sample["value"]
-        key = (value, "ok" if value is not None else sample["status"])
+        key: tuple[Answer | None, str] = (value, "ok" if value is not None else sample["status"])
         if key not in groups:
             key = next((known for known in groups if _same(value, known[0])), key)
         groups[key].append(sample)
@@ -110,12 +111,17 @@ def rollouts_by_step(rows: Sequence[LoggedRow]) -> list[Row]:
     steps: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         shown = {"question": _text(row["question"]), "answer": _text(row["answer"])}
-        numbers = {name: row[name] for name in TRACES if name in row}  # type: ignore[literal-required]
+        numbers = {name: found for name in TRACES if _finite(found := row.get(name))}
         steps[row["step"]].append(shown | _chain(row) | {"reward": str(row.get("reward", ""))} | numbers)
     numbers_of_steps = sorted(steps)
     count = min(len(numbers_of_steps), MAX_ROLLOUT_STEPS)
     places = [round(i * (len(numbers_of_steps) - 1) / max(1, count - 1)) for i in range(count)]
     return [{"step": numbers_of_steps[i], "samples": steps[numbers_of_steps[i]]} for i in places]
+
+
+def _finite(found: Any) -> bool:
+    """Tell whether there is a list of texts or of numbers that JSON knows."""
+    return bool(found) and all(isinstance(one, str) or math.isfinite(one) for one in found)
 
 
 def _same(value: Answer | None, other: Answer | None) -> bool:

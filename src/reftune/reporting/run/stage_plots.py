@@ -215,14 +215,16 @@ def _statuses(method: Method, rows: Sequence[Row]) -> Plot | None:
 
 def _times(method: Method, rows: Sequence[Row]) -> Plot | None:
     """Draw what the parts of an online step take."""
-    rows = [row for row in rows if all(f"seconds_{part}" in row for part in TIMES)]
-    if not rows:
+    found = [[row.get(f"seconds_{part}") for part in TIMES] for row in rows]
+    seconds = np.array(found, float).reshape(-1, len(TIMES)).T  # None becomes NaN
+    known = np.isfinite(seconds).all(axis=0)
+    if not known.any():
         return None
     plot, ax = new_plot(
         f"{method.stage}_times", "Time per step", "Seconds by what was done.", minor=True
     )
-    seconds = np.array([[row[f"seconds_{part}"] for row in rows] for part in TIMES], float)
-    _stack(ax, np.array([row["step"] for row in rows], float), TIMES, seconds)
+    seconds = seconds[:, known]
+    _stack(ax, np.array([row["step"] for row in rows], float)[known], TIMES, seconds)
     ax.set_ylim(0, 1.05 * seconds.sum(axis=0).max() or 1)
     return plot
 
