@@ -10,7 +10,7 @@ import pytest
 
 from reftune import cli
 from reftune.config import Model
-from reftune.evaluation.inference import evaluate_on, model_config
+from reftune.evaluation.inference import evaluate_on, model_config, open_model
 from reftune.evaluation.shots import find_shots
 from reftune.model.scratch import new_model
 from reftune.problem import Problem, UserError
@@ -117,6 +117,14 @@ def test_examples_are_those_that_are_not_asked(folder: Path) -> None:
         find_shots(config, 1, None, tested)
     built_in = model_config("some/model", test="synthetic", cot="program")
     assert len(find_shots(built_in, 3, None, [])) == 3
+
+
+def test_behind_examples_in_plain_text_the_next_question_ends_an_answer(folder: Path) -> None:
+    config = model_config(str(folder / "one/model"), cot="natural")
+    shot = Problem("s", "What is 4?", "4", "It is 4.")
+    assert open_model(config, shots=[shot]).generator.stop == ("\nQuestion:",)
+    assert open_model(config, shots=[shot], stop=("###",)).generator.stop == ("###",)
+    assert open_model(config).generator.stop == ()
 
 
 def test_examples_make_no_prompt_too_long(
