@@ -121,7 +121,7 @@ def test_prime_rl_episodes_have_weighted_rewards_of_each_trace(tmp_path: Path) -
     """As `verifiers.v1.Episode.to_record` gives them, which leaves None out."""
 
     def trace(score: float | None, **values: Any) -> dict[str, Any]:
-        rewards = {"correct": {"score": score, "weight": 1.0}, "form": {"score": 0.5, "weight": 0.2}}
+        rewards = {"correct": {"score": score, "weight": 1.0}, "form": {"score": 1.0, "weight": 0.2}}
         nodes = [
             {"message": CHAT[1]},
             {"message": {"role": "assistant", "content": "5"}, "sampled": True},
@@ -140,7 +140,7 @@ def test_prime_rl_episodes_have_weighted_rewards_of_each_trace(tmp_path: Path) -
     assert [one[2] for one in found(path)] == [True, False, None, None, None]
     assert found(path)[0] == ("k1", "2 + 3?", True, "5", "5")
     assert [one[2] for one in found(path, None, "correct")][:2] == [True, False]
-    assert [one[2] for one in found(path, None, "form")][:2] == [False, False]
+    assert [one[2] for one in found(path, None, "form")][:2] == [True, True]
 
 
 def test_verifiers_results_count_no_answer_that_broke_down(tmp_path: Path) -> None:
@@ -168,6 +168,7 @@ def test_verifiers_results_count_no_answer_that_broke_down(tmp_path: Path) -> No
         ),
         ('{"id": 1, "correct": true}', ("verl",), "a.jsonl:1: has id, correct, but a file of"),
         ('{"id": 1, "correct": true}', (None, "acc"), "a.jsonl:1: has no 'acc'"),
+        ('{"id": 1, "correct": true}', ("hf",), "--format hf: choose lm-eval, prime-rl,"),
         (json.dumps(lm_eval()), (None, "exact_match,none"), "a.jsonl:1: has no filter 'none'"),
         (json.dumps(lm_eval(metrics=["bleu", "ter"])), (), "none of its metrics .bleu, ter. is known"),
         ('{"task": 1, "traces": []}', (), "a.jsonl:1: task is 1, not an object"),

@@ -10,11 +10,12 @@ import pytest
 
 from reftune import cli
 from reftune.config import Model
-from reftune.evaluation.inference import evaluate_on, model_config
+from reftune.evaluation.inference import evaluate_on, model_config, open_model
 from reftune.evaluation.shots import find_shots
 from reftune.model.scratch import new_model
 from reftune.problem import Problem, UserError
-from reftune.training.rollouts import before
+from reftune.progress import at_work
+from reftune.training.rollouts import Generator, before
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 ROWS = [
@@ -70,6 +71,21 @@ def test_several_models_are_compared_on_the_same_questions(
     assert "two against a-one" in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_came_of_the_answers_so_far_is_told_on_the_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, generate = [], Generator.generate
+
+    def told(self: Generator, *given: Any, **named: Any) -> Any:
+        seen.append(str(at_work()[0]))
+        return generate(self, *given, **named)
+
+    monkeypatch.setattr(Generator, "generate", told)
+    changes = ["prompt.max_new_tokens=3", "compute.sampler_rows=2"]
+    evaluate_on(folder / "one/model", folder / "test.jsonl", "natural", 0, None, None, changes)
+    assert seen == ["greedy 0/4", "greedy 2/4 right 0.0%, cut off 100.0%"]
+
+
 def test_an_answer_is_cut_at_a_stop_string_before_it_is_judged(folder: Path) -> None:
     model, test = folder / "one/model", folder / "test.jsonl"
     given = (model, test, "natural", 0, None, None, ["prompt.max_new_tokens=6"])
@@ -117,6 +133,14 @@ def test_examples_are_those_that_are_not_asked(folder: Path) -> None:
         find_shots(config, 1, None, tested)
     built_in = model_config("some/model", test="synthetic", cot="program")
     assert len(find_shots(built_in, 3, None, [])) == 3
+
+
+def test_behind_examples_in_plain_text_the_next_question_ends_an_answer(folder: Path) -> None:
+    config = model_config(str(folder / "one/model"), cot="natural")
+    shot = Problem("s", "What is 4?", "4", "It is 4.")
+    assert open_model(config, shots=[shot]).generator.stop == ("\nQuestion:",)
+    assert open_model(config, shots=[shot], stop=("###",)).generator.stop == ("###",)
+    assert open_model(config).generator.stop == ()
 
 
 def test_examples_make_no_prompt_too_long(

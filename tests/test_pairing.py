@@ -65,6 +65,13 @@ def test_files_of_one_label_are_seeds(tmp_path: Path) -> None:
     assert (cell.accuracy, cell.lowest, cell.highest, cell.seeds) == (0.625, 0.5, 0.75, 2)
 
 
+def test_only_a_label_pools(tmp_path: Path) -> None:
+    a, b = (write(tmp_path / name, *asked(1, 0)) for name in ("a.jsonl", "b.jsonl"))
+    (tmp_path / "a.csv").write_text("id,correct\n0,1\n1,1\n")
+    assert list(read_pooled([a, str(tmp_path / "a.csv")])) == [a, str(tmp_path / "a.csv")]
+    assert list(read_pooled([f"b={a}", b])) == ["b", b]
+
+
 def test_without_ids_that_fit_the_text_pairs(tmp_path: Path) -> None:
     ours = [{"id": f"test-{i}", "question": f"What is {i}?", "correct": i > 1} for i in range(4)]
     theirs = [{"question": f" what  is {i}?", "correct": i > 2} for i in reversed(range(4))]

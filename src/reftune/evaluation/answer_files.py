@@ -68,6 +68,8 @@ def _require_readable(path: Path) -> None:
 
 
 def _checked(kind: str, place: str, row: Row) -> str:
+    if kind not in FORMATS:
+        raise UserError(f"--format {kind}: choose {', '.join(FORMATS)}")
     keys = FORMATS[kind][0]
     if kind != "plain" and not keys <= row.keys():
         raise UserError(

@@ -108,10 +108,12 @@ def read_pooled(
     if len({path.resolve() for _, path in given}) < len(given):
         raise UserError("a file is given twice; give each path once")
     names = names_of([path for _, path in given])
+    taken = [label or name for (label, _), name in zip(given, names, strict=True)]
     found: dict[str, list[AnswerFile]] = {}
     for (label, path), name in zip(given, names, strict=True):
+        alone = name if taken.count(name) == 1 else str(path)  # only a label pools
         for model, file in _models(path).items():
-            called = " ".join(part for part in (label or name, model) if part)
+            called = " ".join(part for part in (label or alone, model) if part)
             found.setdefault(called, []).append(read_answers(file, None if model else kind, metric))
     return found
 

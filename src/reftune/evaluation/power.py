@@ -135,4 +135,6 @@ def _binomial(n: int, p: float) -> Array:
     p = min(max(p, 1e-12), 1 - 1e-12)
     k = np.arange(n + 1)
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    return np.exp(logs[n] - logs[k] - logs[n - k] + k * np.log(p) + (n - k) * np.log1p(-p))
+    ways = logs[n] - logs[k] - logs[n - k]
+    chances: Array = np.exp(ways + k * np.log(p) + (n - k) * np.log1p(-p))
+    return chances

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,17 +12,6 @@ from reftune.problem import UserError
 
 if TYPE_CHECKING:
     from reftune.reporting.comparison.compare import Comparison
-
-
-class Format(StrEnum):
-    """The formats of `evaluation.answer_formats.FORMATS`."""
-
-    PLAIN = "plain"
-    LM_EVAL = "lm-eval"
-    TRL = "trl"
-    VERL = "verl"
-    PRIME_RL = "prime-rl"
-    VERIFIERS = "verifiers"
 
 
 def compare(
@@ -41,7 +29,12 @@ def compare(
         typer.Option(help="TOML file of others' numbers to show beside, as reproduction/paper.toml"),
     ] = None,
     kind: Annotated[
-        Format | None, typer.Option("--format", help="of the files; default: as their keys say")
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="plain, lm-eval, trl, verl, prime-rl or verifiers; default: as the keys of a file say",
+        ),
     ] = None,
     metric: Annotated[
         str | None,
@@ -91,4 +84,4 @@ def _compare_files(
     for option, value in (("--k", k), ("--reported", reported)):
         if value is not None:
             raise UserError(f"{option}: has no effect where files are compared; leave it out")
-    return compare_answers(pair(read_pooled(sources, kind and str(kind), metric)))
+    return compare_answers(pair(read_pooled(sources, kind, metric)))

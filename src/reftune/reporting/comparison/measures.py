@@ -77,7 +77,7 @@ class Difference:
         if (low > 0 or high < 0) and self.p_holm >= 0.05:
             return (
                 f"The interval leaves 0 out, but it is for this difference alone ({p_value(self.p)});"
-                f" among all that are compared here, {p_value(self.p_holm)} is no surprise."
+                f" corrected for all comparisons here it is {p_value(self.p_holm)}. Take it as unclear."
             )
         if low <= 0 <= high and self.p_holm < 0.05 and max(self.seeds, self.base_seeds) > 1:
             return (

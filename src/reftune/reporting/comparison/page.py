@@ -93,7 +93,10 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "differences": tables.difference_sections(comparison),
         "notes": tables.notes(comparison),
         "explanations": lambda row: tables.explanations(comparison, row),
-        "flips": {tables.flips_title(flips): flips.questions for flips in comparison.flips},
+        "flips": [
+            (tables.flips_title(flips), tables.flipped_names(flips), flips.questions)
+            for flips in comparison.flips
+        ],
         "flips_shown": FLIPS_SHOWN,
     }
 

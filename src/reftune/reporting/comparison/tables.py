@@ -99,12 +99,18 @@ def explanations(comparison: Comparison, row: TableRow) -> list[str]:
             for name, cell in found if cell and cell.explained]  # fmt: skip
 
 
+def flipped_names(flips: Flips) -> tuple[str, str]:
+    """Name the two models, with their groups where these differ."""
+    base, method = label_of(flips.base_method), label_of(flips.method)
+    if flips.group != flips.base_group:
+        return f"{base} ({flips.base_group})", f"{method} ({flips.group})"
+    return base, method
+
+
 def flips_title(flips: Flips) -> str:
     """Say which two models differ on how many questions."""
-    method, base = label_of(flips.method), label_of(flips.base_method)
-    if flips.group != flips.base_group:
-        method, base = f"{method} ({flips.group})", f"{base} ({flips.base_group})"
-    elif flips.group:
+    base, method = flipped_names(flips)
+    if flips.group == flips.base_group and flips.group:
         method = f"{flips.group}: {method}"
     lost = len(flips.questions) - flips.gained
     return f"{method} answers {flips.gained} that {base} does not, and {lost} the other way round"
@@ -124,7 +130,8 @@ def notes(comparison: Comparison) -> list[str]:
     if count := len(comparison.differences):
         texts.append(
             "Differences are paired: both sides answer the same questions. Their p-values are corrected"
-            f" by Holm's method for all {count} comparisons here. They take the trained models as given:"
+            f" by Holm's method for {'all ' if count > 1 else ''}{count} comparison{'s' * (count > 1)}"
+            " here. They take the trained models as given:"
             " they tell what other questions would change, not what training with other seeds would."
         )
     if comparison.paired:
