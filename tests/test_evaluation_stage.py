@@ -126,9 +126,10 @@ def test_the_evaluation_goes_by_the_runs_settings(
     logs: list[tuple[Any, ...]] = []
 
     class Log(RunLog):
-        def __init__(self, *given: Any) -> None:
+        def __init__(self, *given: Any, listener: Any) -> None:
             logs.append(given)
-            super().__init__(*given)
+            assert listener is run.listener
+            super().__init__(*given, listener=listener)
 
     monkeypatch.setattr(module, "RunLog", Log)
     monkeypatch.setattr(module, "write_result", lambda *given: results.append(given))
