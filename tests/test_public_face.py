@@ -338,10 +338,34 @@ def test_compare_gives_plain_objects(tmp_path: Path) -> None:
     assert (difference.difference, difference.seeds, difference.questions) == (0.25, 2, 4)
     with pytest.raises(reftune.UserError, match="a run is given twice"):
         reftune.compare([runs[0], runs[0]])
-    with pytest.raises(reftune.UserError, match="run_dirs: is empty"):
+    with pytest.raises(reftune.UserError, match="sources: is empty"):
         reftune.compare([])
     with pytest.raises(reftune.UserError, match="has 0 samples per question"):
         reftune.compare(runs, samples=3)
+
+
+def test_compare_takes_files_of_answers_too(tmp_path: Path) -> None:
+    """The second model is right on one question more."""
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, right in zip(paths, ((1, 0, 0), (1, 1, 0)), strict=True):
+        write_jsonl(path, [{"id": str(i), "correct": bool(x)} for i, x in enumerate(right)])
+    found = reftune.compare([paths[0], f"new={paths[1]}"])
+    [difference] = found.differences
+    assert (difference.difference, difference.questions) == (pytest.approx(1 / 3), 3)
+    with pytest.raises(reftune.UserError, match="samples: has no effect where files are compared"):
+        reftune.compare(paths, samples=2)
+
+
+def test_evaluate_shows_examples_and_cuts_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def note(*arguments: Any, **named: Any) -> tuple[dict[str, Any], list[Any]]:
+        told.update(named)
+        return {"greedy": {"accuracy": 0.0}}, []
+
+    monkeypatch.setattr("reftune.evaluation.inference.evaluate_on", note)
+    reftune.evaluate("m", [], shots=2, shots_from="more.jsonl", stop="Q:")
+    assert told == {"shots": 2, "shots_from": "more.jsonl", "stop": ["Q:"]}
 
 
 # The face itself

@@ -170,20 +170,27 @@ def run_program(
     return found[0] if isinstance(program, str) else found
 
 
-def compare(run_dirs: Sequence[str | Path], *, samples: int | None = None) -> Comparison:
-    """Put finished runs side by side: accuracies, paired differences, corrected p-values.
+def compare(sources: Sequence[str | Path], *, samples: int | None = None) -> Comparison:
+    """Put runs, or answers that any system has judged, side by side: accuracies and paired differences.
 
     Args:
-        run_dirs: directories of runs that were tested on the same questions. Those that differ in
-            their seed only are pooled, and other groups are compared with the first one's.
-        samples: per question to use, the first ones drawn; default: as many as all runs have.
+        sources: directories of runs that were tested on the same questions; those that differ in their
+            seed only are pooled, and other groups are compared with the first one's. Or files of
+            answers (see docs/comparing.md), with or without a "label=" before the path.
+        samples: of runs, per question to use, the first ones drawn; default: as many as all have.
 
     Raises:
-        UserError: a run is not finished or given twice, the runs were tested on different questions,
-            or have fewer samples.
+        UserError: a run is not finished, the runs were tested on different questions or have fewer
+            samples, a file cannot be read, or something is given twice.
     """
-    from reftune.reporting.comparison.compare import compare_runs
+    from reftune.evaluation.pairing import has_files, pair, read_pooled
+    from reftune.reporting.comparison.compare import compare_answers, compare_runs
 
-    if not run_dirs:
-        raise UserError("run_dirs: is empty; give the directories of finished runs")
-    return compare_runs([Path(directory) for directory in run_dirs], samples)
+    given = [str(source) for source in sources]
+    if not given:
+        raise UserError("sources: is empty; give directories of finished runs, or files of answers")
+    if not has_files(given):
+        return compare_runs([Path(directory) for directory in given], samples)
+    if samples is not None:
+        raise UserError("samples: has no effect where files are compared; leave it out")
+    return compare_answers(pair(read_pooled(given)))

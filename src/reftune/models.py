@@ -19,6 +19,9 @@ def evaluate(
     *,
     cot: Cot | None = None,
     samples: int = 0,
+    shots: int = 0,
+    shots_from: Source | None = None,
+    stop: str | Sequence[str] = (),
     split: str | None = None,
     subset: str | None = None,
     overrides: Sequence[str] = (),
@@ -32,6 +35,9 @@ def evaluate(
         cot: kind of chain that the model writes, "program" (executed) or "natural" (text); default: as
             it was trained by reftune.
         samples: per question, for voting and pass@k; 0 answers greedily only.
+        shots: solved examples before each question.
+        shots_from: where they are; default: the train split of `data`.
+        stop: text, or several, at which an answer is cut before it is judged.
         split: of a data set on the hub; default: "test".
         subset: its configuration.
         overrides: other settings, as "section.key=value", such as "prompt.max_new_tokens=200".
@@ -42,7 +48,11 @@ def evaluate(
     """
     from reftune.evaluation.inference import evaluate_on
 
-    return EvaluationResult(*evaluate_on(model, data, cot, samples, split, subset, overrides))
+    found = evaluate_on(
+        model, data, cot, samples, split, subset, overrides,
+        shots=shots, shots_from=shots_from, stop=[stop] if isinstance(stop, str) else stop,
+    )  # fmt: skip
+    return EvaluationResult(*found)
 
 
 def sample(

@@ -81,6 +81,12 @@ def split_label(argument: str) -> tuple[str, Path]:
     return label.strip(), Path(os.path.expanduser(path))
 
 
+def has_files(sources: Sequence[str]) -> bool:
+    """Tell whether files of answers, or anything with a label, are among sources; else all are runs."""
+    given = [split_label(source) for source in sources]
+    return any(label or path.is_file() or path.suffix in SUFFIXES for label, path in given)
+
+
 def names_of(paths: Sequence[Path]) -> list[str]:
     """Name files or models by what is left of their paths without the folders that all share."""
     stems = [path.with_suffix("") if path.suffix in SUFFIXES else path for path in paths]

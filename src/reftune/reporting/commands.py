@@ -51,16 +51,16 @@ def compare(
     """
     from rich.console import Console
 
-    from reftune.evaluation.pairing import SUFFIXES, split_label
+    from reftune.evaluation.pairing import has_files, split_label
     from reftune.reporting.comparison.page import default_directory, terminal_tables, write_comparison
 
-    given = [split_label(source) for source in sources]
-    if any(label or path.is_file() or path.suffix in SUFFIXES for label, path in given):
+    paths = [split_label(source)[1] for source in sources]
+    if has_files(sources):
         comparison = _compare_files(sources, k, reported, kind, metric)
     else:
-        comparison = _compare_runs([path for _, path in given], k, reported, kind, metric)
+        comparison = _compare_runs(paths, k, reported, kind, metric)
     Console().print(terminal_tables(comparison))  # first: drawing the page takes a second
-    directory = out or default_directory([path for _, path in given])
+    directory = out or default_directory(paths)
     typer.echo(f"reftune: comparison: {write_comparison(comparison, directory)}", err=True)
 
 
