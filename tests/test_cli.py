@@ -136,10 +136,17 @@ def test_evaluate_makes_its_own_questions(
 def test_wrong_chains_are_printed_below_the_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
     greedy = {"correct": 8, "accuracy": 0.8, "interval": [0.49, 0.943]}
     chains = {"wrong": 1, "checked": 8, "unchecked": 0, "share": 0.125, "interval": [0.022, 0.471]}
-    summary = {"greedy": greedy, "right_answer_wrong_chain": chains, "unjudged": 0}
+    summary = {
+        "greedy": greedy, "statuses": {"ok": 9, "truncated": 1}, "limit": 60, "unjudged": 0,
+        "right_answer_wrong_chain": chains,
+    }  # fmt: skip
     asking._print_summary(summary, 10)
     assert capsys.readouterr().out.splitlines() == [
         "greedy: 80.0% (8 of 10), 95% interval 49.0% to 94.3%",
+        "  ok: 9",
+        "  truncated: 1",
+        "  10.0% of the answers were cut off at 60 tokens; --set prompt.max_new_tokens=120 gives them"
+        " more room",
         "right answer, wrong chain: 12.5% (1 of 8), 95% interval 2.2% to 47.1%",
     ]
 
