@@ -112,7 +112,8 @@ def test_solutions_alone_are_told_from_outside(
     assert start(monkeypatch, "data", "check", "none.jsonl") == 2
     assert (
         "fault      none.jsonl:1: no 'answer', and no final answer in 'solution', such as \\boxed{72},"
-        " #### 72 or The answer is 72; name the column with the answers in data.columns.answer\n"
+        " #### 72 or The answer is 72; name the column with the answers in data.columns.answer,"
+        " or with --column answer=NAME\n"
     ) in capsys.readouterr().out
 
 

@@ -109,7 +109,7 @@ def _refuse_empty(where: str, names: Columns, question: str, chain: str) -> None
         raise UserError(
             f"{where}: no {names.answer!r}, and no final answer in {names.chain!r}, such as"
             " \\boxed{72}, #### 72 or The answer is 72; name the column with the answers in"
-            " data.columns.answer"
+            " data.columns.answer, or with --column answer=NAME"
         )
     empty = names.answer if question else names.question
     raise UserError(f"{where}: {empty!r} is empty; each problem needs a question and an answer")
@@ -153,7 +153,10 @@ def known_columns(where: str, row: dict[str, Any]) -> Columns:
                 return columns
     if is_conversation(row):
         return OURS
-    raise UserError(f"{where}: has {listed(row)}, not 'question' and 'answer'; set data.columns")
+    raise UserError(
+        f"{where}: has {listed(row)}, not 'question' and 'answer'; set data.columns,"
+        " or --column question=NAME --column answer=NAME"
+    )
 
 
 def require_columns(
