@@ -18,7 +18,7 @@ from reftune.runs.setup import make_accelerator
 from reftune.stages.run import Run
 from tiny_pipeline import make_config, with_model
 
-CARD = Card(0.0, tflops=1e-6, bandwidth=1e-3, float32=1.0)  # a megaflop per second
+CARD = Card(0.0, tflops=1e-9, bandwidth=1e-6, float32=1.0)  # a kiloflop per second
 
 
 def make_run(folder: Path) -> Run:
@@ -51,6 +51,12 @@ def test_a_new_model_and_one_that_is_not_there_tell_nothing(tmp_path: Path) -> N
     for changes in ({"name": None, "scratch": "tiny"}, {"name": str(tmp_path / "nowhere")}):
         run.config = with_model(run.config, **changes)
         assert rough_seconds(run, ["sft"]) is None
+
+
+def test_a_guess_of_seconds_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    monkeypatch.setattr(estimate, "measured_card", lambda *_: replace(CARD, tflops=1e3, bandwidth=1e6))
+    assert rough_seconds(run, ["evaluation"]) is None
 
 
 def test_rates_are_those_of_products_and_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_the_command_shows_a_table_and_says_what_is_wrong(
     command = ["reward", "check", own, "--data", data, "--keep", "level"]
     assert start(monkeypatch, *command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["tried", "taken", "wrongly"]
+    assert lines[0].split() == ["tried", "judged", "wrongly"]
     [row] = [line.split() for line in lines if line.startswith("two answers ")]
     assert row == ["two", "answers", "2", "100.0%", "[34.2%,", "100.0%]"]
     assert lines[-1].startswith(f"{own}: refuses what is right (right: with separators)")

@@ -8,6 +8,7 @@ from reftune.reporting.run.run_files import Run
 from reftune.reporting.run.summary import (
     accuracies,
     comparisons,
+    cut_off,
     headline,
     outcomes,
     verdict,
@@ -171,3 +172,15 @@ def test_outcomes_count_what_became_of_every_greedy_answer(tmp_path: Path) -> No
             {"key": "reft", "label": "ReFT", "counts": [1, 0, 1, 0, 1]},
         ],
     }
+
+
+def test_answers_that_were_cut_off_are_told_from_a_twentieth_on() -> None:
+    statuses = {"sft": ["ok"] * 19 + ["truncated"], "reft": ["ok"] * 39 + ["truncated"]}
+    run = run_of(comparison())
+    assert cut_off(run) == ""
+    run.answers = {model: [{"status": one} for one in mine] for model, mine in statuses.items()}
+    run.config = {"prompt": {"max_new_tokens": 24}}
+    assert cut_off(run) == (
+        "5% of SFT's greedy answers were cut off at 24 tokens; a higher prompt.max_new_tokens gives them"
+        " room."
+    )

@@ -178,9 +178,9 @@ _WRONG = {"natural": _WRONG_TEXTS, "program": _WRONG_PROGRAMS}
 
 
 def table(found: Sequence[Tried]) -> Iterator[str]:
-    """Yield the lines of a table: what was tried, how often it was taken wrongly, with intervals."""
+    """Yield the lines of a table: what was tried, how often it was judged wrongly, with intervals."""
     width = max(len(one.name) for one in found)
-    yield f"{'':{width}}  tried  taken wrongly"
+    yield f"{'':{width}}  tried  judged wrongly"
     for one in found:
         low, high = one.interval
         share = f"{one.mistakes / one.count:6.1%}  [{low:.1%}, {high:.1%}]"

@@ -12,13 +12,15 @@ from reftune.planning.workload import StageWork, counts_of, measure, works
 from reftune.runs.run_dir import complete_checkpoints
 from reftune.stages.run import Run
 
+LEAST = 120.0  # seconds; below, what is not counted, such as starting, takes as long
 TRIES = 4  # the fastest one counts: others may be at work beside it
 
 
 def rough_seconds(run: Run, left: Sequence[str]) -> float | None:
     """Guess how long the stages that are left take, what their checkpoints have done subtracted.
 
-    A new model, whose size is its vocabulary's, and one of a kind that cannot be built tell nothing.
+    A new model, whose size is its vocabulary's, one of a kind that cannot be built, and stages that take
+    a minute or two tell nothing.
 
     Args:
         run: with its problems.
@@ -36,7 +38,8 @@ def rough_seconds(run: Run, left: Sequence[str]) -> float | None:
     pace = assumed(card, shape, config)
     lengths = measure(prompter, run.splits.train, config)
     found = [work for work in works(config, lengths, counts_of(run)) if work.name in left]
-    return sum(_seconds(run, work, pace) for work in found)
+    seconds = sum(_seconds(run, work, pace) for work in found)
+    return seconds if seconds >= LEAST else None
 
 
 def _seconds(run: Run, work: StageWork, pace: Pace) -> float:

@@ -19,7 +19,7 @@ from reftune.reporting.run.costs import costs
 from reftune.reporting.run.metadata import facts, stage_states, stage_titles
 from reftune.reporting.run.run_files import Run, read_run
 from reftune.reporting.run.sample_browser import browser, packed
-from reftune.reporting.run.summary import accuracies, comparisons, headline, outcomes, verdict
+from reftune.reporting.run.summary import accuracies, comparisons, cut_off, headline, outcomes, verdict
 
 if TYPE_CHECKING:
     from reftune.reporting.plots import Plot
@@ -75,7 +75,7 @@ def final_table(run_dir: Path) -> Group:
         ]
         table.add_row(Text(model["label"]), *map(Text, cells))
     # Not the table's caption, which would be squeezed into the table's width.
-    return Group(table, *(Text(line) for line in (headline(run), verdict(run)) if line))
+    return Group(table, *(Text(line) for line in (headline(run), verdict(run), cut_off(run)) if line))
 
 
 def _plots(run: Run) -> dict[str, list[Plot]]:
@@ -104,7 +104,7 @@ def _context(run: Run) -> dict[str, Any]:
     return {
         "name": run.config.get("name", run.directory.name),
         "headline": headline(run),
-        "verdict": verdict(run),
+        "verdict": " ".join(line for line in (verdict(run), cut_off(run)) if line),
         "stages": stage_states(run),
         "unreadable": run.unreadable,
         "command": run.info.get("command"),

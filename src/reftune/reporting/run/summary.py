@@ -11,6 +11,7 @@ from reftune.reporting.run.run_files import Run
 
 FEW_MODELS = 3  # up to here all comparisons are shown
 JUDGED = ("ok", "ok_text")
+CUT_OFF = 0.05  # share of a model's answers from which on it is told
 MANY_PASSES = 4  # beyond, pass@k is a curve, and only its ends are in the table
 
 
@@ -43,6 +44,22 @@ def verdict(run: Run) -> str:
             " model. That is one seed; reftune compare pools several."
         )
     return "The interval includes 0: these questions do not tell the two models apart."
+
+
+def cut_off(run: Run) -> str:
+    """Say of which models many greedy answers ended at the token limit, which says little of them."""
+    shares = {
+        label_of(model): sum(row["status"] == "truncated" for row in rows) / max(1, len(rows))
+        for model, rows in run.answers.items()
+    }
+    told = [f"{share:.0%} of {label}'s" for label, share in shares.items() if share >= CUT_OFF]
+    limit = run.config.get("prompt", {}).get("max_new_tokens", "the limit of")
+    return (
+        f"{' and '.join(told)} greedy answers were cut off at {limit} tokens; a higher"
+        " prompt.max_new_tokens gives them room."
+        if told
+        else ""
+    )
 
 
 def accuracies(evaluation: Row) -> dict[str, Any]:
