@@ -131,7 +131,7 @@ def test_accuracies_by_source_are_counted_and_printed(capsys: pytest.CaptureFixt
     assert {name: (x["correct"], x["questions"]) for name, x in summary["sources"].items()} == {
         "a": (1, 1), "b": (1, 3)
     }  # fmt: skip
-    asking._print_summary(summary | {"unjudged": 0}, 4)
+    asking._print_summary(summary | {"unjudged": 0, "statuses": {"ok": 4}, "limit": 9}, 4)
     assert "\nb: 33.3% (1 of 3), 95% interval " in capsys.readouterr().out
     assert "sources" not in summarise([{k: v for k, v in row.items() if k != "source"} for row in rows])
 

@@ -25,7 +25,7 @@ from reftune.runs.listener import Listener, OnStep
 from reftune.runs.records import read_result
 from reftune.runs.run_dir import only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
-from reftune.runs.tracking import start_trackers, track_report
+from reftune.runs.tracking import start_trackers, track_report, tracked
 from reftune.stages.run import Run
 from reftune.training.advantages import ADVANTAGES
 
@@ -100,9 +100,10 @@ def run_stages(
             open_run_dir(config, command, accelerator.num_processes, device)
             start_trackers(accelerator, config)
         accelerator.wait_for_everyone()
-        ran = _run_unfinished(run, stages)
-        if accelerator.is_main_process:
-            track_report(accelerator, config.run_dir, write_report)
+        with tracked(accelerator):
+            ran = _run_unfinished(run, stages)
+            if accelerator.is_main_process:
+                track_report(accelerator, config.run_dir, write_report)
         accelerator.end_training()
     return ran
 

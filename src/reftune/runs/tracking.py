@@ -6,7 +6,8 @@ run and drops what goes back in it, is told to draw a stage's metrics over the s
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def start_trackers(accelerator: Accelerator, config: Config) -> None:
     for tracker in accelerator.trackers:
         for stage in config.lineup.stages if tracker.name == "wandb" else ():
             tracker.tracker.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+
+@contextmanager
+def tracked(accelerator: Accelerator) -> Iterator[None]:
+    """End the run in its trackers where the block fails: the same program may begin another."""
+    try:
+        yield
+    except BaseException:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        raise
 
 
 def track_metrics(accelerator: Accelerator, stage: str, step: int, row: Mapping[str, Any]) -> None:
