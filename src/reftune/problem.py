@@ -39,6 +39,7 @@ Status = Literal[
     "truncated",  # the token limit came before the end of the answer
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
+ANSWERED: tuple[Status, ...] = ("ok", "ok_text")  # an answer was found, right or wrong
 
 
 def is_judged(status: Status) -> bool:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reftune.launcher import local_processes
-from reftune.problem import STATUSES, Execution, Status, UserError
+from reftune.problem import ANSWERED, STATUSES, Execution, Status, UserError
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
 # What the interpreter and monty need to find themselves; tokens and keys stay out.
@@ -37,7 +37,7 @@ WALL_FACTOR, GRACE_SECONDS = 11.0, 1.0
 # Programs queued at a worker, so that it need not wait for us between two of them.
 MAX_QUEUED, MIN_QUEUED = 8, 4
 MAX_LINE_BYTES = 1 << 16
-FAILURES: dict[str, Status] = {name: name for name in STATUSES if name not in ("ok", "ok_text")}
+FAILURES: dict[str, Status] = {name: name for name in STATUSES if name not in ANSWERED}
 
 
 class _WorkerLost(Exception):

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from reftune.methods import BASELINE, METHODS, WARMUP, Method, label_of
-from reftune.problem import Row
+from reftune.problem import ANSWERED, Row
 from reftune.reporting.pages import LIGHT, colour_of
 from reftune.reporting.plots import Plot, legend_above, new_plot, styled
 
@@ -16,7 +16,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 MAX_POINTS = 400  # longer curves are averaged in blocks: nothing more fits on the page
 LARGEST = 1e30  # beyond, an axis has no room for its numbers
-JUDGED = ("ok", "ok_text")
 
 # Metrics with a figure of their own: key, title, caption. The second ones are folded away on the page.
 SINGLE = (
@@ -86,14 +85,14 @@ def status_shares(rows: Sequence[Row]) -> tuple[list[str], Array]:
     """
     counts = [Counter[str](row["statuses"]) for row in rows]
     totals = sum(counts, Counter[str]())  # without those that never occur
-    failures = [name for name, _ in totals.most_common() if name not in JUDGED]
+    failures = [name for name, _ in totals.most_common() if name not in ANSWERED]
     named, rest = failures[:4], failures[4:]
 
     def count(*names: str) -> Array:
         return np.array([sum(row[name] for name in names) for row in counts], float)
 
     right = np.array([row.get("accuracy") or 0.0 for row in rows]) * count(*totals)
-    layers = {"right answer": right, "wrong answer": np.maximum(0, count(*JUDGED) - right)}
+    layers = {"right answer": right, "wrong answer": np.maximum(0, count(*ANSWERED) - right)}
     layers |= {name.replace("_", " "): count(name) for name in named}
     layers |= {"other": count(*rest)} if rest else {}
     shares = np.array(list(layers.values()))

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from reftune.methods import MAIN, label_of
-from reftune.problem import STATUSES, AnsweredQuestion, Row
+from reftune.problem import ANSWERED, STATUSES, AnsweredQuestion, Row
 from reftune.reporting.pages import interval, p_value, signed
 from reftune.reporting.run.run_files import Run
 
 FEW_MODELS = 3  # up to here all comparisons are shown
-JUDGED = ("ok", "ok_text")
 CUT_OFF = 0.05  # share of a model's answers from which on it is told
 MANY_PASSES = 4  # beyond, pass@k is a curve, and only its ends are in the table
 
@@ -107,7 +106,7 @@ def outcomes(run: Run) -> dict[str, Any]:
 def _outcome(row: AnsweredQuestion) -> str:
     if row["correct"]:
         return "right"
-    if row["status"] in JUDGED:
+    if row["status"] in ANSWERED:
         return "wrong"
     return row["status"].replace("_", " ") if row["status"] in STATUSES else "other"
 
