@@ -54,7 +54,7 @@ def measured_card(device: torch.device, dtype: torch.dtype) -> Card:
     size = 4096 if gpu else 1024
     square = torch.ones(size, size, device=device, dtype=dtype)
     product = _fastest(lambda: square @ square, device)
-    long = torch.ones(2**28 if gpu else 2**26, device=device)  # larger than any cache
+    long = torch.ones(2**26, device=device)  # 256 MiB: larger than any cache, and there on any machine
     reading = _fastest(long.sum, device)
     return Card(0.0, 2 * size**3 / product / 1e12, long.nbytes / reading / 1e9, float32=1.0)
 
