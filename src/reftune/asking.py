@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +45,8 @@ OneOfRun = Annotated[
     typer.Option("--model", help="which one of a run, such as sft or reft; default: the last finished"),
 ]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 gives the most likely chain")]
+Asked = tuple[str, str, Path | None]  # what a model is called, where it is, the file for its answers
+Evaluated = tuple[dict[str, Any], list[AnsweredQuestion]]  # accuracies and answers
 SampleSeed = Annotated[int, typer.Option("--seed", help="another seed gives another sample")]
 
 
@@ -90,33 +92,53 @@ def evaluate(
     The models answer the same questions: their differences are paired, and p-values corrected.
     """
     from reftune.evaluation.inference import evaluate_on
-    from reftune.files import write_jsonl
 
     if shots_from is not None and not shots:
         raise UserError("--shots-from: has no effect without --shots; say how many examples")
     ends = [text.replace("\\n", "\n") for text in stop or ()]
     settings = [*as_overrides(columns, most, reward, keep), *(overrides or [])]
-    asked = _named([*(models or ()), *(model or ())], out)
-    found = {}
-    for name, one, file in asked:
-        found[name] = summary, rows = evaluate_on(
-            one, data, cot, samples, split, subset, settings,
+
+    def answer(model: str) -> Evaluated:
+        return evaluate_on(
+            model, data, cot, samples, split, subset, settings,
             shots=shots, shots_from=shots_from, stop=ends,
         )  # fmt: skip
-        if file is not None:
-            write_jsonl(file, rows)
-        if len(asked) > 1 and not as_json:
+
+    asked = _named([*(models or ()), *(model or ())], out)
+    (_tell_as_json if as_json else _tell)(asked, answer)
+
+
+def _tell_as_json(asked: Sequence[Asked], answer: Callable[[str], Evaluated]) -> None:
+    """Answer with each model; print the accuracies of one as an object, of several by their names."""
+    told = {}
+    for name, model, file in asked:
+        summary, rows = _kept(answer(model), file)
+        told[name] = summary | {"questions": len(rows)}
+    print_json(told if len(asked) > 1 else told[asked[0][0]])
+
+
+def _tell(asked: Sequence[Asked], answer: Callable[[str], Evaluated]) -> None:
+    """Answer with each model, and print what is found as soon as it is; compare several."""
+    found = {}
+    for name, model, file in asked:
+        summary, found[name] = _kept(answer(model), file)
+        if len(asked) > 1:
             typer.echo(f"{name}:")
-        if not as_json:
-            _print_summary(summary, len(rows) - summary["unjudged"])
-    if as_json:
-        told = {name: summary | {"questions": len(rows)} for name, (summary, rows) in found.items()}
-        print_json(told if len(asked) > 1 else told[asked[0][0]])
-    elif len(asked) > 1:
-        _print_comparison({name: rows for name, (_, rows) in found.items()})
+        _print_summary(summary, len(found[name]) - summary["unjudged"])
+    if len(asked) > 1:
+        _print_comparison(found)
 
 
-def _named(models: Sequence[str], out: Path | None) -> list[tuple[str, str, Path | None]]:
+def _kept(evaluated: Evaluated, file: Path | None) -> Evaluated:
+    """Write the answers into a file, where one is wanted."""
+    from reftune.files import write_jsonl
+
+    if file is not None:
+        write_jsonl(file, evaluated[1])
+    return evaluated
+
+
+def _named(models: Sequence[str], out: Path | None) -> list[Asked]:
     """Return what each model is called, where it is, and the file for its answers."""
     from reftune.evaluation.pairing import names_of
     from reftune.files import check_writable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,10 +69,14 @@ def _compare_runs(
 ) -> Comparison:
     from reftune.reporting.comparison.compare import compare_runs
 
-    for option, value in (("--format", kind), ("--metric", metric)):
-        if value is not None:
-            raise UserError(f"{option}: has no effect on runs, which say what is right; leave it out")
+    _refuse({"--format": kind, "--metric": metric}, "on runs, which say what is right")
     return compare_runs(runs, k, reported)
+
+
+def _refuse(options: Mapping[str, object], where: str) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"{option}: has no effect {where}; leave it out")
 
 
 def _compare_files(
@@ -81,7 +85,5 @@ def _compare_files(
     from reftune.evaluation.pairing import pair, read_pooled
     from reftune.reporting.comparison.compare import compare_answers
 
-    for option, value in (("--k", k), ("--reported", reported)):
-        if value is not None:
-            raise UserError(f"{option}: has no effect where files are compared; leave it out")
+    _refuse({"--k": k, "--reported": reported}, "where files are compared")
     return compare_answers(pair(read_pooled(sources, kind, metric)))
