@@ -55,7 +55,7 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
     learner.model.eval()  # no dropout: the ratio compares the same network at two times
     generator = stage.generator(policy)
 
-    def take_step(step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
+    def take_step(step: int, memory: dict[str, Any]) -> tuple[dict[str, Any], Sequence[GradedSample]]:
         seconds_spent()  # on what was before
         started = time.perf_counter()
         questions = stage.questions(step, ppo.questions_per_step)
