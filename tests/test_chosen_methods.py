@@ -166,7 +166,7 @@ def test_sft_learns_from_the_questions_that_have_a_chain_and_ppo_from_all(
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = ["sft.epochs=1", "sft.batch_size=1000", "sft.learning_rate=1e-9", "ppo.steps=1"]
     changes += ["sft.warmup_epochs=1", "ppo.questions_per_step=220", "ppo.samples_per_question=1"]
-    changes += ["ppo.samples_logged_per_step=220", "ppo.critic_warmup_steps=0"]
+    changes += ["ppo.samples_logged_per_step=220", "ppo.value_pretraining_steps=0"]
     config = load_config(path, changes)
     run_stages(config, ("sft", "ppo"))
     train = read_jsonl(config.run_dir / "data/train.jsonl")

@@ -63,7 +63,7 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
     (GROUPED, "ppo.whiten=true", GROUP, ["ppo.advantage=gae"]),
     (GROUPED, "ppo.value_clip_range=0.1", GROUP, ["ppo.advantage=gae"]),
     (GROUPED, "ppo.value_head_learning_rate=0.01", GROUP, ["ppo.advantage=gae"]),
-    (GROUPED, "ppo.critic_warmup_steps=2", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.value_pretraining_steps=2", GROUP, ["ppo.advantage=gae"]),
     (GROUPED, "model.value_model=separate", GROUP, ["ppo.advantage=gae"]),
     (
         ["ppo.samples_per_question=2"], "ppo.scale_rewards=true",
@@ -215,7 +215,7 @@ def test_a_setting_that_does_nothing_is_refused(
     ("settings", "message"),
     [
         (["ppo.advantage=group"], "set ppo.samples_per_question to 2 or more"),
-        (["ppo.critic_warmup_steps=5", "ppo.steps=5"], "set it below ppo.steps = 5"),
+        (["ppo.value_pretraining_steps=5", "ppo.steps=5"], "set it below ppo.steps = 5"),
         (["evaluation.rerank=true"], "set evaluation.samples to 2 or more"),
         (["evaluation.rerank=true", "evaluation.samples=1"], "set evaluation.samples to 2 or more"),
         (["prompt.template=Question:"], "prompt.template must hold {question}"),
@@ -239,7 +239,7 @@ def test_what_cannot_work_is_refused(settings: list[str], message: str) -> None:
 
 
 def test_what_is_switched_off_may_be_said() -> None:
-    off = ["ppo.whiten=false", "ppo.value_coef=0", "ppo.critic_warmup_steps=0"]
+    off = ["ppo.whiten=false", "ppo.value_coef=0", "ppo.value_pretraining_steps=0"]
     assert parsed(*GROUPED, *off).ppo.advantage == "group"
 
 

@@ -48,7 +48,7 @@ STEPS, OPTIMIZER_STEPS = 3, 6  # of each: three passes over two minibatches
 SETTINGS = [
     "model.scratch=tiny", "name=test", "ppo.steps=3", "ppo.questions_per_step=2",
     "ppo.samples_per_question=2", "ppo.ppo_epochs=3", "ppo.minibatch_size=2",
-    "ppo.critic_warmup_steps=1", "ppo.lr_warmup_steps=2", "ppo.temperature=0.7",
+    "ppo.value_pretraining_steps=1", "ppo.lr_warmup_steps=2", "ppo.temperature=0.7",
     "ppo.learning_rate=3e-3",
     "ppo.value_head_learning_rate=2e-2", "ppo.weight_decay=0.125", "ppo.max_grad_norm=0.75",
     "ppo.validate_every_steps=3", "ppo.kl_coef=0.2",

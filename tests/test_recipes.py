@@ -88,7 +88,8 @@ def read_with_the_product(
 ) -> Rollouts:
     """Return rollouts as `collect` makes them of samples from an engine of its own."""
     reading = (graded, temperature, 4096, Accelerator(cpu=True))
-    logprobs, _, values = compute_logprobs(policy, *reading)
+    stats = compute_logprobs(policy, *reading)
+    logprobs, values = stats.logprobs, stats.values
     lengths = torch.tensor([len(g.sample.tokens) for g in graded])
     return Rollouts(
         samples=graded,

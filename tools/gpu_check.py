@@ -134,7 +134,7 @@ TINY = [
     "model.scratch_overrides={hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2}",
     "methods=['reft']", "data.synthetic.train_size=60", "data.validation_size=8",
     "data.synthetic.test_size=8", "prompt.max_new_tokens=16", "sft.epochs=1", "sft.warmup_epochs=1",
-    "sft.validate_every_epochs=1", "ppo.steps=2", "ppo.critic_warmup_steps=0",
+    "sft.validate_every_epochs=1", "ppo.steps=2", "ppo.value_pretraining_steps=0",
     "ppo.questions_per_step=2", "ppo.samples_per_question=2", "evaluation.samples=0",
     "evaluation.bootstrap=100", "compute.threads=1",
 ]  # fmt: skip

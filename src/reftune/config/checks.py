@@ -33,7 +33,9 @@ class Idle(NamedTuple):
     reason: str  # with the way out
 
 
-_CRITIC = "model.value_model ppo.critic_warmup_steps ppo.value_clip_range ppo.value_head_learning_rate"
+_CRITIC = (
+    "model.value_model ppo.value_pretraining_steps ppo.value_clip_range ppo.value_head_learning_rate"
+)
 _UPDATES = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples_per_question"
 _TRAINED, _TESTED = "data.train data.mixture", "data.test data.test_sources"
 _SOURCES = f"{_TRAINED} {_TESTED}"

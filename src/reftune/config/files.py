@@ -32,6 +32,7 @@ _RENAMED = {
     "ppo.group_scale": "ppo.scale_rewards",
     "compute.sandbox_seconds": "reward.sandbox_seconds",
     "compute.sandbox_memory_mb": "reward.sandbox_memory_mb",
+    "ppo.critic_warmup_steps": "ppo.value_pretraining_steps",
     "ppo.sampler_correction": "ppo.importance_sampling_cap",
 }
 # What a Python program hands over beside the configuration.

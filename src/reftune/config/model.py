@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from reftune.config.ranges import Few, Limit, Place, Section
+from reftune.config.ranges import Amount, Few, Limit, Place, Section
 
 
 def _listed(value: object) -> object:
@@ -32,6 +32,24 @@ class Model(Section):
     value_model: Literal["shared", "separate"] = Field(
         "shared", description="critic on the policy's own backbone, or a model of its own"
     )
+    value_hidden_size: Amount = Field(
+        0, description="features of a hidden layer in the critic's head; 0: it is linear"
+    )
+    value_targets: Literal["plain", "normalised", "two_hot"] = Field(
+        "plain",
+        description="what the critic's head learns: returns; how far they are from their running mean,"
+        " in standard deviations; or their place among 51 equal steps of value_span",
+    )
+    value_span: tuple[float, float] = Field(
+        (0.0, 1.0), description="two_hot: least and greatest return that the critic can say"
+    )
+
+    @field_validator("value_span")
+    @classmethod
+    def _rises(cls, span: tuple[float, float]) -> tuple[float, float]:
+        if span[0] >= span[1]:
+            raise ValueError("model.value_span is from the least to the greatest return, as [0.0, 1.0]")
+        return span
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:

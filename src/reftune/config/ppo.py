@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from reftune.config.ranges import Amount, Count, Few, Limit, Rate, Section, Weight
 from reftune.config.training import Steps
+
+ValueFeature = Literal["group", "surprise", "success_rate"]
 
 
 class Advantages(Section):
@@ -17,6 +21,11 @@ class Advantages(Section):
     gae_lambda: float = Field(
         0.95, ge=0, le=1, description="lambda of GAE: 1 trusts returns alone, 0 the critic"
     )
+    lambda_length_alpha: Weight = Field(
+        0.0,
+        description="lambda of a response of l tokens is 1 - 1 / (alpha l), as in VAPO, but at least 0;"
+        " 0: gae_lambda for all",
+    )
     whiten: bool = Field(True, description="gae: normalise advantages over all tokens of the batch")
     importance_sampling_cap: Weight = Field(
         2.0, description="cap of the trainer's over the sampler's probability; 0: no correction"
@@ -26,10 +35,24 @@ class Advantages(Section):
 class Critic(Section):
     """What predicts the return of a state, and how it learns."""
 
-    value_head_learning_rate: Rate | None = Field(None, description="default: learning_rate")
-    critic_warmup_steps: Amount = Field(0, description="first steps in which only the critic learns")
-    value_clip_range: Limit = Field(0.2, description="of the critic's change; cliprange_value in TRL")
     value_coef: Weight = Field(5.0, description="alpha, weight of the value loss; vf_coef in TRL")
+    value_clip_range: Limit = Field(0.2, description="of the critic's change; cliprange_value in TRL")
+    value_head_learning_rate: Rate | None = Field(None, description="default: learning_rate")
+    value_epochs: Amount = Field(
+        0, description="further passes over each batch in which only the critic learns"
+    )
+    value_lambda: float | None = Field(
+        None, ge=0, le=1, description="lambda of the critic's targets; default: gae_lambda"
+    )
+    value_pretraining_steps: Amount = Field(
+        0,
+        description="first steps, at most, in which only the critic learns, until it explains no more",
+    )
+    value_features: list[ValueFeature] = Field(
+        [],
+        description="what the critic goes by beside the state: group (what the question's other samples"
+        " became), surprise (how improbable the response is so far), success_rate (of the question)",
+    )
 
 
 class PolicyLoss(Section):
@@ -52,9 +75,14 @@ class Ppo(PolicyLoss, Critic, Advantages, Steps):
                 'ppo.advantage = "group" compares the samples of a question, and with one of each every'
                 " advantage is 0; set ppo.samples_per_question to 2 or more"
             )
-        if self.critic_warmup_steps >= self.steps:
+        if "group" in self.value_features and self.samples_per_question == 1:
             raise ValueError(
-                f"ppo.critic_warmup_steps = {self.critic_warmup_steps} leaves the policy no step to"
-                f" learn in; set it below ppo.steps = {self.steps}"
+                'ppo.value_features: "group" compares the samples of a question, and there is one of'
+                " each; set ppo.samples_per_question to 2 or more"
+            )
+        if self.value_pretraining_steps >= self.steps:
+            raise ValueError(
+                f"ppo.value_pretraining_steps = {self.value_pretraining_steps} leaves the policy no step"
+                f" to learn in; set it below ppo.steps = {self.steps}"
             )
         return self

@@ -27,6 +27,7 @@ from reftune.model.lora import add_adapter, without_adapter
 from reftune.model.packing import text_config
 from reftune.model.policy import PolicyWithValue
 from reftune.model.scratch import new_model
+from reftune.model.value_head import ValueHead
 from reftune.problem import UserError
 
 logging.disable_progress_bar()  # our own progress is on the screen
@@ -195,7 +196,10 @@ def make_policy(
     model.eval()
     set_trainable(model, trainable, lora)
     model = model if device is None else model.to(device)  # type: ignore[arg-type]
-    return PolicyWithValue(model, settings.value_model if critic else "none")
+    if not critic:
+        return PolicyWithValue(model)
+    shape = (settings.value_hidden_size, settings.value_targets, settings.value_span)
+    return PolicyWithValue(model, settings.value_model, lambda width: ValueHead(width, *shape))
 
 
 def set_trainable(model: PreTrainedModel, trainable: bool, lora: Lora | None = None) -> None:

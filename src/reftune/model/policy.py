@@ -1,6 +1,7 @@
 """The policy: a causal language model that reads given responses, with its value head."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,13 +10,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from reftune.model.batch import Sequences, gather_nodes
+from reftune.model.batch import Sequences, gather_nodes, gather_rows
 from reftune.model.forward import PackedForward, backbone_of, state_width
 from reftune.model.token_logprobs import TokenLogprobs
+from reftune.model.value_head import ValueHead
 
 # Logits that are computed at once: 128 MiB of float32. On a GPU more, for each chunk is a dozen kernels
 # to be launched.
 LOGITS_PER_CHUNK, LOGITS_PER_CHUNK_ON_GPU = 2**25, 2**26
+
+
+MakeHead = Callable[[int], ValueHead]
 
 
 class TokenStats(NamedTuple):
@@ -24,6 +29,7 @@ class TokenStats(NamedTuple):
     logprobs: Float[Tensor, "batch time"]
     entropies: Float[Tensor, "batch time"]
     values: Float[Tensor, "batch time"]
+    value_outputs: Float[Tensor, "batch time outputs"] | None = None  # what the value head said
 
 
 class PolicyWithValue(nn.Module):
@@ -31,11 +37,14 @@ class PolicyWithValue(nn.Module):
 
     Args:
         policy: any AutoModelForCausalLM.
-        critic: "none", "shared" (a linear head on the policy's last hidden state) or "separate"
+        critic: "none", "shared" (a head on the policy's last hidden state) or "separate"
             (the head on a backbone of its own, which starts as a copy of the policy's).
+        make_head: makes the head for states of so many features, by default the paper's linear one.
     """
 
-    def __init__(self, policy: PreTrainedModel, critic: str = "none") -> None:
+    def __init__(
+        self, policy: PreTrainedModel, critic: str = "none", make_head: MakeHead = ValueHead
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.packed_forward = PackedForward(policy)  # may change the policy: before it is copied
@@ -45,12 +54,9 @@ class PolicyWithValue(nn.Module):
             self.value_backbone = copy.deepcopy(
                 backbone_of(policy), frozen
             )  # what no one changes is shared
-        self.value_head: nn.Linear | None = None
+        self.value_head: ValueHead | None = None
         if critic != "none":
-            width = state_width(policy)
-            self.value_head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
-            nn.init.zeros_(self.value_head.weight)  # an untrained critic says 0, not noise
-            nn.init.zeros_(self.value_head.bias)
+            self.value_head = make_head(state_width(policy)).to(policy.device, torch.float32)
 
     def forward(self, sequences: Sequences, temperature: float = 1.0) -> TokenStats:
         """Compute log-probability, entropy and value of every response token.
@@ -61,8 +67,11 @@ class PolicyWithValue(nn.Module):
         mask = offsets < sequences.response_lengths.unsqueeze(1)
         states = self.packed_forward(self.packed_forward.body(self.policy), sequences)
         targets = sequences.responses.flatten()[sequences.first_occurrence]
-        stats = (*self._stats(states, targets, temperature), self._values(states, sequences))
-        return TokenStats(*(torch.where(mask, gather_nodes(sequences, x), 0.0) for x in stats))
+        logprobs, entropies = (
+            torch.where(mask, gather_nodes(sequences, x), 0.0)
+            for x in self._stats(states, targets, temperature)
+        )
+        return TokenStats(logprobs, entropies, *self._values(states, sequences, mask))
 
     def _stats(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
         head = self.packed_forward.head(self.policy)
@@ -77,14 +86,15 @@ class PolicyWithValue(nn.Module):
         ]
         return torch.cat(chunks, dim=1)
 
-    def _values(self, states: Tensor, sequences: Sequences) -> Tensor:
+    def _values(
+        self, states: Tensor, sequences: Sequences, mask: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         if self.value_head is None:
-            return torch.zeros(len(states), device=states.device)
+            return torch.zeros(mask.shape, device=states.device), None
         if self.value_backbone is not None or not self.packed_forward.lm_head_is_linear:
             states = self.packed_forward(self.value_backbone or backbone_of(self.policy), sequences)
-        with torch.autocast(states.device.type, enabled=False):
-            states = states.to(self.value_head.weight.dtype)
-            return torch.as_tensor(self.value_head(states)).squeeze(-1)
+        outputs = gather_rows(self.value_head(states), sequences.node_index)
+        return torch.where(mask, self.value_head.value(outputs), 0.0), outputs
 
 
 def _stats_of_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from reftune import progress
@@ -21,6 +21,7 @@ from reftune.launcher import tell_once
 from reftune.model.forward import PackedForward, kind_of
 from reftune.model.lora import merged
 from reftune.model.packing import window
+from reftune.model.value_head import ValueHead
 from reftune.problem import UserError
 from reftune.sampling.decoders import Decoder, PaddedDecoder
 from reftune.sampling.drawn import Drawn, Finish, Group
@@ -63,7 +64,7 @@ class BuiltinSampler:
         eos: Sequence[int],
         max_rows: int = 512,
         *,
-        value_head: nn.Linear | None = None,
+        value_head: ValueHead | None = None,
         packed_forward: PackedForward | None = None,
         context: Callable[[], AbstractContextManager[None]] = nullcontext,
         top_p: float = 1.0,
@@ -139,9 +140,7 @@ class BuiltinSampler:
     def state_values(self, states: Tensor) -> Tensor:
         """Return what the critic says of the states that a decoder gave, in its own precision."""
         assert self.value_head is not None
-        with torch.autocast(states.device.type, enabled=False):
-            values: Tensor = self.value_head(states.to(self.value_head.weight.dtype))
-        return values.squeeze(-1)
+        return self.value_head.value(self.value_head(states))
 
     def _group(self, prompts: Sequence[Sequence[int]]) -> list[Group]:
         """Put samples of equal prompts together, as many as may be decoded at once; shortest first."""

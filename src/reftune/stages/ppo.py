@@ -12,6 +12,13 @@ from reftune.model.loading import reference_of
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.progress import seconds_spent
+from reftune.stages.ppo_critic import (
+    Beside,
+    learns_alone,
+    note_pretraining,
+    set_units,
+    value_passes,
+)
 from reftune.stages.ppo_metrics import describe, timings
 from reftune.stages.ppo_targets import compute_advantages
 from reftune.stages.ppo_update import update
@@ -65,10 +72,14 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
             token_budget=stage.token_budget, key=(config.seed, stage.name, step),
         )  # fmt: skip
         sampled = time.perf_counter()
-        estimates = compute_advantages(rollouts, ppo)
-        factor = stage.rate_factor(ppo, step, ppo.critic_warmup_steps)
+        alone, beside = learns_alone(step, ppo, memory), Beside(rollouts, ppo, memory)
+        estimates = compute_advantages(rollouts, ppo, beside.values, 1.0 if alone else ppo.value_lambda)
+        set_units(policy.value_head, estimates.returns, rollouts.mask, memory)
+        factor = 0.0 if alone else stage.rate_factor(ppo, step, memory.get("pretrained", 0))
         learner.set_learning_rates(factor, 1.0)
         losses = update(learner, rollouts, estimates, config, step)
+        value_passes(learner, rollouts, estimates, config, step)
+        beside.learn(rollouts, estimates, memory)
         if generator.sampler.exact and losses.get("logprob_gap", 0.0) > MAX_LOGPROB_GAP:
             _stop_on_gap(losses["logprob_gap"], step)
         metrics = (
@@ -76,6 +87,8 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
             | losses
             | timings(rollouts, started, sampled, time.perf_counter())
         )
+        if alone:
+            note_pretraining(step, metrics["explained_variance"], ppo, memory)
         logged = traced(stage.prompter, rollouts, estimates, ppo.samples_logged_per_step)
         return metrics | {"learning_rate": ppo.learning_rate * factor}, logged
 

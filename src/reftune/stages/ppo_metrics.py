@@ -4,6 +4,9 @@ import math
 from collections import Counter
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from reftune.config import Ppo
 from reftune.progress import seconds_spent
 from reftune.training.advantages import explained_variance, importance_weights
@@ -34,11 +37,24 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
         **kl,
         "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),
-        "explained_variance": explained_variance(rollouts.values, estimates.returns, mask),
+        **_explained(estimates, mask),
         "sampler_weight": float(weights.mean().nan_to_num(1.0)),
         "sampler_truncated": float((weights == cap).float().mean().nan_to_num(0.0)),
         "statuses": dict(Counter(a.verdict.status for a in graded)),
     }
+
+
+def _explained(estimates: AdvantagesAndReturns, mask: Tensor) -> dict[str, float]:
+    """Return how much of what followed the critic explains, over all tokens and in each quarter."""
+    values, followed = estimates.values, estimates.monte_carlo
+    place = 4 * torch.arange(mask.shape[1]) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    quarters = {
+        f"explained_variance/quarter_{k + 1}": explained_variance(
+            values, followed, mask * ((place >= k) & (place < k + 1))
+        )
+        for k in range(4)
+    }
+    return {"explained_variance": explained_variance(values, followed, mask), **quarters}
 
 
 def timings(rollouts: Rollouts, started: float, sampled: float, ended: float) -> dict[str, float]:

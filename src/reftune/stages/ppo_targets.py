@@ -1,25 +1,54 @@
 """What an update of PPO aims at: from the rewards of samples to advantages and returns."""
 
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Tensor
+
 from reftune.config import Ppo
-from reftune.training.advantages import ADVANTAGES, importance_weights, token_rewards, whiten
+from reftune.training.advantages import (
+    ADVANTAGES,
+    gae,
+    importance_weights,
+    monte_carlo,
+    token_rewards,
+    whiten,
+)
 from reftune.training.types import AdvantagesAndReturns, Rollouts
 
 
-def compute_advantages(rollouts: Rollouts, ppo: Ppo) -> AdvantagesAndReturns:
+def compute_advantages(
+    rollouts: Rollouts,
+    ppo: Ppo,
+    beside: Float[Tensor, "batch time"] | None = None,
+    value_lambda: float | None = None,
+) -> AdvantagesAndReturns:
     """Turn rewards into token rewards, advantages and returns (Luong et al. 2024, section 3.2).
 
     Returns are raw advantage + value; only the policy's advantages are whitened, and weighed where the
     sampler's probabilities are not the trainer's.
+
+    Args:
+        rollouts: with the values of the value head.
+        ppo: the settings.
+        beside: values that are added to those of the head, which learns what is left.
+        value_lambda: of the head's returns; default: as of the advantages.
     """
     reference = rollouts.logprobs if rollouts.ref_logprobs is None else rollouts.ref_logprobs
-    per_token = token_rewards(rollouts.rewards, rollouts.logprobs, reference, rollouts.mask, ppo.kl_coef)
+    mask = rollouts.mask
+    per_token = token_rewards(rollouts.rewards, rollouts.logprobs, reference, mask, ppo.kl_coef)
+    values = rollouts.values if beside is None else rollouts.values + beside
     estimator = ADVANTAGES[ppo.advantage]
-    advantages = estimator.estimate(per_token, rollouts, ppo)
-    returns = (advantages + rollouts.values) * rollouts.mask
+    advantages = estimator.estimate(per_token, replace(rollouts, values=values), ppo)
+    learnt = (
+        advantages if value_lambda is None else gae(per_token, values, mask, ppo.gamma, value_lambda)
+    )
+    returns = (learnt + rollouts.values) * mask
     if ppo.whiten and estimator.critic:  # a group baseline has centred them already, per question
-        advantages = whiten(advantages, rollouts.mask)
+        advantages = whiten(advantages, mask)
     if ppo.importance_sampling_cap:
         advantages = advantages * importance_weights(
-            rollouts.logprobs, rollouts.sampler_logprobs, rollouts.mask, ppo.importance_sampling_cap
+            rollouts.logprobs, rollouts.sampler_logprobs, mask, ppo.importance_sampling_cap
         )
-    return AdvantagesAndReturns(per_token, advantages, returns)
+    followed = monte_carlo(per_token, mask, ppo.gamma)
+    return AdvantagesAndReturns(per_token, advantages, returns, values, followed)

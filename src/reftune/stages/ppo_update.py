@@ -12,9 +12,10 @@ from reftune.model.batch import collate
 from reftune.problem import UserError
 from reftune.progress import counting
 from reftune.runs.run_dir import complete_checkpoints
+from reftune.stages.ppo_critic import critic_loss, value_head
 from reftune.training.advantages import ADVANTAGES
 from reftune.training.learner import Learner, LossFn, non_finite
-from reftune.training.losses import policy_loss, ratio_statistics, value_loss
+from reftune.training.losses import policy_loss, ratio_statistics
 from reftune.training.microbatches import minibatches, shuffled
 from reftune.training.rollouts import graded_rows
 from reftune.training.types import AdvantagesAndReturns, Rollouts
@@ -97,8 +98,13 @@ def _make_loss(
             / divisor
         )
         value = (
-            value_loss(
-                stats.values, pick(rollouts.values), pick(estimates.returns), mask, ppo.value_clip_range
+            critic_loss(
+                value_head(model),
+                stats,
+                pick(rollouts.values),
+                pick(estimates.returns),
+                mask,
+                ppo.value_clip_range,
             ).sum()
             / divisor
         )

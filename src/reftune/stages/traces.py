@@ -22,8 +22,8 @@ def traced(
     numbers = {"logprobs": rollouts.logprobs, "advantages": estimates.advantages}
     if rollouts.ref_logprobs is not None:
         numbers["log_ratios"] = rollouts.logprobs - rollouts.ref_logprobs
-    if (rollouts.values * rollouts.mask).any():
-        numbers["values"] = rollouts.values
+    if (estimates.values * rollouts.mask).any():
+        numbers["values"] = estimates.values
     logged = rollouts.samples[:count]
     return [
         replace(graded, trace=_trace(prompter, graded, i, numbers)) for i, graded in enumerate(logged)

@@ -38,12 +38,12 @@ def gae(
     values: Float[Tensor, "batch time"],
     mask: Float[Tensor, "batch time"],
     gamma: float,
-    gae_lambda: float,
+    gae_lambda: float | Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch time"]:
     """Estimate advantages with a critic: A_t = sum_l (gamma * gae_lambda)^l delta_{t+l}.
 
     delta_t = r_t + gamma * V_{t+1} - V_t, and the value after the last real token is 0
-    (Schulman et al. 2016, equations 11, 12 and 16).
+    (Schulman et al. 2016, equations 11, 12 and 16). lambda is one number, or one of each row.
     """
     advantages = torch.zeros_like(rewards)
     next_advantage = torch.zeros_like(rewards[:, 0])
@@ -55,6 +55,28 @@ def gae(
         next_value = values[:, t] * mask[:, t]
         advantages[:, t] = next_advantage
     return advantages
+
+
+def length_lambda(mask: Float[Tensor, "batch time"], alpha: float) -> Float[Tensor, " batch"]:
+    """Return lambda by the length l of each row: 1 - 1 / (alpha * l), at least 0.
+
+    Advantages then reach equally far, by share of the response: over about alpha * l tokens
+    (VAPO, Yue et al. 2025, equation 10).
+    """
+    return (1 - 1 / (alpha * mask.sum(dim=1).clamp(min=1))).clamp(min=0)
+
+
+def monte_carlo(
+    rewards: Float[Tensor, "batch time"], mask: Float[Tensor, "batch time"], gamma: float
+) -> Float[Tensor, "batch time"]:
+    """Return what followed each token: the discounted sum of its reward and all later ones."""
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
+
+
+def _gae_of(rewards: Float[Tensor, "batch time"], rollouts: Rollouts, ppo: Ppo) -> Tensor:
+    alpha = ppo.lambda_length_alpha
+    gae_lambda = length_lambda(rollouts.mask, alpha) if alpha else ppo.gae_lambda
+    return gae(rewards, rollouts.values, rollouts.mask, ppo.gamma, gae_lambda)
 
 
 def group(
@@ -85,7 +107,7 @@ class Estimator(NamedTuple):
 
 
 ADVANTAGES: dict[str, Estimator] = {
-    "gae": Estimator(lambda r, b, ppo: gae(r, b.values, b.mask, ppo.gamma, ppo.gae_lambda), critic=True),
+    "gae": Estimator(_gae_of, critic=True),
     "group": Estimator(lambda r, b, ppo: group(r, b.mask, b.groups, ppo.scale_rewards), critic=False),
 }
 

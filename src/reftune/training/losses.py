@@ -48,6 +48,26 @@ def value_loss(
     return sequence_mean(0.5 * worst, mask)
 
 
+def two_hot_loss(
+    logits: Float[Tensor, "batch time bins"],
+    returns: Float[Tensor, "batch time"],
+    mask: Float[Tensor, "batch time"],
+    support: Float[Tensor, " bins"],
+) -> Float[Tensor, " batch"]:
+    """Return the value loss of a classifier per sequence: the token mean of its cross-entropy.
+
+    The target of a return are the two values of `support`, in equal steps, that it lies between, each
+    the more probable the nearer (Imani and White 2018; Farebrother et al. 2024, section 3). Returns
+    beyond count as its ends.
+    """
+    place = (returns.clamp(support[0], support[-1]) - support[0]) / (support[1] - support[0])
+    lower = place.floor().long().clamp(max=len(support) - 2)
+    upper_share = place - lower
+    logs = logits.log_softmax(-1)
+    at_lower, at_upper = (logs.gather(-1, (lower + k).unsqueeze(-1)).squeeze(-1) for k in (0, 1))
+    return sequence_mean(-(1 - upper_share) * at_lower - upper_share * at_upper, mask)
+
+
 def cross_entropy(
     logprobs: Float[Tensor, "batch time"], mask: Float[Tensor, "batch time"]
 ) -> Float[Tensor, " batch"]:

@@ -179,7 +179,8 @@ def collect(
         logprobs = sampler_logprobs
         values = pad([g.sample.values or [0.0] * len(g.sample.tokens) for g in graded])
     else:
-        logprobs, _, values = compute_logprobs(policy, *reading)
+        stats = compute_logprobs(policy, *reading)
+        logprobs, values = stats.logprobs, stats.values
     ref_logprobs = None
     if reference is not None:
         with visiting(reference, generator.accelerator.device):
@@ -226,7 +227,7 @@ def compute_logprobs(
     def read(rows: list[int]) -> None:
         batch = collate([samples[i].prompt for i in rows], [samples[i].tokens for i in rows])
         stats = model(batch.to(accelerator.device), temperature)
-        totals[:, rows, : stats.logprobs.shape[1]] = torch.stack(tuple(stats)).to(totals.dtype)
+        totals[:, rows, : stats.logprobs.shape[1]] = torch.stack(stats[:3]).to(totals.dtype)
 
     whole = sharded_map(totals, read, lengths, token_budget, accelerator, question_groups(graded))
     return TokenStats(*whole.cpu())

@@ -48,8 +48,13 @@ class Rollouts:
 
 @dataclass(frozen=True, slots=True)
 class AdvantagesAndReturns:
-    """What the update aims at: token rewards, whitened advantages, returns for the critic."""
+    """What the update aims at: token rewards, whitened advantages, returns for the value head.
+
+    `values` are the critic's, of its head and its features together, and `monte_carlo` what followed.
+    """
 
     token_rewards: Float[Tensor, "batch time"]
     advantages: Float[Tensor, "batch time"]
     returns: Float[Tensor, "batch time"]
+    values: Float[Tensor, "batch time"]
+    monte_carlo: Float[Tensor, "batch time"]
