@@ -205,7 +205,9 @@ def _rollouts(experience: Experience) -> Rollouts:
 
 def _targets(experience: Experience) -> AdvantagesAndReturns:
     rewards = torch.zeros_like(experience.mask)
-    return AdvantagesAndReturns(rewards, experience.advantages, experience.returns)
+    return AdvantagesAndReturns(
+        rewards, experience.advantages, experience.returns, experience.values, experience.returns
+    )
 
 
 def _padded_targets(experience: Experience, padded_mask: Tensor) -> PaddedTargets:

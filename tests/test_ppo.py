@@ -220,6 +220,7 @@ def test_the_metrics_of_a_step(run: Run) -> None:
         "grad_norm", "ratio_mean", "clip_fraction", "approx_kl", "entropy", "logprob_gap",
         "seconds_rollouts", "seconds_sampling", "seconds_judging", "seconds_reading", "seconds_update",
         "tokens_per_second", "seconds", "learning_rate", "memory_gib",
+            *(f"explained_variance/quarter_{k}" for k in (1, 2, 3, 4)),
     }  # fmt: skip
     validated = {"validation_accuracy", "seconds_validation"}
     assert [set(row) - told for row in run.rows] == [set(), set(), validated]

@@ -130,9 +130,9 @@ def test_a_batch_is_described_by_hand() -> None:
     values = [[0.0, 0.0, 0.0], [1.0], [1.0, 1.0], [0.0, 0.0]]
     rollouts = make_rollouts(graded, logprobs, reference=reference, sampler=sampler, values=values)
     targets = compute_advantages(rollouts, Ppo())
-    # These returns have the variance 1; the critic's errors (0, 2, 0), (1), (-1, 1), (2, 0) have the
+    # What followed has the variance 1; the critic's errors (0, 2, 0), (1), (-1, 1), (2, 0) have the
     # mean 5 / 8 and the variance 11 / 8 - 25 / 64 = 63 / 64.
-    targets.returns[:] = torch.tensor([[0.0, 2, 0], [2, 50, 50], [0, 2, 50], [2, 0, 50]])
+    targets.monte_carlo[:] = torch.tensor([[0.0, 2, 0], [2, 50, 50], [0, 2, 50], [2, 0, 50]])
     row = describe(rollouts, targets, Ppo(importance_sampling_cap=2.0))
     assert row == {
         "reward": pytest.approx((1 + 0 + 0.1 + 1) / 4),
@@ -141,6 +141,11 @@ def test_a_batch_is_described_by_hand() -> None:
         "response_length": 8 / 4,
         "truncated": 1 / 4,
         "explained_variance": pytest.approx(1 / 64),
+        # of returns 0, 2, 0, 2 it says 0, 1, 1, 0; of one there is no variance; of 0, 2, 0 it says 0, 1, 0
+        "explained_variance/quarter_1": pytest.approx(-0.25),
+        "explained_variance/quarter_2": 0.0,
+        "explained_variance/quarter_3": pytest.approx(0.75),
+        "explained_variance/quarter_4": 0.0,
         "sampler_weight": pytest.approx((3 + 2 + 1.5 + 4) / 8),
         "sampler_truncated": pytest.approx(3 / 8),
         "statuses": {"ok": 3, "syntax_error": 1},

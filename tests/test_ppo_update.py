@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,8 @@ def make_batch(policy: PolicyWithValue) -> tuple[Rollouts, AdvantagesAndReturns]
     zeros = [torch.zeros(len(row)) for row in logprobs]
     advantages = padded([noise(row, 1.0) for row in zeros])
     returns = padded([noise(torch.tensor(row), 0.5) for row in values])
-    return rollouts, AdvantagesAndReturns(torch.zeros_like(returns), advantages, returns)
+    nothing = torch.zeros_like(returns)
+    return rollouts, AdvantagesAndReturns(nothing, advantages, returns, nothing, nothing)
 
 
 def make_learner(
@@ -360,7 +362,7 @@ def with_an_unjudged_row(
         getattr(longer, name)[:6] = getattr(rollouts, name)
         getattr(longer, name)[6:] = -1.0
     rubbish = torch.full((1, 5), 50.0, dtype=torch.float64)
-    parts = (targets.token_rewards, targets.advantages, targets.returns)
+    parts = (getattr(targets, f.name) for f in fields(targets))
     return longer, AdvantagesAndReturns(*(torch.cat([part, rubbish]) for part in parts))
 
 
@@ -370,9 +372,7 @@ def test_a_batch_of_which_nothing_was_judged_is_no_update() -> None:
     rollouts = make_rollouts(graded, [[-1.0, -2.0]])
     nothing = torch.zeros(1, 2, dtype=torch.float64)
     learner = make_learner(policy, settings())
-    assert (
-        update(learner, rollouts, AdvantagesAndReturns(nothing, nothing, nothing), settings(), 1) == {}
-    )
+    assert update(learner, rollouts, AdvantagesAndReturns(*[nothing] * 5), settings(), 1) == {}
     assert learner.rows == []
 
 

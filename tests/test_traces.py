@@ -9,9 +9,12 @@ from reftune.training.types import AdvantagesAndReturns, Rollouts
 from tiny_stage import PROMPTER
 
 
-def estimates(advantages: list[list[float]]) -> AdvantagesAndReturns:
+def estimates(
+    advantages: list[list[float]], values: list[list[float]] | None = None
+) -> AdvantagesAndReturns:
     found = torch.tensor(advantages, dtype=torch.float64)
-    return AdvantagesAndReturns(found, found, found)
+    said = torch.zeros_like(found) if values is None else torch.tensor(values, dtype=torch.float64)
+    return AdvantagesAndReturns(found, found, found, said, found)
 
 
 def rollouts(reference: list[list[float]] | None, values: list[list[float]] | None) -> Rollouts:
@@ -25,8 +28,9 @@ def rollouts(reference: list[list[float]] | None, values: list[list[float]] | No
 
 
 def test_each_token_is_logged_with_its_numbers_and_padding_is_not() -> None:
-    made = rollouts([[-1.5, -1.0], [-0.25]], [[0.5, 0.75], [0.123456]])
-    rows = graded_rows(traced(PROMPTER, made, estimates([[1.0, 2.0], [-3.0, 9.0]]), 5))
+    made = rollouts([[-1.5, -1.0], [-0.25]], [[8.0, 8.0], [8.0]])  # of the head alone
+    targets = estimates([[1.0, 2.0], [-3.0, 9.0]], [[0.5, 0.75], [0.123456, 9.0]])
+    rows = graded_rows(traced(PROMPTER, made, targets, 5))
     found = [{key: row[key] for key in row if key not in graded_rows(made.samples)[0]} for row in rows]  # type: ignore[literal-required]
     assert [one.pop("tokens") for one in found] == [PROMPTER.spell([7, 8]), PROMPTER.spell([9])]
     assert found == [

@@ -13,9 +13,9 @@ from reftune.training.types import AdvantagesAndReturns
 
 def test_tensors_of_one_batch_share_their_shape() -> None:
     wide, narrow = torch.zeros(2, 4), torch.zeros(2, 3)
-    assert AdvantagesAndReturns(wide, wide, wide).returns is wide
+    assert AdvantagesAndReturns(wide, wide, wide, wide, wide).returns is wide
     with pytest.raises(TypeCheckError, match="returns"):
-        AdvantagesAndReturns(wide, wide, narrow)
+        AdvantagesAndReturns(wide, wide, narrow, wide, wide)
 
 
 def test_token_ids_are_integers() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reftune.config import Ppo
 from reftune.progress import seconds_spent
-from reftune.training.advantages import explained_variance, importance_weights
+from reftune.training.advantages import ADVANTAGES, explained_variance, importance_weights
 from reftune.training.rollouts import accuracies, mean_parts
 from reftune.training.types import AdvantagesAndReturns, Rollouts
 
@@ -37,16 +37,19 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
         **kl,
         "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),
-        **_explained(estimates, mask),
+        **_explained(estimates, mask, critic=ADVANTAGES[ppo.advantage].critic),
         "sampler_weight": float(weights.mean().nan_to_num(1.0)),
         "sampler_truncated": float((weights == cap).float().mean().nan_to_num(0.0)),
         "statuses": dict(Counter(a.verdict.status for a in graded)),
     }
 
 
-def _explained(estimates: AdvantagesAndReturns, mask: Tensor) -> dict[str, float]:
+def _explained(estimates: AdvantagesAndReturns, mask: Tensor, *, critic: bool) -> dict[str, float]:
     """Return how much of what followed the critic explains, over all tokens and in each quarter."""
     values, followed = estimates.values, estimates.monte_carlo
+    overall = {"explained_variance": explained_variance(values, followed, mask)}
+    if not critic:
+        return overall
     place = 4 * torch.arange(mask.shape[1]) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     quarters = {
         f"explained_variance/quarter_{k + 1}": explained_variance(
@@ -54,7 +57,7 @@ def _explained(estimates: AdvantagesAndReturns, mask: Tensor) -> dict[str, float
         )
         for k in range(4)
     }
-    return {"explained_variance": explained_variance(values, followed, mask), **quarters}
+    return overall | quarters
 
 
 def timings(rollouts: Rollouts, started: float, sampled: float, ended: float) -> dict[str, float]:
