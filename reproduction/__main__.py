@@ -9,8 +9,9 @@ from reftune.problem import UserError
 from reftune.reporting.comparison.compare import compare_runs
 from reftune.reporting.comparison.page import write_comparison
 from reproduction.claims import find
-from reproduction.plan import MAIN, ROOT, Cell, cells, run_all
+from reproduction.plan import MAIN, cell, cells
 from reproduction.results import write_results
+from reproduction.series import ROOT, run_all
 
 DOCS, PAPER = ROOT / "docs", ROOT / "reproduction" / "paper.toml"
 
@@ -24,7 +25,7 @@ def main() -> None:
     seeds, ablation_seeds = options.seeds, options.ablation_seeds
     try:
         run_all(cells(seeds, ablation_seeds))
-        runs = [Cell(config, seed).run_dir for config in MAIN for seed in seeds]
+        runs = [cell(config, seed).run_dir for config in MAIN for seed in seeds]
         page = write_comparison(compare_runs(runs, reported=PAPER), DOCS / "mini")
         write_results(DOCS / "results.md", find(seeds, ablation_seeds), seeds, ablation_seeds)
     except UserError as error:

@@ -14,7 +14,7 @@ from reftune.evaluation.statistics import bootstrap_means, holm, sign_flip
 from reftune.files import read_json, read_jsonl
 from reftune.problem import AnsweredQuestion
 from reftune.reporting.comparison.finished_runs import CHAINS
-from reproduction.plan import MAIN, Cell
+from reproduction.plan import MAIN, cell
 
 MARGIN = 0.03  # "about equal": the whole interval of the difference lies within 3 points
 RESAMPLES = 10_000
@@ -125,7 +125,7 @@ def _measure(
 @lru_cache(maxsize=128)
 def answers(config: str, model: str, seed: int) -> list[AnsweredQuestion]:
     """Return a model's answers to the test questions."""
-    return read_jsonl(Cell(config, seed).run_dir / "evaluation" / f"{model}.jsonl")
+    return read_jsonl(cell(config, seed).run_dir / "evaluation" / f"{model}.jsonl")
 
 
 def statuses(side: Side, seeds: tuple[int, ...]) -> Array:
@@ -144,7 +144,7 @@ def statuses(side: Side, seeds: tuple[int, ...]) -> Array:
 
 def cost(config: str, seeds: Sequence[int], stage: str = "ppo") -> float:
     """Return the mean seconds that a stage took."""
-    results = [read_json(Cell(config, seed).run_dir / stage / "result.json") for seed in seeds]
+    results = [read_json(cell(config, seed).run_dir / stage / "result.json") for seed in seeds]
     return float(np.mean([result["seconds"] for result in results]))
 
 
@@ -152,7 +152,7 @@ def wrong_chains(config: str, model: str, seeds: Sequence[int]) -> tuple[int, in
     """Return how many checked right answers have a wrong chain, and how many were checked."""
     found = [0, 0]
     for seed in seeds:
-        result = read_json(Cell(config, seed).run_dir / "evaluation" / "result.json")
+        result = read_json(cell(config, seed).run_dir / "evaluation" / "result.json")
         share = result["models"][model].get("right_answer_wrong_chain", {"wrong": 0, "checked": 0})
         found[0] += share["wrong"]
         found[1] += share["checked"]

@@ -11,7 +11,8 @@ from reftune.methods import BASELINE, OPTIONAL, label_of
 from reftune.reporting.comparison.finished_runs import CHAINS
 from reftune.reporting.pages import interval, p_value, percent, signed
 from reproduction.claims import Finding, answers, cost, wrong_chains
-from reproduction.plan import MAIN, seconds_of
+from reproduction.plan import MAIN
+from reproduction.series import seconds_of
 
 BEGIN, END = "<!-- reproduce-mini: begin -->\n", "<!-- reproduce-mini: end -->\n"
 

@@ -141,7 +141,7 @@ def test_a_batch_is_described_by_hand() -> None:
         "response_length": 8 / 4,
         "truncated": 1 / 4,
         "explained_variance": pytest.approx(1 / 64),
-        # of returns 0, 2, 0, 2 it says 0, 1, 1, 0; of one there is no variance; of 0, 2, 0 it says 0, 1, 0
+        # of 0, 2, 0, 2 it says 0, 1, 1, 0; one has no variance; of 0, 2, 0 it says 0, 1, 0
         "explained_variance/quarter_1": pytest.approx(-0.25),
         "explained_variance/quarter_2": 0.0,
         "explained_variance/quarter_3": pytest.approx(0.75),

@@ -11,9 +11,9 @@ import pytest
 from reftune.config.files import load_config
 from reftune.methods import OPTIONAL
 from reproduction import claims as module
-from reproduction import plan, results
+from reproduction import plan, results, series
 from reproduction.claims import Expected, Finding, Side, Verdict, claims, find, judge
-from reproduction.plan import Cell, cells
+from reproduction.plan import cell, cells
 from reproduction.results import claim_table, write_results
 
 
@@ -56,21 +56,21 @@ def test_all_runs_but_multiple_choice_have_the_same_test_questions() -> None:
 
 
 def test_ablations_start_from_the_main_run_of_their_seed() -> None:
-    assert "start_from=runs/mini/program-2" in Cell("no_kl", 2).command
-    assert not any("start_from" in part for part in Cell("warmup_4", 2).command)
-    order = [cell.run_dir.name for cell in cells([1, 2], [1, 2])]
+    assert "start_from=runs/mini/program-2" in cell("no_kl", 2).command
+    assert not any("start_from" in part for part in cell("warmup_4", 2).command)
+    order = [one.run_dir.name for one in cells([1, 2], [1, 2])]
     assert order.index("program-2") < order.index("no_kl-2")
     assert len(set(order)) == len(order)
 
 
 def test_findings_pair_questions_and_pool_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "RUNS", tmp_path)
+    monkeypatch.setattr(series, "RUNS", tmp_path)
     monkeypatch.setattr(module, "claims", lambda: [CLAIM])
     module.answers.cache_clear()
     # ReFT is right on 3 and 4 of 4 questions, SFT on 1 and 2: half of the answers more.
     right = {("reft", 1): "1110", ("reft", 2): "1111", ("sft", 1): "1000", ("sft", 2): "1100"}
     for (model, seed), answers in right.items():
-        path = tmp_path / f"program-{seed}" / "evaluation" / f"{model}.jsonl"
+        path = tmp_path / "mini" / f"program-{seed}" / "evaluation" / f"{model}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps({"correct": a == "1"}) + "\n" for a in answers))
     [finding] = find([1, 2], [1])
@@ -106,7 +106,7 @@ def test_what_stands_around_the_marks_stays(tmp_path: Path, monkeypatch: pytest.
 def test_reranking_stands_beside_one_sample_and_the_vote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "RUNS", tmp_path)
+    monkeypatch.setattr(series, "RUNS", tmp_path)
     module.answers.cache_clear()
     # Two of three samples are right, and the reranker prefers the wrong one to one of them.
     samples = [
@@ -114,7 +114,7 @@ def test_reranking_stands_beside_one_sample_and_the_vote(
         for value, p in ((5, 0.9), (5, 0.2), (7, 0.5))
     ]
     for config, model in itertools.product(plan.MAIN, ("sft", *OPTIONAL)):
-        path = tmp_path / f"{config}-1" / "evaluation" / f"{model}.jsonl"
+        path = tmp_path / "mini" / f"{config}-1" / "evaluation" / f"{model}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"correct": True, "samples": samples}) + "\n")
     rows = results.reranking([1]).splitlines()

@@ -1,0 +1,116 @@
+"""What helps PPO, measured: each technique of configs/techniques from the same warm-ups, several seeds.
+
+    python -m reproduction.techniques [--seeds 1 2 3 4 5] [--only demo sees_both ...]
+
+The same command resumes what was broken off. It puts a table into docs/results.md: of each technique
+the accuracy on the test questions, the paired difference to the demo's PPO, and how much of the returns
+its critic explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reftune.config.files import load_config
+from reftune.evaluation.statistics import bootstrap_means, holm, sign_flip
+from reftune.files import read_jsonl
+from reftune.problem import UserError
+from reftune.reporting.pages import interval, p_value, percent, signed
+from reproduction.series import ROOT, Cell, run_all
+
+SERIES, START, BASELINE = "techniques", "sft", "demo"
+CONFIGS = ROOT / "configs" / SERIES
+BEGIN, END = "<!-- techniques: begin -->\n", "<!-- techniques: end -->\n"
+RESAMPLES = 10_000
+LAST = 5  # steps of PPO over which its critic is judged
+
+
+def main() -> None:
+    """Run what is not finished, then write the table."""
+    parser = argparse.ArgumentParser(
+        prog="reproduction.techniques", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--only", nargs="+", choices=techniques(), help="default: all")
+    options = parser.parse_args()
+    names = [BASELINE, *(n for n in options.only or techniques() if n != BASELINE)]
+    try:
+        run_all(cells(names, options.seeds))
+        write_table(ROOT / "docs" / "results.md", table(names, options.seeds))
+    except UserError as error:
+        sys.exit(f"reproduction: {error}")
+
+
+def techniques() -> list[str]:
+    """Return the names of all techniques."""
+    return sorted(path.stem for path in CONFIGS.glob("*.toml") if path.stem != START)
+
+
+def cells(names: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """Return all runs in order, one seed after the other; the warm-ups come first."""
+    starts = [Cell(START, seed, SERIES) for seed in seeds]
+    return starts + [Cell(name, seed, SERIES, START) for seed in seeds for name in names]
+
+
+def table(names: Sequence[str], seeds: Sequence[int]) -> str:
+    """Return the rows of all techniques, p-values corrected for their number."""
+    right = {name: np.array([_right(name, seed) for seed in seeds]) for name in names}
+    others = [name for name in names if name != BASELINE]
+    p_values = holm([sign_flip((right[n] - right[BASELINE]).sum(axis=0).tolist()) for n in others])
+    corrected = dict(zip(others, p_values, strict=True))
+    lines = [
+        "| technique | what it is | accuracy | difference, points | p (Holm) | explained | by quarter |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for name in names:
+        difference = ("", "")
+        if name in corrected:
+            gains = right[name] - right[BASELINE]
+            bounds = bootstrap_means([gains], resamples=RESAMPLES, seed=0)
+            p = p_value(corrected[name]).removeprefix("p = ")
+            difference = (f"{signed(float(gains.mean()))} {interval(bounds)}", p)
+        explained, *quarters = _explained(name, seeds)
+        critic = (f"{explained:.2f}", " ".join(f"{q:.2f}" for q in quarters)) if quarters else ("", "")
+        cells = [f"`{name}`", _purpose(name), percent(float(right[name].mean())), *difference, *critic]
+        lines.append(f"| {' | '.join(cells)} |")
+    told = f"explained: share of the returns' variance that the critic explains in the last {LAST} steps"
+    return "\n".join(
+        [*lines, "", f"{len(seeds)} seeds; {told}, overall and in the quarters of a response."]
+    )
+
+
+def write_table(path: Path, text: str) -> None:
+    """Put the table between the marks in a document; the rest of it stays."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
+
+
+def _right(name: str, seed: int) -> list[int]:
+    rows = read_jsonl(Cell(name, seed, SERIES).run_dir / "evaluation" / "reft.jsonl")
+    return [int(row["correct"]) for row in rows]
+
+
+def _explained(name: str, seeds: Sequence[int]) -> list[float]:
+    """Return explained variance at PPO's end, overall and by quarter; without a critic the first."""
+    found = []
+    for seed in seeds:
+        rows = read_jsonl(Cell(name, seed, SERIES).run_dir / "ppo" / "metrics.jsonl")[-LAST:]
+        keys = [key for key in rows[-1] if key.startswith("explained_variance")]
+        found.append([float(np.mean([row[key] for row in rows])) for key in sorted(keys)])
+    return [float(mean) for mean in np.mean(found, axis=0)]
+
+
+def _purpose(name: str) -> str:
+    """Return what a config's first line says of it."""
+    load_config(CONFIGS / f"{name}.toml")  # or it is no technique
+    return (CONFIGS / f"{name}.toml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+if __name__ == "__main__":
+    main()
