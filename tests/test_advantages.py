@@ -1,4 +1,4 @@
-"""Token rewards, GAE, the group baseline, whitening: by hand, and against the papers' other formulas."""
+"""Token rewards, GAE, baselines per question, whitening: by hand and against other formulas and code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from made_rollouts import graded_sample, make_rollouts
 from reftune.config import Ppo
-from reftune.training.advantages import ADVANTAGES, explained_variance, gae, group, token_rewards, whiten
+from reftune.config.ppo import KINDS
+from reftune.training.advantages import (
+    ADVANTAGES,
+    explained_variance,
+    gae,
+    group,
+    maxrl,
+    reinforce_plus_plus,
+    rloo,
+    token_rewards,
+    whiten,
+)
 
 LENGTHS = [6, 1, 0, 4, 5]  # of the ragged batch: a single token and a row without any among them
 
@@ -116,16 +128,21 @@ def test_gae_with_lambda_one_is_return_minus_value() -> None:
             assert advantages[i, t].item() == pytest.approx(to_go - values[i, t].item(), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gae", "group"])
-@pytest.mark.parametrize("scale", [False, True])
-def test_padding_and_row_order_change_nothing(name: str, scale: bool) -> None:
+@pytest.mark.parametrize("name", [*ADVANTAGES, "scaled"])
+def test_padding_and_row_order_change_nothing(name: str) -> None:
     rewards, values, mask, _ = ragged()
     groups = torch.tensor([0, 1, 0, 1, 0])
 
     def function(rewards: Tensor, values: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
-        if name == "gae":
-            return gae(rewards, values, mask, 1.0, 0.95)
-        return group(rewards, mask, groups, scale)
+        estimates = {
+            "gae": lambda: gae(rewards, values, mask, 1.0, 0.95),
+            "group": lambda: group(rewards, mask, groups),
+            "scaled": lambda: group(rewards, mask, groups, scale_rewards=True),
+            "rloo": lambda: rloo(rewards, mask, groups),
+            "reinforce++": lambda: reinforce_plus_plus(rewards, mask, groups),
+            "maxrl": lambda: maxrl(rewards, rewards[:, 0].abs(), mask, groups),
+        }
+        return estimates[name]()
 
     whole = function(rewards, values, mask, groups)
 
@@ -181,6 +198,104 @@ def test_group_scale_by_hand() -> None:
     # 0.5 / 0.40825 = 1.22474. Question 2: deviations +-0.5, standard deviation 0.5.
     expected = torch.tensor([1.22474, 1.0, -1.22474, 0.0, -1.0, 0.0])
     torch.testing.assert_close(advantages[:, 0], expected, atol=5e-4, rtol=0)
+
+
+def test_rloo_by_hand() -> None:
+    # Question 7: totals 1, 0, 0.5 against the others' means 0.25, 0.75, 0.5; question 2: 1 and 0. What
+    # nobody judged is none of the others.
+    found = rloo(GROUP_REWARDS, GROUP_MASK, GROUPS)
+    torch.testing.assert_close(found[:, 0], torch.tensor([0.75, 1.0, -0.75, 0.0, -1.0, 0.0]))
+    assert found[3].tolist() == found[5].tolist() == [0.0, 0.0, 0.0]
+    assert found[1].tolist() == [1.0, 1.0, 0.0], "nothing on padding"
+
+
+def test_reinforce_plus_plus_by_hand() -> None:
+    # Deviations from the question's mean, token by token: 0.5 five times, -0.5 four times, 0 twice. The
+    # mean of the eleven is 0.5 / 11, their mean square 2.25 / 11.
+    mean = 0.5 / 11
+    scale = 1 / math.sqrt(2.25 / 11 - mean**2)
+    found = reinforce_plus_plus(GROUP_REWARDS, GROUP_MASK, GROUPS)
+    expected = scale * (torch.tensor([0.5, 0.5, -0.5, 0.0, -0.5]) - mean)
+    torch.testing.assert_close(found[:5, 0], expected)
+    assert not (found * (1 - GROUP_MASK)).any(), "nothing on padding, nor where nobody judged"
+
+
+def test_maxrl_by_hand() -> None:
+    # Question 7: mean 0.5, so deviations 0.5, -0.5 and 0 are doubled. Question 2 has the score 0.25 in
+    # the mean (0.5 and 0): a KL penalty is in the deviations alone.
+    scores = torch.tensor([1.0, 0.5, 0.0, 0.5, 0.0, 9.0])
+    found = maxrl(GROUP_REWARDS, scores, GROUP_MASK, GROUPS)
+    torch.testing.assert_close(found[:, 0], torch.tensor([1.0, 2.0, -1.0, 0.0, -2.0, 0.0]))
+
+
+@pytest.mark.parametrize("score", [0.0, -0.5])
+def test_maxrl_learns_nothing_where_nothing_was_found(score: float) -> None:
+    penalties = torch.tensor([[-0.3], [-0.1], [1.0], [0.0]])
+    scores = torch.tensor([score, 0.0, 1.0, 0.0])
+    found = maxrl(penalties, scores, torch.ones(4, 1), torch.tensor([0, 0, 1, 1]))
+    torch.testing.assert_close(found, torch.tensor([[0.0], [0.0], [1.0], [-1.0]]))
+
+
+# Three questions, of three, two and three samples; each sample's token rewards.
+SAMPLES = [
+    [0, 0, 1], [0.25, 0, 0, 0.5], [0], [0, 1], [0, 0, 0, 0.1], [0.5, -0.25, 0], [1], [0, 0],
+]  # fmt: skip
+QUESTIONS = torch.tensor([0, 0, 0, 5, 5, 2, 2, 2])
+# verl at 1dda039b, compute_rloo_outcome_advantage; NeMo-RL at 7ea279ab says the same:
+# calculate_baseline_and_std_per_prompt with leave_one_out_baseline.
+VERLS_RLOO: list[float] = []
+# NeMo-RL at 7ea279ab, ReinforcePlusPlusAdvantageEstimator with minus_baseline; verl's
+# compute_reinforce_plus_plus_baseline_outcome_advantage divides by n - 1 tokens instead of n.
+NEMOS_REINFORCE: list[float] = []
+# The authors' code at github.com/tajwarfahim/maxrl, c0698ebb, compute_maxrl_outcome_advantage.
+AUTHORS_MAXRL: list[float] = []
+
+
+def as_batch(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    padded = [[*row, *[0.0] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.float64), mask_of([len(row) for row in rows], width)
+
+
+def test_rloo_is_verls() -> None:
+    found = rloo(*as_batch(SAMPLES), QUESTIONS)[:, 0]
+    assert found.tolist() == pytest.approx(VERLS_RLOO, abs=1e-7)
+
+
+def test_rloo_of_what_was_not_judged_is_trls() -> None:
+    # TRL at f2cd5771, RLOOTrainer, whose unscorable rewards are NaN: 1, 0.75, NaN, 0 and 0.25, NaN.
+    rewards, mask = torch.tensor([[1.0], [0.75], [9.0], [0.0], [0.25], [9.0]]), torch.ones(6, 1)
+    mask[2] = mask[5] = 0
+    found = rloo(rewards * mask, mask, torch.tensor([0, 0, 0, 0, 1, 1]))
+    assert found[:, 0].tolist() == [0.625, 0.25, 0.0, -0.875, 0.0, 0.0]
+
+
+def test_reinforce_plus_plus_is_nemo_rls() -> None:
+    found = reinforce_plus_plus(*as_batch(SAMPLES), QUESTIONS)[:, 0]
+    assert found.tolist() == pytest.approx(NEMOS_REINFORCE, abs=1e-6)
+
+
+def test_maxrl_is_its_authors() -> None:
+    rewards, mask = as_batch(SAMPLES)
+    found = maxrl(rewards, rewards.sum(1), mask, QUESTIONS)[:, 0]
+    assert found.tolist() == pytest.approx(AUTHORS_MAXRL, abs=1e-5)  # they add 1e-6 to the mean
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.compares])
+def test_a_question_with_one_judged_sample_has_nothing_to_compare(name: str) -> None:
+    graded = [graded_sample("a", [5], 1.0), graded_sample("a", [5], 1.0, status="sandbox_error")]
+    rollouts = make_rollouts(graded, [[0.0], [0.0]])
+    rewards = rollouts.rewards.unsqueeze(1) * rollouts.mask
+    found = ADVANTAGES[name].estimate(rewards, rollouts, Ppo())
+    torch.testing.assert_close(found, torch.zeros(2, 1, dtype=torch.float64))
+
+
+def test_the_table_gives_maxrl_the_rewards_without_the_penalty() -> None:
+    graded = [graded_sample("a", [5], 1.0), graded_sample("a", [5], 0.0)]
+    rollouts = make_rollouts(graded, [[0.0], [0.0]])
+    penalised = torch.tensor([[0.5], [-0.5]], dtype=torch.float64)  # the mean is 0, that of rewards 1/2
+    found = ADVANTAGES["maxrl"].estimate(penalised, rollouts, Ppo())
+    assert found[:, 0].tolist() == [1.0, -1.0]
 
 
 def test_a_question_whose_samples_all_score_the_same_teaches_nothing() -> None:
@@ -268,8 +383,7 @@ def test_explained_variance_of_equal_scores_is_zero_in_spite_of_rounding() -> No
     assert explained_variance(values, returns, mask) == 0.0
 
 
-def test_only_gae_needs_a_critic() -> None:
-    assert {name: estimator.critic for name, estimator in ADVANTAGES.items()} == {
-        "gae": True,
-        "group": False,
-    }
+def test_the_settings_know_each_estimator_and_what_it_needs() -> None:
+    assert {name: estimator.kind for name, estimator in ADVANTAGES.items()} == KINDS
+    assert [name for name, kind in KINDS.items() if kind.critic] == ["gae"]
+    assert [name for name, kind in KINDS.items() if not kind.compares] == ["gae"]

@@ -19,7 +19,9 @@ from reftune.problem import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = CONFIGS / "paper"
-COMMITTED = sorted(path for path in CONFIGS.rglob("*.toml") if path.parent.name != "parts")
+COMMITTED = sorted(
+    path for path in CONFIGS.rglob("*.toml") if path.parent.name not in ("parts", "recipes")
+)
 
 
 GIVEN = '[model]\nname = "m"\n[sft]\nepochs = 0\n'

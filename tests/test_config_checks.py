@@ -71,12 +71,27 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
     ),
     (
         ["ppo.value_coef=0"], "ppo.value_clip_range=0.1",
-        "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef",
+        "with ppo.value_coef = 0 the critic's head does not learn; raise ppo.value_coef",
         ["ppo.value_coef=0.1"],
     ),
     (
+        ["ppo.value_coef=0"], "ppo.value_pretraining_steps=2",
+        "the critic learns nothing; raise ppo.value_coef, or set ppo.value_features",
+        ['ppo.value_features=["surprise"]'],
+    ),
+    (
+        [], "model.value_span=[0.0, 2.0]",
+        'only a classified value has one; set model.value_targets = "two_hot"',
+        ["model.value_targets=two_hot"],
+    ),
+    (
+        ["ppo.lambda_length_alpha=0.5"], "ppo.gae_lambda=0.9",
+        "lambda goes by the length of a response; leave it out, or set ppo.lambda_length_alpha = 0",
+        ["ppo.lambda_length_alpha=0"],
+    ),
+    (
         ["ppo.value_coef=0"], "model.value_model=separate",
-        "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef",
+        "with ppo.value_coef = 0 the critic's head does not learn; raise ppo.value_coef",
         ["ppo.value_coef=0.1"],
     ),
     (

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import tiny_pipeline
 from reftune.config import Config, Lora
+from reftune.config.ppo import Kind
 from reftune.data.problems import write_problems
 from reftune.methods import OPTIONAL
 from reftune.model.policy import PolicyWithValue
@@ -238,7 +239,7 @@ def test_only_an_advantage_that_asks_for_a_critic_gets_one(
     advantage: str, value_model: str, head: bool, backbone: bool,
 ) -> None:  # fmt: skip
     for name, critic in (("needy", True), ("modest", False)):  # estimators of somebody's own
-        monkeypatch.setitem(ADVANTAGES, name, Estimator(lambda r, b, ppo: (r, r), critic=critic))
+        monkeypatch.setitem(ADVANTAGES, name, Estimator(Kind(critic=critic), lambda r, b, ppo: (r, r)))
     settings = written.ppo.model_copy(update={"advantage": advantage})
     config = with_model(written, value_model=value_model).model_copy(update={"ppo": settings})
     ppo.start(run_of(config))

@@ -27,7 +27,6 @@ from reftune.runs.run_dir import only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
 from reftune.runs.tracking import start_trackers, track_report, tracked
 from reftune.stages.run import Run
-from reftune.training.advantages import ADVANTAGES
 
 SHARED = ("sft", "warmup_samples")  # stages that `start_from` can take over
 
@@ -159,8 +158,4 @@ def _check(run: Run, stages: Sequence[str]) -> None:
     config = run.config
     if "sft" in stages and not config.sft.epochs:
         raise UserError("sft.epochs = 0: there is no SFT to do; raise it, or start `reftune run`")
-    if config.ppo.advantage not in ADVANTAGES:
-        raise UserError(
-            f"ppo.advantage: unknown estimator {config.ppo.advantage}; choose {' or '.join(ADVANTAGES)}"
-        )
     run.reward  # noqa: B018  # whether it can be loaded

@@ -151,6 +151,20 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _ppo_fits_the_rest(self) -> Config:
+        if self.ppo.overlong_buffer > self.prompt.max_new_tokens:
+            raise ValueError(
+                f"ppo.overlong_buffer = {self.ppo.overlong_buffer} is longer than a response can be; set"
+                f" it to prompt.max_new_tokens = {self.prompt.max_new_tokens} or less"
+            )
+        if self.ppo.reference_reset_steps and self.lora.rank:
+            raise ValueError(
+                "ppo.reference_reset_steps: with LoRA the reference is the model without its adapter,"
+                " and cannot move; set it to 0, or lora.rank = 0"
+            )
+        return self
+
     @field_validator("prompt")
     @classmethod
     def _answers_fit_the_chains(cls, prompt: Prompt, others: Any) -> Prompt:

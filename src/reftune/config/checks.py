@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from reftune.config import Config
 from reftune.config.data import AUTO_ANSWERS
+from reftune.config.ppo import KINDS
 
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 _MISSING = object()
@@ -33,12 +34,21 @@ class Idle(NamedTuple):
     reason: str  # with the way out
 
 
-_CRITIC = (
-    "model.value_model ppo.value_pretraining_steps ppo.value_clip_range ppo.value_head_learning_rate"
+_HEAD = (
+    "model.value_model model.value_hidden_size model.value_targets model.value_span ppo.value_clip_range"
+    " ppo.value_head_learning_rate ppo.value_epochs ppo.value_lambda"
 )
+_CRITIC = f"{_HEAD} ppo.value_pretraining_steps ppo.value_features ppo.lambda_length_alpha"
 _UPDATES = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples_per_question"
 _TRAINED, _TESTED = "data.train data.mixture", "data.test data.test_sources"
 _SOURCES = f"{_TRAINED} {_TESTED}"
+_WITH_CRITIC = " or ".join(f'"{name}"' for name, kind in KINDS.items() if kind.critic)
+_SCALABLE = " or ".join(f'"{name}"' for name, kind in KINDS.items() if kind.scalable)
+
+
+def _estimates(name: str) -> Callable[[Config], bool]:
+    return lambda c: c.ppo.advantage == name
+
 
 IDLE = (
     Idle("sft", lambda c: not c.sft.epochs, "sft.epochs",
@@ -61,13 +71,29 @@ IDLE = (
          "a new model knows no answers; leave it out, or set model.name"),
     Idle("evaluation.temperature", lambda c: not c.evaluation.samples, "evaluation.samples",
          "test questions are answered greedily; set evaluation.samples"),
-    Idle(f"{_CRITIC} ppo.gae_lambda ppo.gamma ppo.value_coef ppo.whiten",
-         lambda c: c.ppo.advantage == "group", "ppo.advantage",
-         'ppo.advantage = "group" has no critic; leave the key out, or set ppo.advantage = "gae"'),
-    Idle("ppo.scale_rewards", lambda c: c.ppo.advantage == "gae", "ppo.advantage",
-         'ppo.advantage = "gae" compares no groups; set ppo.advantage = "group"'),
-    Idle(_CRITIC, lambda c: c.ppo.value_coef == 0, "ppo.value_coef",
-         "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef"),
+    *(Idle(f"{_CRITIC} ppo.gae_lambda ppo.gamma ppo.value_coef ppo.whiten",
+           _estimates(name), "ppo.advantage", f'ppo.advantage = "{name}" has no critic;'
+           f" leave the key out, or set ppo.advantage = {_WITH_CRITIC}")
+      for name, kind in KINDS.items() if not kind.critic),
+    *(Idle("ppo.scale_rewards", _estimates(name), "ppo.advantage", f'ppo.advantage = "{name}" '
+           f"{'has a scale of its own' if kind.compares else 'compares no groups'};"
+           f" set ppo.advantage = {_SCALABLE}")
+      for name, kind in KINDS.items() if not kind.scalable),
+    Idle("ppo.difficulty_range", lambda c: c.ppo.difficulty_range == [0, 1], "ppo.difficulty_range",
+         "no success rate is out of it; narrow it, for example to [0.2, 0.8]"),
+    Idle("ppo.reference_reset_steps", lambda c: not c.ppo.kl_coef, "ppo.kl_coef",
+         "with ppo.kl_coef = 0 there is no reference; raise ppo.kl_coef"),
+    Idle("ppo.reference_reset_steps", lambda c: c.ppo.reference_reset_steps >= c.ppo.steps,
+         "ppo.reference_reset_steps ppo.steps", "no step comes after it; set it below ppo.steps"),
+    Idle(_HEAD, lambda c: c.ppo.value_coef == 0, "ppo.value_coef",
+         "with ppo.value_coef = 0 the critic's head does not learn; raise ppo.value_coef"),
+    Idle("ppo.value_pretraining_steps", lambda c: not (c.ppo.value_coef or c.ppo.value_features),
+         "ppo.value_coef ppo.value_features",
+         "the critic learns nothing; raise ppo.value_coef, or set ppo.value_features"),
+    Idle("model.value_span", lambda c: c.model.value_targets != "two_hot", "model.value_targets",
+         'only a classified value has one; set model.value_targets = "two_hot"'),
+    Idle("ppo.gae_lambda", lambda c: c.ppo.lambda_length_alpha > 0, "ppo.lambda_length_alpha",
+         "lambda goes by the length of a response; leave it out, or set ppo.lambda_length_alpha = 0"),
     Idle("ppo.minibatch_size", lambda c: (c.ppo.minibatch_size or 0) > _batch(c), _UPDATES,
          "a batch has only ppo.questions_per_step x ppo.samples_per_question samples; lower it"),
     Idle("ppo.clip_range ppo.value_clip_range",

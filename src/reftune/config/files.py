@@ -49,7 +49,8 @@ def load_config(
     """Read a TOML file, what it `extends` first (a file or several), then apply `section.key=value`.
 
     What comes later wins; model.name and model.scratch replace each other. The run is called `name`,
-    or what the file itself says (not its parents), or else the file's stem.
+    or what the file itself says (not its parents), or else the file's stem. The override
+    `extends=FILE` lays that file, such as one of configs/recipes, over the others.
 
     Args:
         source: the file; or what would be in it, as nested mappings.
@@ -108,7 +109,8 @@ def changed_settings(old: Config, new: Config) -> dict[str, Any]:
 
 
 def _parse(files: Sequence[Layer], overrides: Sequence[str], reward_follows: bool = False) -> Config:
-    layers = [*files, Layer("--set", reduce(_merge, map(_parse_override, overrides), {}))]
+    said: dict[str, Any] = reduce(_merge, map(_parse_override, overrides), {})
+    layers = [*files, *_with_parents("--set", said, Path(), seen=())]
     try:
         config = Config.model_validate(reduce(_merge, (layer.values for layer in layers)))
     except ValidationError as error:

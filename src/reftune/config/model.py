@@ -40,14 +40,14 @@ class Model(Section):
         description="what the critic's head learns: returns; how far they are from their running mean,"
         " in standard deviations; or their place among 51 equal steps of value_span",
     )
-    value_span: tuple[float, float] = Field(
-        (0.0, 1.0), description="two_hot: least and greatest return that the critic can say"
+    value_span: list[float] = Field(
+        [0.0, 1.0], description="two_hot: least and greatest return that the critic can say"
     )
 
     @field_validator("value_span")
     @classmethod
-    def _rises(cls, span: tuple[float, float]) -> tuple[float, float]:
-        if span[0] >= span[1]:
+    def _rises(cls, span: list[float]) -> list[float]:
+        if len(span) != 2 or span[0] >= span[1]:
             raise ValueError("model.value_span is from the least to the greatest return, as [0.0, 1.0]")
         return span
 

@@ -1,21 +1,69 @@
-"""The section [ppo], in four parts: samples, advantages, critic, loss. Its keys are flat in the file."""
+"""The section [ppo], in parts: samples, advantages, critic, loss. Its keys are flat in the file."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from reftune.config.ranges import Amount, Count, Few, Limit, Rate, Section, Weight
+from reftune.config.ranges import Amount, Count, Few, Limit, Rate, Section, Share, Weight
 from reftune.config.training import Steps
 
 ValueFeature = Literal["group", "surprise", "success_rate"]
 
 
+class Kind(NamedTuple):
+    """What an estimate of advantages needs; what it computes is in `training.advantages.ADVANTAGES`."""
+
+    critic: bool = False
+    compares: bool = False  # the samples of a question with each other
+    scalable: bool = False  # by ppo.scale_rewards
+
+
+KINDS = {
+    "gae": Kind(critic=True),
+    "group": Kind(compares=True, scalable=True),
+    "rloo": Kind(compares=True),
+    "reinforce++": Kind(compares=True),
+    "maxrl": Kind(compares=True),
+}
+
+
+class Sampling(Section):
+    """Which questions are asked, which of their samples are learnt from, and what a long one costs."""
+
+    dynamic_sampling: int = Field(
+        0,
+        ge=0,
+        le=10**4,
+        description="learn from questions that some samples get right and some wrong alone: ask others"
+        " until a batch of them is full, in so many draws at most; 0: off",
+    )
+    difficulty_range: list[Share] = Field(
+        [],
+        description="such as [0.2, 0.8]: questions with a running success rate out of it are asked"
+        " only now and then",
+    )
+    overlong_buffer: Amount = Field(
+        0, description="tokens before max_new_tokens in which the reward falls by up to 1; 0: off"
+    )
+    mask_truncated: bool = Field(False, description="leave samples that were cut off out of the loss")
+
+    @field_validator("difficulty_range")
+    @classmethod
+    def _two_rates(cls, given: list[float]) -> list[float]:
+        if given and (len(given) != 2 or given[0] > given[1]):
+            raise ValueError(
+                f"ppo.difficulty_range = {given} is no range; give two success rates, the lower one"
+                " first, for example [0.2, 0.8]"
+            )
+        return given
+
+
 class Advantages(Section):
     """What a sample is worth, token by token."""
 
-    advantage: str = Field("gae", description="gae (with a critic) or group (baseline per question)")
+    advantage: str = Field("gae", description=f"estimator: {', '.join(KINDS)}; only gae has a critic")
     scale_rewards: bool = Field(False, description="group: divide by the question's standard deviation")
     gamma: float = Field(1.0, gt=0, le=1, description="discount of later rewards, per token")
     gae_lambda: float = Field(
@@ -62,27 +110,54 @@ class PolicyLoss(Section):
     clip_range: Limit = Field(0.2, description="of the ratio; cliprange, or epsilon")
 
 
-class Ppo(PolicyLoss, Critic, Advantages, Steps):
+class Reference(Section):
+    """What the KL penalty holds the policy near."""
+
+    reference_reset_steps: Amount = Field(
+        0, description="the policy becomes the reference, with a new optimizer, after so many; 0: never"
+    )
+
+
+class Ppo(PolicyLoss, Critic, Advantages, Sampling, Reference, Steps):
     """Online PPO whose reward is the checked answer."""
 
     ppo_epochs: Few = Field(2, description="passes over each batch; num_ppo_epochs in TRL")
     minibatch_size: Count | None = Field(None, description="samples per optimizer step; default all")
 
+    @property
+    def kind(self) -> Kind:
+        """Return what the estimate of advantages needs."""
+        return KINDS[self.advantage]
+
+    @field_validator("advantage")
+    @classmethod
+    def _known_estimator(cls, name: str) -> str:
+        if name not in KINDS:
+            raise ValueError(f"ppo.advantage: unknown estimator {name}; choose {' or '.join(KINDS)}")
+        return name
+
     @model_validator(mode="after")
     def _the_policy_can_learn(self) -> Ppo:
-        if self.advantage == "group" and self.samples_per_question == 1:
-            raise ValueError(
-                'ppo.advantage = "group" compares the samples of a question, and with one of each every'
-                " advantage is 0; set ppo.samples_per_question to 2 or more"
-            )
-        if "group" in self.value_features and self.samples_per_question == 1:
-            raise ValueError(
-                'ppo.value_features: "group" compares the samples of a question, and there is one of'
-                " each; set ppo.samples_per_question to 2 or more"
-            )
+        if self.samples_per_question == 1 and (given := self._needs_several()):
+            raise ValueError(f"{given}; set ppo.samples_per_question to 2 or more")
         if self.value_pretraining_steps >= self.steps:
             raise ValueError(
                 f"ppo.value_pretraining_steps = {self.value_pretraining_steps} leaves the policy no step"
                 f" to learn in; set it below ppo.steps = {self.steps}"
             )
         return self
+
+    def _needs_several(self) -> str:
+        """Say what needs several samples of a question, and why; nothing if one will do."""
+        if self.kind.compares:
+            return (
+                f'ppo.advantage = "{self.advantage}" compares the samples of a question, and with one of'
+                " each every advantage is 0"
+            )
+        if self.dynamic_sampling:
+            return "ppo.dynamic_sampling keeps questions that some samples get right and some wrong"
+        if self.difficulty_range:
+            return "ppo.difficulty_range goes by success rates, of which one sample tells nothing"
+        if "group" in self.value_features:
+            return 'ppo.value_features: "group" compares the samples of a question'
+        return ""

@@ -198,7 +198,8 @@ def make_policy(
     model = model if device is None else model.to(device)  # type: ignore[arg-type]
     if not critic:
         return PolicyWithValue(model)
-    shape = (settings.value_hidden_size, settings.value_targets, settings.value_span)
+    low, high = settings.value_span
+    shape = (settings.value_hidden_size, settings.value_targets, (low, high))
     return PolicyWithValue(model, settings.value_model, lambda width: ValueHead(width, *shape))
 
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from reftune.model.loading import reference_of
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.progress import seconds_spent
+from reftune.stages.ppo_batch import Agenda, draw_batch, shape
 from reftune.stages.ppo_critic import (
     Beside,
     learns_alone,
@@ -20,13 +20,14 @@ from reftune.stages.ppo_critic import (
     value_passes,
 )
 from reftune.stages.ppo_metrics import describe, timings
+from reftune.stages.ppo_reference import ReferenceReset, make_reference
 from reftune.stages.ppo_targets import compute_advantages
 from reftune.stages.ppo_update import update
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage
 from reftune.stages.traces import traced
 from reftune.training.advantages import ADVANTAGES
-from reftune.training.rollouts import collect
+from reftune.training.rollouts import read_batch
 from reftune.training.types import GradedSample
 
 # Rounding in float32 makes a thousandth of it; beyond, the sampler speaks of another policy.
@@ -37,17 +38,7 @@ def start(run: Run) -> None:
     """Run the stage from the warm-up or the given model, which is the frozen reference, too."""
     critic = ADVANTAGES[run.config.ppo.advantage].critic
     policy, prompter = run.first_policy(critic=critic, trainable=True)
-    run_ppo(run.stage("ppo", prompter), policy, _reference(run, policy))
-
-
-def _reference(run: Run, policy: PolicyWithValue) -> PolicyWithValue | None:
-    """Return the reference; without a KL penalty its memory and its pass over all samples are saved."""
-    if not run.config.ppo.kl_coef:
-        return None
-    if run.config.lora.rank:  # both are the same weights: one with the adapter, one without
-        return reference_of(policy).to(run.accelerator.device)
-    reference = run.load_policy(run.config.lineup.start)
-    return reference.to("cpu") if run.config.compute.offload_reference else reference
+    run_ppo(run.stage("ppo", prompter), policy, make_reference(run, policy))
 
 
 def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | None) -> dict[str, Any]:
@@ -61,16 +52,19 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
     learner = stage.learner(policy, ppo, ppo.value_head_learning_rate)
     learner.model.eval()  # no dropout: the ratio compares the same network at two times
     generator = stage.generator(policy)
+    reset = ReferenceReset(ppo.reference_reset_steps, reference, policy, learner)
 
     def take_step(step: int, memory: dict[str, Any]) -> tuple[dict[str, Any], Sequence[GradedSample]]:
         seconds_spent()  # on what was before
         started = time.perf_counter()
-        questions = stage.questions(step, ppo.questions_per_step)
-        rollouts = collect(
-            generator, policy, reference, questions,
-            samples=ppo.samples_per_question, temperature=ppo.temperature,
-            token_budget=stage.token_budget, key=(config.seed, stage.name, step),
+        moved = reset.before(step)
+        agenda = Agenda.of(stage, memory, step)
+        batch = draw_batch(agenda, generator, step)
+        rollouts = read_batch(
+            generator, policy, reference, batch.samples,
+            temperature=ppo.temperature, token_budget=stage.token_budget,
         )  # fmt: skip
+        rollouts = shape(rollouts, batch, stage)
         sampled = time.perf_counter()
         alone, beside = learns_alone(step, ppo, memory), Beside(rollouts, ppo, memory)
         estimates = compute_advantages(rollouts, ppo, beside.values, 1.0 if alone else ppo.value_lambda)
@@ -84,15 +78,19 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
             _stop_on_gap(losses["logprob_gap"], step)
         metrics = (
             describe(rollouts, estimates, ppo)
+            | batch.told
+            | moved
             | losses
             | timings(rollouts, started, sampled, time.perf_counter())
         )
         if alone:
             note_pretraining(step, metrics["explained_variance"], ppo, memory)
+        agenda.keep(memory)
         logged = traced(stage.prompter, rollouts, estimates, ppo.samples_logged_per_step)
         return metrics | {"learning_rate": ppo.learning_rate * factor}, logged
 
-    return stage.run_online(ppo, policy, generator, take_step)
+    with reset.kept(stage.accelerator):
+        return stage.run_online(ppo, policy, generator, take_step)
 
 
 def _stop_on_gap(gap: float, step: int) -> None:

@@ -18,7 +18,6 @@ from reftune.training.learner import Learner
 from reftune.training.losses import two_hot_loss, value_loss
 from reftune.training.microbatches import minibatches, shuffled
 from reftune.training.types import AdvantagesAndReturns, Rollouts
-from reftune.training.value_features import with_success
 from reftune.training.value_regression import ValueRegression, regressors
 
 Memory = dict[str, Any]
@@ -35,7 +34,8 @@ class Beside:
         self.names: list[str] = list(ppo.value_features)
         self.values: Float[Tensor, "batch time"] | None = None
         if self.names:
-            self.known = regressors(self.names, rollouts, memory.get("success_rates", {}))
+            rates = {number: rate for number, (rate, _) in memory.get("rates", {}).items()}
+            self.known = regressors(self.names, rollouts, rates)
             self.regression = ValueRegression(self.names, memory.get("value_regression", {}))
             self.values = self.regression.values(self.known)
 
@@ -44,8 +44,6 @@ class Beside:
         if self.names:
             self.regression.learn(self.known, estimates.monte_carlo - rollouts.values)
             memory["value_regression"] = self.regression.memory()
-        if "success_rate" in self.names:
-            memory["success_rates"] = with_success(memory.get("success_rates", {}), rollouts)
 
 
 def learns_alone(step: int, ppo: Ppo, memory: Memory) -> bool:

@@ -23,15 +23,19 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
     `truncated` alone.
     """
     mask, graded = rollouts.mask, rollouts.samples
-    judged = mask.any(dim=1)
+    judged = torch.tensor([a.verdict.judged for a in graded])  # what was cut off, too
     cap = ppo.importance_sampling_cap or math.inf
     weights = importance_weights(rollouts.logprobs, rollouts.sampler_logprobs, mask, cap)[mask.bool()]
-    kl = {}
+    parts, kl = {}, {}
+    if ppo.overlong_buffer:
+        given = torch.tensor([a.verdict.reward for a in graded])
+        parts["overlong_penalty"] = float((rollouts.rewards - given)[judged].mean().nan_to_num(0.0))
     if rollouts.ref_logprobs is not None:
         log_ratios = ((rollouts.logprobs - rollouts.ref_logprobs) * mask).sum(1)
-        kl["kl"] = float(log_ratios[judged].mean().nan_to_num(0.0))
+        kl["kl"] = float(log_ratios[mask.any(dim=1)].mean().nan_to_num(0.0))
     return {
         "reward": float(rollouts.rewards[judged].mean().nan_to_num(0.0)),
+        **parts,
         **mean_parts(graded),
         **accuracies(graded),
         **kl,

@@ -108,19 +108,23 @@ class Stage:
             return accuracy(generator.generate(self.validation, 1, 0.0, key=key))
 
     def questions(self, step: int, count: int) -> list[Problem]:
-        """Return the questions of step `step` (from 1): endless shuffled passes, cut into batches.
+        """Return the questions of step `step` (from 1): endless shuffled passes, cut into batches."""
+        return self.questions_from((step - 1) * count, count)
+
+    def questions_from(self, first: int, count: int) -> list[Problem]:
+        """Return `count` questions of endless shuffled passes, from number `first` (from 0) on.
 
         With `data.mixture` each source has passes of its own, and `turns` says whose question comes
-        next: of all questions up to any step, each source has its share of the weights, whatever its
-        size. As everything else that is drawn, this depends on the seed and the step alone.
+        next: of all questions up to any one, each source has its share of the weights, whatever its
+        size. As everything else that is drawn, this depends on the seed and the number alone.
         """
-        last, weights = step * count, self.config.data.mixture
+        last, weights = first + count, self.config.data.mixture
         parts = {s: part for s in weights if (part := [p for p in self.train if p.source == s])}
         if not parts:  # one source
-            return [self._in_pass(self.train, position) for position in range(last - count, last)]
+            return [self._in_pass(self.train, position) for position in range(first, last)]
         names = list(parts)
         order = turns(tuple(weights[name] for name in names), 1 << last.bit_length())
-        return [self._in_pass(parts[names[k]], nth, names[k]) for k, nth in order[last - count : last]]
+        return [self._in_pass(parts[names[k]], nth, names[k]) for k, nth in order[first:last]]
 
     def _in_pass(self, problems: Sequence[Problem], position: int, *source: str) -> Problem:
         """Return the problem at a position of endless shuffled passes."""

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftune.config import Ppo
+from reftune.config.ppo import KINDS, Kind
 from reftune.training.types import Rollouts
 
 
@@ -91,7 +92,7 @@ def group(
     question's standard deviation, as in GRPO (Shao et al. 2024, section 4.1.2). Rows without real
     tokens count in no mean.
     """
-    real = mask.any(dim=1).to(rewards.dtype)
+    real = _real(mask)
     totals = (rewards * mask).sum(dim=1)
     centred = totals - _group_mean(totals, real, groups)
     if scale_rewards:
@@ -99,16 +100,71 @@ def group(
     return centred.unsqueeze(1) * mask
 
 
-class Estimator(NamedTuple):
-    """How advantages follow from token rewards, rollouts and settings; whether a critic is needed."""
+def rloo(
+    rewards: Float[Tensor, "batch time"],
+    mask: Float[Tensor, "batch time"],
+    groups: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch time"]:
+    """Estimate advantages without a critic: a sample's total reward minus the mean of the others'.
 
+    Of a question's n samples that is n / (n - 1) * (R - mean), and 0 where there is no other one
+    (Ahmadian et al. 2024, section 3.3).
+    """
+    real = _real(mask)
+    count = _group_sum(real, groups)
+    return group(rewards, mask, groups) * (count / (count - 1).clamp(min=1)).unsqueeze(1)
+
+
+def reinforce_plus_plus(
+    rewards: Float[Tensor, "batch time"],
+    mask: Float[Tensor, "batch time"],
+    groups: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch time"]:
+    """Estimate advantages without a critic: baseline per question, scale of the whole batch.
+
+    A sample's total reward minus the mean of its question's, then `whiten` over all tokens
+    (REINFORCE++ with baseline, Hu et al. 2025, arXiv:2501.03262).
+    """
+    return whiten(group(rewards, mask, groups), mask)
+
+
+def maxrl(
+    rewards: Float[Tensor, "batch time"],
+    scores: Float[Tensor, " batch"],
+    mask: Float[Tensor, "batch time"],
+    groups: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch time"]:
+    """Estimate advantages without a critic: (R - mean) / mean, which gives hard questions more weight.
+
+    So the gradient is that of the likelihood of a right answer, not of its probability (Tajwar et al.
+    2026, arXiv:2602.02710). What is divided by is the question's mean of `scores`, the samples' rewards
+    without a KL penalty; where that is not above 0 nothing was found that could be made more likely,
+    and the advantages are 0.
+    """
+    mean = _group_mean(scores, _real(mask), groups).unsqueeze(1)
+    return torch.where(mean > 0, group(rewards, mask, groups) / mean, 0.0)
+
+
+class Estimator(NamedTuple):
+    """What kind of estimate it is; how it follows from token rewards, rollouts and settings."""
+
+    kind: Kind
     estimate: Callable[[Float[Tensor, "batch time"], Rollouts, Ppo], Float[Tensor, "batch time"]]
-    critic: bool
+
+    @property
+    def critic(self) -> bool:
+        """Tell whether it needs a critic."""
+        return self.kind.critic
 
 
 ADVANTAGES: dict[str, Estimator] = {
-    "gae": Estimator(_gae_of, critic=True),
-    "group": Estimator(lambda r, b, ppo: group(r, b.mask, b.groups, ppo.scale_rewards), critic=False),
+    "gae": Estimator(KINDS["gae"], _gae_of),
+    "group": Estimator(KINDS["group"], lambda r, b, ppo: group(r, b.mask, b.groups, ppo.scale_rewards)),
+    "rloo": Estimator(KINDS["rloo"], lambda r, b, _: rloo(r, b.mask, b.groups)),
+    "reinforce++": Estimator(
+        KINDS["reinforce++"], lambda r, b, _: reinforce_plus_plus(r, b.mask, b.groups)
+    ),
+    "maxrl": Estimator(KINDS["maxrl"], lambda r, b, _: maxrl(r, b.rewards, b.mask, b.groups)),
 }
 
 
@@ -155,11 +211,21 @@ def explained_variance(
     return float(1 - (returns - values)[real].var(correction=0) / spread)
 
 
+def _real(mask: Float[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
+    """Return 1 for every row that has real tokens, and 0 for the others."""
+    return mask.any(dim=1).to(mask.dtype)
+
+
+def _group_sum(
+    numbers: Float[Tensor, " batch"], groups: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Return, for every row, the sum of `numbers` over its group."""
+    size = int(groups.max()) + 1 if len(groups) else 0
+    return numbers.new_zeros(size).index_add(0, groups, numbers)[groups]
+
+
 def _group_mean(
     numbers: Float[Tensor, " batch"], real: Float[Tensor, " batch"], groups: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
     """Return, for every row, the mean of `numbers` over the real rows of its group."""
-    size = int(groups.max()) + 1 if len(groups) else 0
-    sums = numbers.new_zeros(size).index_add(0, groups, numbers * real)
-    counts = numbers.new_zeros(size).index_add(0, groups, real)
-    return (sums / counts.clamp(min=1))[groups]
+    return _group_sum(numbers * real, groups) / _group_sum(real, groups).clamp(min=1)

@@ -150,6 +150,10 @@ class Learner:
         assert isinstance(norm, Tensor)
         return totals, norm
 
+    def forget(self) -> None:
+        """Begin the optimizer anew, as if it had never taken a step."""
+        self.optimizer.state.clear()
+
     def drop_gradients(self) -> None:
         """Free the gradients of the step before."""
         for model in self._models:

@@ -158,7 +158,23 @@ def collect(
     token_budget: int,
     key: Key,
 ) -> Rollouts:
-    """Sample, judge and read one batch.
+    """Sample, judge and read one batch; for the arguments see `Generator.generate` and `read_batch`."""
+    graded = generator.generate(problems, samples, temperature, key=key)
+    return read_batch(
+        generator, policy, reference, graded, temperature=temperature, token_budget=token_budget
+    )
+
+
+def read_batch(
+    generator: Generator,
+    policy: PolicyWithValue,
+    reference: PolicyWithValue | None,
+    graded: list[GradedSample],
+    *,
+    temperature: float,
+    token_budget: int,
+) -> Rollouts:
+    """Read the samples of one batch.
 
     The policy reads the samples once more only where the sampler's numbers are not the trainer's.
     Rows that our own infrastructure failed to judge keep an empty mask: they teach nothing.
@@ -166,11 +182,8 @@ def collect(
     Args:
         reference: the frozen model that the KL penalty holds the policy near; without it `ref_logprobs`
             is None.
-        samples: responses per question.
         token_budget: padded tokens of a micro-batch.
-        key: names the source of randomness.
     """
-    graded = generator.generate(problems, samples, temperature, key=key)
     lengths = [len(g.sample.tokens) if g.verdict.judged else 0 for g in graded]
     reading = (graded, temperature, token_budget, generator.accelerator)
     sampler_logprobs = pad([g.sample.logprobs for g in graded])

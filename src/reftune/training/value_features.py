@@ -71,16 +71,6 @@ def surprise(rollouts: Rollouts, _: Rates) -> Float[Tensor, "batch time 3"]:
     return numbers / torch.tensor(DIVISORS) * rollouts.mask.unsqueeze(2)
 
 
-def with_success(rates: Rates, rollouts: Rollouts) -> dict[str, float]:
-    """Return running success rates: each the mean of the old rate and the share in this batch."""
-    right: dict[str, list[bool]] = {}
-    for graded in rollouts.samples:
-        if graded.verdict.judged:
-            right.setdefault(graded.problem.id, []).append(graded.verdict.correct)
-    shares = {number: sum(found) / len(found) for number, found in right.items()}
-    return {**rates, **{n: (share + rates.get(n, share)) / 2 for n, share in shares.items()}}
-
-
 def success_rate(rollouts: Rollouts, rates: Rates) -> Float[Tensor, "batch time 2"]:
     """Return the question's running success rate in the steps before, and whether it has one."""
     found = [rates.get(graded.problem.id) for graded in rollouts.samples]

@@ -48,11 +48,13 @@ class ValueRegression:
     def weights(self) -> Tensor:
         """Return the weight of each number."""
         caution = CAUTION * torch.eye(len(self.prior), dtype=torch.float64)
-        return torch.linalg.solve(self.squares + caution, self.products + CAUTION * self.prior)
+        known = self.products + CAUTION * self.prior
+        return torch.as_tensor(torch.linalg.solve(self.squares + caution, known))
 
     def values(self, features: Float[Tensor, "batch time numbers"]) -> Float[Tensor, "batch time"]:
         """Return the values of tokens; 0 on padding, where all features are 0."""
-        return (features.double() @ self.weights).float()
+        values: Tensor = features.double() @ self.weights
+        return values.float()
 
     def learn(
         self, features: Float[Tensor, "batch time numbers"], returns: Float[Tensor, "batch time"]
