@@ -28,6 +28,8 @@ from reftune.runs.setup import make_accelerator
 from reftune.runs.tracking import start_trackers, track_report, tracked
 from reftune.stages.run import Run
 from reftune.training.advantages import ADVANTAGES
+from reftune.training.importance import IMPORTANCE_SAMPLING
+from reftune.training.losses import POLICY_LOSSES
 
 SHARED = ("sft", "warmup_samples")  # stages that `start_from` can take over
 
@@ -163,4 +165,7 @@ def _check(run: Run, stages: Sequence[str]) -> None:
         raise UserError(
             f"ppo.advantage: unknown estimator {config.ppo.advantage}; choose {' or '.join(ADVANTAGES)}"
         )
+    for key, table in (("policy_loss", POLICY_LOSSES), ("importance_sampling", IMPORTANCE_SAMPLING)):
+        if (given := getattr(config.ppo, key)) not in table:
+            raise UserError(f'ppo.{key}: there is no "{given}"; choose {", ".join(table)}')
     run.reward  # noqa: B018  # whether it can be loaded

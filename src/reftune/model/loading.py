@@ -195,7 +195,8 @@ def make_policy(
     model.eval()
     set_trainable(model, trainable, lora)
     model = model if device is None else model.to(device)  # type: ignore[arg-type]
-    return PolicyWithValue(model, settings.value_model if critic else "none")
+    kind = settings.value_model if critic else "none"
+    return PolicyWithValue(model, kind, float32_head=settings.float32_head)
 
 
 def set_trainable(model: PreTrainedModel, trainable: bool, lora: Lora | None = None) -> None:
@@ -219,7 +220,8 @@ def set_trainable(model: PreTrainedModel, trainable: bool, lora: Lora | None = N
 
 def reference_of(policy: PolicyWithValue) -> PolicyWithValue:
     """Return what a policy with an adapter started from, frozen; it takes no memory of its own."""
-    return PolicyWithValue(without_adapter(policy.policy))
+    float32_head = policy.packed_forward.float32_head
+    return PolicyWithValue(without_adapter(policy.policy), float32_head=float32_head)
 
 
 def refuse_run(name: str | Path) -> None:

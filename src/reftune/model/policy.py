@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from reftune.model.batch import Sequences, gather_nodes
-from reftune.model.forward import PackedForward, backbone_of, state_width
+from reftune.model.forward import Head, PackedForward, backbone_of, state_width
 from reftune.model.token_logprobs import TokenLogprobs
 
 # Logits that are computed at once: 128 MiB of float32. On a GPU more, for each chunk is a dozen kernels
@@ -33,12 +33,16 @@ class PolicyWithValue(nn.Module):
         policy: any AutoModelForCausalLM.
         critic: "none", "shared" (a linear head on the policy's last hidden state) or "separate"
             (the head on a backbone of its own, which starts as a copy of the policy's).
+        float32_head: whether logits are computed in float32, whatever the rest is computed in.
     """
 
-    def __init__(self, policy: PreTrainedModel, critic: str = "none") -> None:
+    def __init__(
+        self, policy: PreTrainedModel, critic: str = "none", *, float32_head: bool = False
+    ) -> None:
         super().__init__()
         self.policy = policy
-        self.packed_forward = PackedForward(policy)  # may change the policy: before it is copied
+        # It may change the policy: before that is copied.
+        self.packed_forward = PackedForward(policy, float32_head=float32_head)
         self.value_backbone: PreTrainedModel | None = None
         if critic == "separate":
             frozen: dict[int, Any] = {id(p): p for p in policy.parameters() if not p.requires_grad}
@@ -52,27 +56,33 @@ class PolicyWithValue(nn.Module):
             nn.init.zeros_(self.value_head.weight)  # an untrained critic says 0, not noise
             nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, sequences: Sequences, temperature: float = 1.0) -> TokenStats:
+    def forward(
+        self, sequences: Sequences, temperature: float = 1.0, *, entropy_gradient: bool = False
+    ) -> TokenStats:
         """Compute log-probability, entropy and value of every response token.
 
-        The value of token t is read at the position that predicts it, before it is emitted.
+        The value of token t is read at the position that predicts it, before it is emitted. Entropies
+        have a gradient only where it is asked for.
         """
         offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
         mask = offsets < sequences.response_lengths.unsqueeze(1)
         states = self.packed_forward(self.packed_forward.body(self.policy), sequences)
         targets = sequences.responses.flatten()[sequences.first_occurrence]
-        stats = (*self._stats(states, targets, temperature), self._values(states, sequences))
+        said = self._stats(states, targets, temperature, entropy_gradient)
+        stats = (*said, self._values(states, sequences))
         return TokenStats(*(torch.where(mask, gather_nodes(sequences, x), 0.0) for x in stats))
 
-    def _stats(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    def _stats(
+        self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+    ) -> Tensor:
         head = self.packed_forward.head(self.policy)
         chunk = LOGITS_PER_CHUNK_ON_GPU if states.is_cuda else LOGITS_PER_CHUNK
         rows = max(1, chunk // self.policy.get_output_embeddings().weight.shape[0])
         if len(states) <= rows:
-            return _stats_of_chunk(head, states, targets, temperature)
+            return _stats_of_chunk(head, states, targets, temperature, entropy_gradient)
         # Logits of one chunk at a time, recomputed in backward: never (distinct, vocab).
         chunks = [
-            checkpoint(_stats_of_chunk, head, x, y, temperature, use_reentrant=False)
+            checkpoint(_stats_of_chunk, head, x, y, temperature, entropy_gradient, use_reentrant=False)
             for x, y in zip(states.split(rows), targets.split(rows), strict=True)
         ]
         return torch.cat(chunks, dim=1)
@@ -87,11 +97,15 @@ class PolicyWithValue(nn.Module):
             return torch.as_tensor(self.value_head(states)).squeeze(-1)
 
 
-def _stats_of_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return log-probabilities of the targets and (without gradient) entropies, stacked: (2, rows)."""
+def _stats_of_chunk(
+    head: Head, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+) -> Tensor:
+    """Return log-probabilities of the targets and entropies, stacked: (2, rows)."""
     logits = head(states)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1:
         logits = logits / temperature
-    stats: tuple[Tensor, Tensor] = TokenLogprobs.apply(logits, targets)  # type: ignore[no-untyped-call]
+    stats: tuple[Tensor, Tensor] = TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        logits, targets, entropy_gradient
+    )
     return torch.stack(stats)

@@ -68,7 +68,7 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
         estimates = compute_advantages(rollouts, ppo)
         factor = stage.rate_factor(ppo, step, ppo.critic_warmup_steps)
         learner.set_learning_rates(factor, 1.0)
-        losses = update(learner, rollouts, estimates, config, step)
+        losses = update(learner, rollouts, estimates, config, step, memory)
         if generator.sampler.exact and losses.get("logprob_gap", 0.0) > MAX_LOGPROB_GAP:
             _stop_on_gap(losses["logprob_gap"], step)
         metrics = (
