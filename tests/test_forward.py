@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from precision import CLOSE, float64
-from reftune.config import Model
+from reftune.config import Lora, Model
 from reftune.model import forward as module
 from reftune.model.batch import Sequences, collate
 from reftune.model.forward import PackedForward, backbone_of
@@ -263,7 +263,7 @@ def test_a_head_that_is_not_all_of_the_logits_cannot_be_in_float32() -> None:
 def test_every_policy_of_a_run_has_the_settings_head(tmp_path: Path) -> None:
     tiny_model("llama").bfloat16().save_pretrained(tmp_path)
     settings = Model(name=str(tmp_path), dtype="bfloat16", float32_head=True)
-    policy = load_policy(tmp_path, settings, trainable=True)
+    policy = load_policy(tmp_path, settings, trainable=True, lora=Lora(rank=2))
     assert policy.packed_forward.float32_head
     assert reference_of(policy).packed_forward.float32_head
     plain = load_policy(tmp_path, settings.model_copy(update={"float32_head": False}))
