@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reftune.config import Ppo
-from reftune.training.losses import policy_loss, value_loss
+from reftune.training.losses import Divisors, aggregate, clip, value_loss
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,6 @@ def _loss(
     return_error = value_loss(
         values, targets.values[rows], targets.returns[rows], mask, ppo.value_clip_range
     )
-    surprise = policy_loss(
-        logprobs, targets.logprobs[rows], targets.advantages[rows], mask, ppo.clip_range
-    )
-    return (surprise + ppo.value_coef * return_error).sum() / len(batch.ids)
+    surprise, _ = clip(logprobs, targets.logprobs[rows], targets.advantages[rows], mask, ppo.clip_range)
+    divisors = Divisors(mask.sum(dim=1).clamp(min=1), float(len(batch.ids)))
+    return aggregate(surprise + ppo.value_coef * return_error, mask, divisors)

@@ -110,6 +110,56 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         " raise ppo.ppo_epochs or lower ppo.minibatch_size", ["ppo.minibatch_size=31"],
     ),
     (
+        ["ppo.ppo_epochs=1"], "ppo.dual_clip=3",
+        "a batch's only update starts at the policy that sampled it, with nothing to clip;"
+        " raise ppo.ppo_epochs or lower ppo.minibatch_size", ["ppo.ppo_epochs=2"],
+    ),
+    (
+        ["ppo.importance_sampling_cap=0"], "ppo.importance_sampling=token_mask",
+        "with ppo.importance_sampling_cap = 0 nothing is corrected; raise it, or leave it out",
+        ["ppo.importance_sampling_cap=2"],
+    ),
+    (
+        ["ppo.importance_sampling=sequence_mask"], "ppo.importance_sampling_cap=3",
+        "a mask has bounds; set ppo.importance_sampling_max",
+        ["ppo.importance_sampling=sequence_truncate"],
+    ),
+    (
+        [], "ppo.importance_sampling_max=3",
+        'weights are capped; set ppo.importance_sampling = "token_mask" or "sequence_mask"',
+        ["ppo.importance_sampling=token_mask"],
+    ),
+    (
+        ["ppo.kl_coef=0"], "ppo.kl_penalty=loss_k3",
+        "with ppo.kl_coef = 0 there is no KL penalty; raise ppo.kl_coef", ["ppo.kl_coef=0.1"],
+    ),
+    (
+        ["ppo.policy_loss=dppo_tv"], "ppo.clip_range_high=0.3",
+        'ppo.policy_loss = "dppo_tv" clips no ratio; set ppo.tv_range', ["ppo.policy_loss=gspo"],
+    ),
+    (
+        ["ppo.policy_loss=cispo", "ppo.clip_range_high=5"], "ppo.clip_range=0.1",
+        'ppo.policy_loss = "cispo" bounds the ratio by ppo.clip_range_high alone; leave it out',
+        ["ppo.policy_loss=clip"],
+    ),
+    (
+        ["ppo.policy_loss=gspo"], "ppo.dual_clip=3",
+        'only ppo.policy_loss = "clip" has that bound; leave one of them out', ["ppo.policy_loss=clip"],
+    ),
+    (
+        [], "ppo.tv_range=0.1",
+        'no token drops out by it; set ppo.policy_loss = "dppo_tv"', ["ppo.policy_loss=dppo_tv"],
+    ),
+    (
+        ["ppo.samples_per_question=2"], "ppo.live_denominator=true",
+        'ppo.advantage = "gae" learns from every sample; set ppo.advantage = "group"', GROUPED,
+    ),
+    (
+        [], "model.float32_head=true",
+        'everything is in float32; leave it out, or set model.dtype = "bfloat16"',
+        ["model.dtype=bfloat16"],
+    ),
+    (
         ["reward.function=a.py:f"], "reward.partial_reward=0.2",
         "reward.function says what a wrong answer is worth; leave one of them out",
         ["reward.partial_reward=0"],
@@ -231,6 +281,7 @@ def test_a_setting_that_does_nothing_is_refused(
     [
         (["ppo.advantage=group"], "set ppo.samples_per_question to 2 or more"),
         (["ppo.value_pretraining_steps=5", "ppo.steps=5"], "set it below ppo.steps = 5"),
+        (["ppo.dual_clip=0.9"], "ppo.dual_clip = 0.9 would bound even a ratio of 1; set it above 1"),
         (["evaluation.rerank=true"], "set evaluation.samples to 2 or more"),
         (["evaluation.rerank=true", "evaluation.samples=1"], "set evaluation.samples to 2 or more"),
         (["prompt.template=Question:"], "prompt.template must hold {question}"),

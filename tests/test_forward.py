@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from precision import CLOSE, float64
+from reftune.config import Lora, Model
 from reftune.model import forward as module
 from reftune.model.batch import Sequences, collate
 from reftune.model.forward import PackedForward, backbone_of
+from reftune.model.loading import load_policy, reference_of
+from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
+from reftune.sampling.engine import BuiltinSampler
 from tiny_models import WINDOW, random_model, tiny_model
 
 PROMPTS = {
@@ -216,3 +221,50 @@ def test_gradients_flow_through_every_way_of_reading(family: str) -> None:
             assert (ours.grad is None) == (theirs.grad is None)  # none for the head
             if ours.grad is not None:
                 torch.testing.assert_close(ours.grad, theirs.grad, atol=CLOSE, rtol=CLOSE)
+
+
+def test_a_head_in_float32_rounds_no_logit_to_16_bits_to_learn_and_to_sample() -> None:
+    model = tiny_model("llama").bfloat16()
+    policies = [PolicyWithValue(model, float32_head=exact) for exact in (True, False)]
+    batch = collate(PROMPTS["shared"], RESPONSES)
+    states = policies[0].packed_forward(backbone_of(model), batch).detach()
+    exact = states.float() @ model.lm_head.weight.detach().float().T
+    targets = batch.responses.flatten()[batch.first_occurrence]
+    expected = exact.log_softmax(-1)[torch.arange(len(targets)), targets][batch.node_index]
+    real = torch.arange(batch.responses.shape[1]) < batch.response_lengths.unsqueeze(1)
+    gaps = [(policy(batch).logprobs - expected)[real].abs().max().item() for policy in policies]
+    assert gaps[0] < 1e-5  # a dozen roundings of float32
+    assert gaps[1] > 1e-3  # logits of bfloat16, which has 8 bits
+    said = [
+        BuiltinSampler(model, [1], packed_forward=policy.packed_forward).logits(states)
+        for policy in policies
+    ]
+    assert said[0].dtype == said[1].dtype == torch.float32
+    torch.testing.assert_close(said[0], exact, rtol=1e-5, atol=1e-5)
+    assert (said[1] - exact).abs().max() > 1e-3
+
+
+def test_a_head_in_float32_learns() -> None:
+    model = tiny_model("llama").bfloat16()
+    policy = PolicyWithValue(model, float32_head=True)
+    policy(collate(PROMPTS["shared"], RESPONSES)).logprobs.sum().backward()
+    for weight in (model.lm_head.weight, model.model.layers[0].mlp.up_proj.weight):
+        assert weight.grad is not None
+        assert weight.grad.dtype == torch.bfloat16
+        assert weight.grad.any()
+
+
+def test_a_head_that_is_not_all_of_the_logits_cannot_be_in_float32() -> None:
+    message = "^model.float32_head: the logits of a model of type gemma2 come not from a linear head"
+    with pytest.raises(UserError, match=message):
+        PackedForward(tiny_model("gemma2"), float32_head=True)
+
+
+def test_every_policy_of_a_run_has_the_settings_head(tmp_path: Path) -> None:
+    tiny_model("llama").bfloat16().save_pretrained(tmp_path)
+    settings = Model(name=str(tmp_path), dtype="bfloat16", float32_head=True)
+    policy = load_policy(tmp_path, settings, trainable=True, lora=Lora(rank=2))
+    assert policy.packed_forward.float32_head
+    assert reference_of(policy).packed_forward.float32_head
+    plain = load_policy(tmp_path, settings.model_copy(update={"float32_head": False}))
+    assert not plain.packed_forward.float32_head

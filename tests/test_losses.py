@@ -1,4 +1,4 @@
-"""The losses by hand, and against loops over tokens written from the paper's equations."""
+"""PPO's losses and cross-entropy by hand, and against loops over tokens from the paper's equations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from reftune.training.losses import (
-    cross_entropy,
-    policy_loss,
-    ratio_statistics,
-    sequence_mean,
-    value_loss,
-)
+from reftune.training import losses
+from reftune.training.losses import clip, cross_entropy, ratio_statistics
 
 LENGTHS = [5, 1, 0, 3]
 
 
 def row(*numbers: float) -> Tensor:
     return torch.tensor([numbers], dtype=torch.float64)
+
+
+def sequence_mean(numbers: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over the real tokens of each row, by `aggregate` of that row alone."""
+    means = []
+    for one, real in zip(numbers, mask, strict=True):
+        divisors = losses.AGGREGATIONS["sequence_mean"](real.sum()[None], torch.tensor([True]), 99)
+        means.append(losses.aggregate(one[None], real[None], divisors))
+    return torch.stack(means)
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float
+) -> Tensor:
+    return sequence_mean(clip(logprobs, old_logprobs, advantages, mask, clip_range)[0], mask)
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float
+) -> Tensor:
+    return sequence_mean(losses.value_loss(values, old_values, returns, mask, clip_range), mask)
 
 
 def ragged(seed: int) -> list[Tensor]:
@@ -91,20 +107,20 @@ def test_policy_loss_averages_over_the_tokens_of_a_sequence() -> None:
     logs = torch.tensor([[1.1, 1.5, 1.0], [0.5, 1.0, 8.0]]).log()
     advantages = torch.tensor([[2.0, 2.0, -1.0], [-2.0, 4.0, 9.0]])
     mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
-    losses = policy_loss(logs, torch.zeros(2, 3), advantages, mask, clip_range=0.2)
+    found = policy_loss(logs, torch.zeros(2, 3), advantages, mask, clip_range=0.2)
     # (-2.2 - 2.4 + 1) / 3 = -1.2 and (1.6 - 4) / 2 = -1.2
-    torch.testing.assert_close(losses, torch.tensor([-1.2, -1.2]))
+    torch.testing.assert_close(found, torch.tensor([-1.2, -1.2]))
 
 
 def test_ratio_one_gives_minus_the_mean_advantage() -> None:
     logprobs, advantages, _, mask = ragged(seed=1)
     new = logprobs.clone().requires_grad_()
-    losses = policy_loss(new, logprobs, advantages, mask, clip_range=0.2)
-    losses.sum().backward()
+    found = policy_loss(new, logprobs, advantages, mask, clip_range=0.2)
+    found.sum().backward()
     assert new.grad is not None
     for i, n in enumerate(LENGTHS):
         real = advantages[i, :n].tolist()
-        assert losses[i].item() == pytest.approx(-math.fsum(real) / max(n, 1))
+        assert found[i].item() == pytest.approx(-math.fsum(real) / max(n, 1))
         expected = [-a / n for a in real] + [0.0] * (5 - n)
         assert new.grad[i].tolist() == pytest.approx(expected)
 
@@ -113,12 +129,12 @@ def test_ratio_one_gives_minus_the_mean_advantage() -> None:
 def test_policy_loss_and_its_gradient_agree_with_loops_over_tokens(clip: float) -> None:
     logprobs, old, advantages, mask = ragged(seed=2)
     new = logprobs.clone().requires_grad_()
-    losses = policy_loss(new, old, advantages, mask, clip)
-    losses.sum().backward()
+    found = policy_loss(new, old, advantages, mask, clip)
+    found.sum().backward()
     assert new.grad is not None
     for i, n in enumerate(LENGTHS):
         if n == 0:
-            assert losses[i].item() == 0
+            assert found[i].item() == 0
             assert new.grad[i].tolist() == [0.0] * 5
             continue
         fixed = old[i, :n].tolist(), advantages[i, :n].tolist(), clip
@@ -127,7 +143,7 @@ def test_policy_loss_and_its_gradient_agree_with_loops_over_tokens(clip: float) 
             return reference_policy_loss(x, *fixed)
 
         here = logprobs[i, :n].tolist()
-        assert losses[i].item() == pytest.approx(reference(here), abs=1e-12)
+        assert found[i].item() == pytest.approx(reference(here), abs=1e-12)
         slopes = finite_differences(reference, here)
         assert new.grad[i].tolist() == pytest.approx([*slopes, *[0.0] * (5 - n)], abs=1e-8)
 
@@ -167,12 +183,12 @@ def test_value_loss_of_one_token(value: float, target: float, loss: float, slope
 def test_value_loss_and_its_gradient_agree_with_loops_over_tokens(clip: float) -> None:
     values, old, returns, mask = ragged(seed=4)
     new = values.clone().requires_grad_()
-    losses = value_loss(new, old, returns, mask, clip)
-    losses.sum().backward()
+    found = value_loss(new, old, returns, mask, clip)
+    found.sum().backward()
     assert new.grad is not None
     for i, n in enumerate(LENGTHS):
         if n == 0:
-            assert losses[i].item() == 0
+            assert found[i].item() == 0
             assert new.grad[i].tolist() == [0.0] * 5
             continue
         fixed = old[i, :n].tolist(), returns[i, :n].tolist(), clip
@@ -181,7 +197,7 @@ def test_value_loss_and_its_gradient_agree_with_loops_over_tokens(clip: float) -
             return reference_value_loss(x, *fixed)
 
         here = values[i, :n].tolist()
-        assert losses[i].item() == pytest.approx(reference(here), abs=1e-12)
+        assert found[i].item() == pytest.approx(reference(here), abs=1e-12)
         slopes = finite_differences(reference, here)
         assert new.grad[i].tolist() == pytest.approx([*slopes, *[0.0] * (5 - n)], abs=1e-8)
 
@@ -226,9 +242,9 @@ def test_the_real_tokens_alone_decide(name: str) -> None:
     clean = LOSSES[name](first * mask, old * mask, aim * mask, mask)
     first = torch.where(mask.bool(), first, 1e4).requires_grad_()
     old, aim = torch.where(mask.bool(), old, -1e4), torch.where(mask.bool(), aim, -1e4)
-    losses = LOSSES[name](first, old, aim, mask)
-    losses.sum().backward()
-    torch.testing.assert_close(losses, clean)
+    found = LOSSES[name](first, old, aim, mask)
+    found.sum().backward()
+    torch.testing.assert_close(found, clean)
     assert first.grad is not None
     assert (first.grad[mask == 0] == 0).all()
     assert first.grad.isfinite().all()
@@ -238,19 +254,22 @@ def test_ratio_statistics_by_hand() -> None:
     # Ratios 1.5, 1 and 0.5, then 1.19 in a row of its own; the padding's e^8 does not count.
     new = torch.tensor([[1.5, 1.0, 0.5], [1.19, math.exp(8), 1.0]]).log().requires_grad_()
     mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    sums = ratio_statistics(new, torch.zeros(2, 3), mask, clip_range=0.2)
+    sums = ratio_statistics(new, torch.zeros(2, 3), mask)
     assert sums["ratio_mean"].item() == pytest.approx(4.19)
-    assert sums["clip_fraction"].item() == 2
     # k3 = ratio - 1 - log ratio: 0.5 - 0.405465, 0, -0.5 + 0.693147, 0.19 - 0.173953
     assert sums["approx_kl"].item() == pytest.approx(0.303729, abs=1e-5)
     assert not any(total.requires_grad for total in sums.values())
+    _, flags = clip(new, torch.zeros(2, 3), torch.ones(2, 3), mask, 0.2)
+    assert {name: flag.tolist() for name, flag in flags.items()} == {
+        "clip_fraction": [[True, False, True], [False, False, False]]
+    }
 
 
 def test_ratio_statistics_of_an_unchanged_policy() -> None:
-    logprobs, _, _, mask = ragged(seed=8)
-    sums = ratio_statistics(
-        logprobs, logprobs, mask, clip_range=0.0
-    )  # beyond the range, not at its edge
+    logprobs, _, advantages, mask = ragged(seed=8)
+    sums = ratio_statistics(logprobs, logprobs, mask)
     assert {name: total.item() for name, total in sums.items()} == {
-        "ratio_mean": sum(LENGTHS), "clip_fraction": 0, "approx_kl": 0,
+        "ratio_mean": sum(LENGTHS), "approx_kl": 0,
     }  # fmt: skip
+    _, flags = clip(logprobs, logprobs, advantages, mask, 0.0)
+    assert not flags["clip_fraction"].any()  # beyond the range, not at its edge

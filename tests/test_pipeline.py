@@ -452,6 +452,15 @@ def test_a_stage_needs_no_more_than_that(
             "ppo.advantage: unknown estimator gea; choose gae or group",
         ),
         (
+            {"ppo": {"policy_loss": "ppo"}},
+            'ppo.policy_loss: there is no "ppo"; choose clip, gspo, cispo, dppo_tv',
+        ),
+        (
+            {"ppo": {"importance_sampling": "token"}},
+            'ppo.importance_sampling: there is no "token"; choose token_truncate, sequence_truncate,'
+            " token_mask, sequence_mask",
+        ),
+        (
             {"reward": {"function": "nowhere.py:score"}},
             "reward nowhere.py:score: no such file nowhere.py",
         ),

@@ -295,6 +295,16 @@ def test_without_a_reference_steps_are_those_of_no_penalty_and_tell_no_kl(tmp_pa
         assert torch.equal(weight, kept[1][name])
 
 
+def test_the_entropys_coefficient_is_remembered_from_step_to_step(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    ppo = stage.config.ppo.model_copy(update={"entropy_target": 99.0})
+    stage = replace(stage, config=stage.config.model_copy(update={"ppo": ppo}))
+    run_ppo(stage, *make_policies())
+    lines = (stage.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line)["entropy_coef"] for line in lines]
+    assert found == pytest.approx([0.0, 0.005, 0.01])
+
+
 def test_a_broken_reference_stops_the_run_at_once(tmp_path: Path) -> None:
     stage, (policy, reference) = make_stage(tmp_path), make_policies()
     next(reference.parameters()).data.fill_(torch.nan)

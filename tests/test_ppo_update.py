@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,40 @@ class Twin:
         loss = policy + weigh * value
         told = {"loss": loss, "policy_loss": policy, "value_loss": value}
         return loss, {k: v.item() for k, v in told.items()} | {k: v / tokens for k, v in sums.items()}
+
+    def all_terms(
+        self, rollouts: Rollouts, targets: AdvantagesAndReturns, aggregation: str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss with every term, coefficients 0.6, 0.3, -0.2 and 0.1, and the terms."""
+        names = ("policy_loss", "value_loss", "kl_loss", "entropy_bonus")
+        totals = {name: torch.zeros(()) for name in names}
+        surprise, right_tokens, every_token = torch.zeros(()), 0, 4 + 3 + 1 + 5 + 2 + 3
+        assert rollouts.ref_logprobs is not None
+        for row, graded in enumerate(rollouts.samples):
+            logprobs, entropies, values = self.read(graded.sample)
+            n = len(logprobs)
+            share = {"sequence_mean": 1 / n / 6, "token_mean": 1 / every_token,
+                     "constant_length": 1 / 7 / 6}[aggregation]  # fmt: skip
+            for t in range(n):
+                advantage, aim = targets.advantages[row, t], targets.returns[row, t]
+                ratio = torch.exp(logprobs[t] - rollouts.logprobs[row, t])
+                bounded = min(max(ratio.item(), 0.88), 1.3) * advantage
+                gain = ratio * advantage if ratio * advantage <= bounded else bounded
+                gain = gain if gain >= 1.5 * advantage or advantage > 0 else 1.5 * advantage
+                before = rollouts.values[row, t]
+                near = before + min(max((values[t] - before).item(), -0.15), 0.15)
+                far_off = (values[t] - aim) ** 2 >= (near - aim) ** 2
+                error = 0.5 * ((values[t] if far_off else near) - aim) ** 2
+                change = torch.exp(rollouts.ref_logprobs[row, t] - logprobs[t])
+                kl = change - 1 - torch.log(change)
+                for name, term in zip(names, (-gain, error, kl, entropies[t]), strict=True):
+                    totals[name] = totals[name] + share * term
+            if graded.verdict.correct:
+                surprise, right_tokens = surprise - logprobs.sum(), right_tokens + n
+        totals["positive_loss"] = surprise / right_tokens
+        weights = {"policy_loss": 1, "value_loss": 0.6, "kl_loss": 0.3, "entropy_bonus": -0.2,
+                   "positive_loss": 0.1}  # fmt: skip
+        return sum((weights[n] * totals[n] for n in totals), torch.zeros(())), totals
 
 
 class Recorder(Learner):
@@ -214,6 +248,119 @@ def test_loss_and_gradient_are_the_twins(
         found, wanted = parameter.grad, twin.parameters()[name].grad
         assert found is not None
         torch.testing.assert_close(found, wanted, rtol=CLOSE, atol=CLOSE)
+
+
+ALL_TERMS: dict[str, Any] = {
+    "clip_range": 0.12, "clip_range_high": 0.3, "dual_clip": 1.5, "kl_penalty": "loss_k3",
+    "kl_coef": 0.3, "entropy_coef": 0.2, "positive_coef": 0.1,
+}  # fmt: skip
+
+
+def with_right_samples(rollouts: Rollouts) -> Rollouts:
+    """Return rollouts of which three are right, and whose reference is another policy."""
+    samples = [
+        replace(a, verdict=replace(a.verdict, correct=i in (0, 3, 4)))
+        for i, a in enumerate(rollouts.samples)
+    ]
+    noise = torch.randn(6, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return replace(rollouts, samples=samples, ref_logprobs=rollouts.logprobs + 0.3 * noise)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant_length"])
+@pytest.mark.parametrize(("budget", "threads"), [(4096, 1), (20, 1), (1, 4)])
+@float64()
+@pytest.mark.usefixtures("kept_gradients")
+def test_every_term_is_the_twins_however_the_minibatch_is_cut(
+    monkeypatch: pytest.MonkeyPatch, aggregation: str, budget: int, threads: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    policy = make_policy()
+    twin, (rollouts, targets) = Twin(policy), make_batch(policy)
+    rollouts = with_right_samples(rollouts)
+    changes = (f"compute.tokens_per_microbatch={budget}", "prompt.max_new_tokens=7")
+    config = settings(*changes, ppo_epochs=1, loss_aggregation=aggregation, **ALL_TERMS)
+    loss, terms = twin.all_terms(rollouts, targets, aggregation)
+    loss.backward()
+    told = update(make_learner(policy, config), rollouts, targets, config, 3)
+    expected = {name: term.item() for name, term in terms.items()} | {"loss": loss.item()}
+    assert {name: told[name] for name in expected} == pytest.approx(expected, rel=CLOSE)
+    # Of 18 ratios 0.768, 0.780, 0.858 and 0.845 are low where A < 0, 1.508 and 1.471 high where A > 0,
+    # 1.839 and 1.429 high where A < 0, the first of which is beyond 1.5.
+    parts = {"": 8, "_low": 4, "_high": 2}
+    assert {part: told[f"clip_fraction{part}"] * 18 for part in parts} == pytest.approx(parts)
+    assert told["dual_clip_fraction"] * 18 == pytest.approx(1)
+    for name, parameter in policy.named_parameters():
+        found, wanted = parameter.grad, twin.parameters()[name].grad
+        assert found is not None
+        torch.testing.assert_close(found, wanted, rtol=CLOSE, atol=CLOSE)
+
+
+@float64()
+def test_without_a_right_sample_there_is_nothing_to_imitate() -> None:
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    config = settings(ppo_epochs=1, positive_coef=0.1)
+    told = update(make_learner(policy, config), rollouts, targets, config, 3)
+    assert told["positive_loss"] == 0
+    assert told["loss"] == pytest.approx(told["policy_loss"] + 0.6 * told["value_loss"], rel=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("term", "name"),
+    [
+        ({"kl_penalty": "loss_k3"}, "kl_loss"),
+        ({"entropy_coef": 0.2}, "entropy_bonus"),
+        ({"positive_coef": 0.2}, "positive_loss"),
+        ({"kl_penalty": "loss_k3", "kl_coef": 0.0}, ""),
+        ({}, ""),
+    ],
+)
+def test_terms_that_do_not_go_by_advantages_are_taken_over_all_rows(
+    term: dict[str, Any], name: str
+) -> None:
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    targets.advantages[:3] = 0.0
+    config = settings(ppo_epochs=1, advantage="group", **term)
+    learner = make_learner(policy, config)
+    told = update(learner, with_right_samples(rollouts), targets, config, 3)
+    assert [sorted(rows) for rows in learner.rows] == [list(range(6)) if name else [3, 4, 5]]
+    terms = {"kl_loss", "entropy_bonus", "positive_loss"}
+    assert terms & told.keys() == ({name} if name else set())
+
+
+@float64()
+def test_a_live_denominator_leaves_whole_questions_out() -> None:
+    policy = make_policy()
+    twin, (rollouts, targets) = Twin(policy), make_batch(policy)
+    targets.advantages[:3] = 0.0  # the first question
+    targets.advantages[4] = 0.0  # and a sample of the second, which is its question's mean
+    config = settings(ppo_epochs=1, advantage="group", live_denominator=True)
+    loss, _ = twin.learn(rollouts, targets, range(3, 6), 0.0)
+    learner = make_learner(policy, config)
+    told = update(learner, rollouts, targets, config, 3)
+    assert told["loss"] == pytest.approx(loss.item(), rel=CLOSE)
+    assert [sorted(rows) for rows in learner.rows] == [[3, 5]]
+    config = settings(ppo_epochs=1, advantage="group", live_denominator=True, entropy_coef=0.1)
+    learner = make_learner(policy, config)
+    update(learner, rollouts, targets, config, 3)
+    assert [sorted(rows) for rows in learner.rows] == [[3, 4, 5]]
+
+
+def test_the_entropy_bonus_rises_below_its_target_and_rests_above() -> None:
+    policy = make_policy()
+    rollouts, targets = make_batch(policy)
+    memory: dict[str, Any] = {}
+    told = []
+    for target in (99.0, 99.0, 99.0, 1e-3, 1e-3, 1e-3, 99.0):
+        config = settings(ppo_epochs=1, entropy_target=target)
+        told.append(update(make_learner(policy, config), rollouts, targets, config, 3, memory))
+        memory = json.loads(json.dumps(memory))  # as a checkpoint keeps it
+    # In the fourth step the entropy is already known to be above the new target.
+    expected = [0.0, 0.005, 0.01, 0.0, 0.0, 0.0, 0.0]
+    assert [step["entropy_coef"] for step in told] == pytest.approx(expected)
+    assert memory == {"entropy_coef": pytest.approx(0.005), "entropy": told[-1]["entropy"]}
+    assert ["entropy_bonus" in step for step in told] == [c > 0 for c in expected]
 
 
 @float64()

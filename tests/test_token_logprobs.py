@@ -45,7 +45,29 @@ def test_the_numerical_gradient_agrees() -> None:
     torch.autograd.gradcheck(lambda x: TokenLogprobs.apply(x, tokens)[0], (logits,))
 
 
-def test_entropies_have_no_gradient_and_logits_stay_as_they_are() -> None:
+def test_entropies_have_their_gradient_where_it_is_asked_for() -> None:
+    logits, tokens = given()
+    torch.autograd.gradcheck(lambda x: TokenLogprobs.apply(x, tokens, True), (logits,))
+    logprobs, entropies = TokenLogprobs.apply(logits, tokens, True)
+    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
+    found = torch.autograd.grad((weights * logprobs - weights.flip(0) * entropies).sum(), logits)[0]
+    plain = torch.log_softmax(logits, dim=-1)
+    chosen, spread = plain[torch.arange(5), tokens], -(plain.exp() * plain).sum(-1)
+    expected = torch.autograd.grad((weights * chosen - weights.flip(0) * spread).sum(), logits)[0]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(entropies, spread)
+
+
+def test_the_entropys_gradient_by_hand() -> None:
+    # p = (1/4, 3/4), H = 0.5623; dH/dz = -p * (log p + H) = (0.2060, -0.2060)
+    logits = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64, requires_grad=True)
+    TokenLogprobs.apply(logits, torch.tensor([0]), True)[1].sum().backward()
+    slope = 3 / 16 * math.log(3)  # p q log(q / p)
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [pytest.approx([slope, -slope])]
+
+
+def test_else_entropies_have_no_gradient_and_logits_stay_as_they_are() -> None:
     logits, tokens = given()
     before = logits.detach().clone()
     logprobs, entropies = TokenLogprobs.apply(logits, tokens)

@@ -28,13 +28,15 @@ import tomli_w
 # The modules below src/reftune that are scored, and the files of tests that belong to each.
 TESTS = {
     "training.advantages": ["test_advantages", "test_ppo_targets"],
-    "training.losses": ["test_losses"],
+    "training.losses": ["test_losses", "test_policy_losses"],
+    "training.importance": ["test_importance"],
     "training.learner": ["test_learner"],
     "training.rollouts": ["test_rollouts"],
     "stages.ppo": ["test_ppo", "test_start"],
     "stages.ppo_targets": ["test_ppo_targets"],
     "stages.ppo_metrics": ["test_ppo_targets", "test_ppo"],
     "stages.ppo_update": ["test_ppo_update", "test_recipes"],
+    "stages.ppo_loss": ["test_ppo_update", "test_recipes"],
     "stages.supervised": ["test_supervised"],
     "stages.stage": ["test_stage", "test_run"],
     "stages.run": ["test_run"],

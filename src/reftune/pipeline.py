@@ -27,6 +27,8 @@ from reftune.runs.run_dir import only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
 from reftune.runs.tracking import start_trackers, track_report, tracked
 from reftune.stages.run import Run
+from reftune.training.importance import IMPORTANCE_SAMPLING
+from reftune.training.losses import POLICY_LOSSES
 
 SHARED = ("sft", "warmup_samples")  # stages that `start_from` can take over
 
@@ -158,4 +160,7 @@ def _check(run: Run, stages: Sequence[str]) -> None:
     config = run.config
     if "sft" in stages and not config.sft.epochs:
         raise UserError("sft.epochs = 0: there is no SFT to do; raise it, or start `reftune run`")
+    for key, table in (("policy_loss", POLICY_LOSSES), ("importance_sampling", IMPORTANCE_SAMPLING)):
+        if (given := getattr(config.ppo, key)) not in table:
+            raise UserError(f'ppo.{key}: there is no "{given}"; choose {", ".join(table)}')
     run.reward  # noqa: B018  # whether it can be loaded

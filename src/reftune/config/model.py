@@ -26,6 +26,9 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of weights, computing and exported models; optimizers work in float32"
     )
+    float32_head: bool = Field(
+        False, description="logits of a model in 16 bits are computed in float32, to learn and to sample"
+    )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw", description="adamw_8bit keeps small moments (GPUs; needs bitsandbytes)"
     )

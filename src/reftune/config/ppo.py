@@ -78,6 +78,16 @@ class Advantages(Section):
     importance_sampling_cap: Weight = Field(
         2.0, description="cap of the trainer's over the sampler's probability; 0: no correction"
     )
+    importance_sampling: str = Field(
+        "token_truncate",
+        description="token_truncate, sequence_truncate (at the cap), token_mask or sequence_mask",
+    )
+    importance_sampling_min: Weight | None = Field(
+        None, description="of what a mask keeps; default: 0.5 of a token, 0.999 of a sequence's mean"
+    )
+    importance_sampling_max: Limit | None = Field(
+        None, description="of what a mask keeps; default: 5 of a token, 1.002 of a sequence's mean"
+    )
 
 
 class Critic(Section):
@@ -98,8 +108,8 @@ class Critic(Section):
     )
     value_features: list[ValueFeature] = Field(
         [],
-        description="what the critic goes by beside the state: group (what the question's other samples"
-        " became), surprise (how improbable the response is so far), success_rate (of the question)",
+        description="what the critic goes by beside the state: group (the question's other samples),"
+        " surprise (how improbable the response is so far), success_rate (of the question)",
     )
 
 
@@ -107,7 +117,44 @@ class PolicyLoss(Section):
     """What the policy minimises."""
 
     kl_coef: Weight = Field(0.01, description="beta of the KL penalty per token; 0: no reference model")
-    clip_range: Limit = Field(0.2, description="of the ratio; cliprange, or epsilon")
+    kl_penalty: Literal["reward", "loss_k1", "loss_k2", "loss_k3"] = Field(
+        "reward", description="where beta goes: into token rewards, or the loss, with which estimator"
+    )
+    policy_loss: str = Field(
+        "clip", description="clip (PPO), gspo (clips a sequence's ratio), cispo or dppo_tv"
+    )
+    clip_range: Limit = Field(0.2, description="of the ratio; 3e-4 for gspo")
+    clip_range_high: Limit | None = Field(
+        None, description="of the ratio upwards; default: clip_range. 0.28 in DAPO, 4 for cispo"
+    )
+    dual_clip: Weight = Field(0.0, description="bound of the ratio where A < 0, such as 3; 0: none")
+    tv_range: Limit = Field(
+        0.2, description="dppo_tv: of a token's probability, beyond which it drops out"
+    )
+    loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = Field(
+        "sequence_mean",
+        description="mean over samples of their tokens' mean; over all tokens of the minibatch (DAPO);"
+        " over samples of their tokens' sum / prompt.max_new_tokens (Dr. GRPO)",
+    )
+    live_denominator: bool = Field(
+        False, description="means leave out questions whose samples all have the advantage 0"
+    )
+    entropy_coef: Weight = Field(0.0, description="of the entropy bonus")
+    entropy_target: Limit | None = Field(
+        None, description="below it entropy_coef rises by 0.005 a step, above it falls and rests"
+    )
+    positive_coef: Weight = Field(
+        0.0, description="of the right samples' mean negative log-likelihood; 0.1 in VAPO"
+    )
+
+    @model_validator(mode="after")
+    def _dual_clip_bounds(self) -> PolicyLoss:
+        if 0 < self.dual_clip <= 1:
+            raise ValueError(
+                f"ppo.dual_clip = {self.dual_clip} would bound even a ratio of 1; set it above 1 (3 is"
+                " usual), or to 0"
+            )
+        return self
 
 
 class Reference(Section):

@@ -7,11 +7,13 @@ than a quarter of the tokens is left. Otherwise rows are padded, which costs lit
 micro-batches are sorted by length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from reftune.model.batch import Sequences, collate, gather_rows
@@ -24,6 +26,7 @@ TRIAL = (
     [[10, 3, 5], [5], [4, 6], [10, 4], [8, 8]],
 )
 LONGEST_GIST = 300  # characters
+Head = Callable[[Tensor], Tensor]  # from the states of a body to logits
 EXACT, HALF = 1e-3, 5e-2  # what rounding makes of float32 and of 16 bits, as a share of the largest
 
 
@@ -32,15 +35,17 @@ class PackedForward:
 
     Args:
         model: the language model; its attention function may be replaced by an equal one.
+        float32_head: whether `head` computes in float32, whatever the weights and the states are in.
 
     Raises UserError for a model that says of a text in a batch, or of its beginning, something else than
-    of it alone: numbers that are wrong without a word are worse than none.
+    of it alone: numbers that are wrong without a word are worse than none. And for one with
+    `float32_head` whose logits are not just `head`.
 
     `lm_head_is_linear` tells whether its logits are just `head` of the backbone's last hidden states.
     Then the states are read, else the logits themselves.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, float32_head: bool = False) -> None:
         takes_structure = take_over(model)
         tolerance = EXACT if model.dtype.itemsize >= 4 else HALF
         try:
@@ -56,14 +61,24 @@ class PackedForward:
                 f"{kind_of(model)} cannot be used: what it says of a text in a batch is not what it says"
                 " of it alone (it sees what follows, or counts positions in a way of its own)"
             )
+        self.float32_head = float32_head
+        if float32_head and not (
+            self.lm_head_is_linear and isinstance(model.get_output_embeddings(), nn.Linear)
+        ):
+            raise UserError(
+                f"model.float32_head: the logits of {kind_of(model)} come not from a linear head alone;"
+                " leave it out"
+            )
         self.supports_packing = takes_structure and _packs_right(model, expected, tolerance)
 
     def body(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return what is run of a language model: its backbone where the head is linear, else all."""
         return backbone_of(model) if self.lm_head_is_linear else model
 
-    def head(self, model: PreTrainedModel) -> nn.Module:
+    def head(self, model: PreTrainedModel) -> Head:
         """Return what turns the states of `body` into logits."""
+        if self.float32_head:
+            return partial(_in_float32, model.get_output_embeddings())
         return model.get_output_embeddings() if self.lm_head_is_linear else nn.Identity()
 
     def __call__(self, model: PreTrainedModel, sequences: Sequences) -> Tensor:
@@ -82,6 +97,13 @@ class PackedForward:
         if shared and self.supports_packing and longest <= window(model):
             return _read_packed(model, sequences)
         return read_rows(model, sequences)
+
+
+def _in_float32(head: nn.Linear, states: Tensor) -> Tensor:
+    """Return the logits of a linear head in float32: no product or sum is rounded to 16 bits."""
+    bias = None if head.bias is None else head.bias.float()
+    with torch.autocast(states.device.type, enabled=False):
+        return functional.linear(states.float(), head.weight.float(), bias)
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:

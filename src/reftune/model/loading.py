@@ -197,10 +197,13 @@ def make_policy(
     set_trainable(model, trainable, lora)
     model = model if device is None else model.to(device)  # type: ignore[arg-type]
     if not critic:
-        return PolicyWithValue(model)
+        return PolicyWithValue(model, float32_head=settings.float32_head)
     low, high = settings.value_span
     shape = (settings.value_hidden_size, settings.value_targets, (low, high))
-    return PolicyWithValue(model, settings.value_model, lambda width: ValueHead(width, *shape))
+    return PolicyWithValue(
+        model, settings.value_model, lambda width: ValueHead(width, *shape),
+        float32_head=settings.float32_head,
+    )  # fmt: skip
 
 
 def set_trainable(model: PreTrainedModel, trainable: bool, lora: Lora | None = None) -> None:
@@ -224,7 +227,8 @@ def set_trainable(model: PreTrainedModel, trainable: bool, lora: Lora | None = N
 
 def reference_of(policy: PolicyWithValue) -> PolicyWithValue:
     """Return what a policy with an adapter started from, frozen; it takes no memory of its own."""
-    return PolicyWithValue(without_adapter(policy.policy))
+    float32_head = policy.packed_forward.float32_head
+    return PolicyWithValue(without_adapter(policy.policy), float32_head=float32_head)
 
 
 def refuse_run(name: str | Path) -> None:

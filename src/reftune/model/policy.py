@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from reftune.model.batch import Sequences, gather_nodes, gather_rows
-from reftune.model.forward import PackedForward, backbone_of, state_width
+from reftune.model.forward import Head, PackedForward, backbone_of, state_width
 from reftune.model.token_logprobs import TokenLogprobs
 from reftune.model.value_head import ValueHead
 
@@ -40,14 +40,21 @@ class PolicyWithValue(nn.Module):
         critic: "none", "shared" (a head on the policy's last hidden state) or "separate"
             (the head on a backbone of its own, which starts as a copy of the policy's).
         make_head: makes the head for states of so many features, by default the paper's linear one.
+        float32_head: whether logits are computed in float32, whatever the rest is computed in.
     """
 
     def __init__(
-        self, policy: PreTrainedModel, critic: str = "none", make_head: MakeHead = ValueHead
+        self,
+        policy: PreTrainedModel,
+        critic: str = "none",
+        make_head: MakeHead = ValueHead,
+        *,
+        float32_head: bool = False,
     ) -> None:
         super().__init__()
         self.policy = policy
-        self.packed_forward = PackedForward(policy)  # may change the policy: before it is copied
+        # It may change the policy: before that is copied.
+        self.packed_forward = PackedForward(policy, float32_head=float32_head)
         self.value_backbone: PreTrainedModel | None = None
         if critic == "separate":
             frozen: dict[int, Any] = {id(p): p for p in policy.parameters() if not p.requires_grad}
@@ -58,10 +65,13 @@ class PolicyWithValue(nn.Module):
         if critic != "none":
             self.value_head = make_head(state_width(policy)).to(policy.device, torch.float32)
 
-    def forward(self, sequences: Sequences, temperature: float = 1.0) -> TokenStats:
+    def forward(
+        self, sequences: Sequences, temperature: float = 1.0, *, entropy_gradient: bool = False
+    ) -> TokenStats:
         """Compute log-probability, entropy and value of every response token.
 
-        The value of token t is read at the position that predicts it, before it is emitted.
+        The value of token t is read at the position that predicts it, before it is emitted. Entropies
+        have a gradient only where it is asked for.
         """
         offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
         mask = offsets < sequences.response_lengths.unsqueeze(1)
@@ -69,19 +79,21 @@ class PolicyWithValue(nn.Module):
         targets = sequences.responses.flatten()[sequences.first_occurrence]
         logprobs, entropies = (
             torch.where(mask, gather_nodes(sequences, x), 0.0)
-            for x in self._stats(states, targets, temperature)
+            for x in self._stats(states, targets, temperature, entropy_gradient)
         )
         return TokenStats(logprobs, entropies, *self._values(states, sequences, mask))
 
-    def _stats(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    def _stats(
+        self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+    ) -> Tensor:
         head = self.packed_forward.head(self.policy)
         chunk = LOGITS_PER_CHUNK_ON_GPU if states.is_cuda else LOGITS_PER_CHUNK
         rows = max(1, chunk // self.policy.get_output_embeddings().weight.shape[0])
         if len(states) <= rows:
-            return _stats_of_chunk(head, states, targets, temperature)
+            return _stats_of_chunk(head, states, targets, temperature, entropy_gradient)
         # Logits of one chunk at a time, recomputed in backward: never (distinct, vocab).
         chunks = [
-            checkpoint(_stats_of_chunk, head, x, y, temperature, use_reentrant=False)
+            checkpoint(_stats_of_chunk, head, x, y, temperature, entropy_gradient, use_reentrant=False)
             for x, y in zip(states.split(rows), targets.split(rows), strict=True)
         ]
         return torch.cat(chunks, dim=1)
@@ -97,11 +109,15 @@ class PolicyWithValue(nn.Module):
         return torch.where(mask, self.value_head.value(outputs), 0.0), outputs
 
 
-def _stats_of_chunk(head: nn.Module, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return log-probabilities of the targets and (without gradient) entropies, stacked: (2, rows)."""
+def _stats_of_chunk(
+    head: Head, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+) -> Tensor:
+    """Return log-probabilities of the targets and entropies, stacked: (2, rows)."""
     logits = head(states)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1:
         logits = logits / temperature
-    stats: tuple[Tensor, Tensor] = TokenLogprobs.apply(logits, targets)  # type: ignore[no-untyped-call]
+    stats: tuple[Tensor, Tensor] = TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        logits, targets, entropy_gradient
+    )
     return torch.stack(stats)

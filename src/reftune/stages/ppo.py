@@ -17,12 +17,11 @@ from reftune.stages.ppo_critic import (
     learns_alone,
     note_pretraining,
     set_units,
-    value_passes,
 )
 from reftune.stages.ppo_metrics import describe, timings
 from reftune.stages.ppo_reference import ReferenceReset, make_reference
 from reftune.stages.ppo_targets import compute_advantages
-from reftune.stages.ppo_update import update
+from reftune.stages.ppo_update import update, value_passes
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage
 from reftune.stages.traces import traced
@@ -71,7 +70,7 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
         set_units(policy.value_head, estimates.returns, rollouts.mask, memory)
         factor = 0.0 if alone else stage.rate_factor(ppo, step, memory.get("pretrained", 0))
         learner.set_learning_rates(factor, 1.0)
-        losses = update(learner, rollouts, estimates, config, step)
+        losses = update(learner, rollouts, estimates, config, step, memory)
         value_passes(learner, rollouts, estimates, config, step)
         beside.learn(rollouts, estimates, memory)
         if generator.sampler.exact and losses.get("logprob_gap", 0.0) > MAX_LOGPROB_GAP:

@@ -3,20 +3,15 @@
 What it remembers is part of the stage's checkpoints, as JSON.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reftune.config import Config, Ppo
-from reftune.model.batch import collate
+from reftune.config import Ppo
 from reftune.model.policy import TokenStats
 from reftune.model.value_head import ValueHead
-from reftune.progress import counting
-from reftune.training.learner import Learner
 from reftune.training.losses import two_hot_loss, value_loss
-from reftune.training.microbatches import minibatches, shuffled
 from reftune.training.types import AdvantagesAndReturns, Rollouts
 from reftune.training.value_regression import ValueRegression, regressors
 
@@ -81,49 +76,13 @@ def critic_loss(
     returns: Float[Tensor, "batch time"],
     mask: Float[Tensor, "batch time"],
     clip_range: float,
-) -> Float[Tensor, " batch"]:
-    """Return the value loss per sequence, of the kind that the head's targets ask for."""
+) -> Float[Tensor, "batch time"]:
+    """Return the value loss per token, of the kind that the head's targets ask for."""
     if head is not None and head.targets == "two_hot":
         assert stats.value_outputs is not None
         return two_hot_loss(stats.value_outputs, returns, mask, head.support)
     unit = head.deviation if head is not None and head.targets == "normalised" else 1.0
     return value_loss(stats.values / unit, old_values / unit, returns / unit, mask, clip_range)
-
-
-def value_passes(
-    learner: Learner, rollouts: Rollouts, estimates: AdvantagesAndReturns, config: Config, step: int
-) -> None:
-    """Pass over the batch `value_epochs` more times with the policy at rest: the critic alone learns."""
-    ppo = config.ppo
-    lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples]
-    judged = rollouts.mask.any(dim=1).nonzero().squeeze(1).tolist()
-    learner.set_learning_rates(0.0, 1.0)
-    for epoch in range(ppo.value_epochs):
-        order = [judged[i] for i in shuffled(len(judged), config.seed, "value", step, epoch)]
-        for rows in minibatches(order, ppo.minibatch_size or max(1, len(order))):
-            with counting("critic"):
-                learner.step(
-                    rows,
-                    lengths,
-                    _value_loss_fn(rollouts, estimates, rows, ppo),
-                    rollouts.groups.tolist(),
-                )
-
-
-def _value_loss_fn(
-    rollouts: Rollouts, estimates: AdvantagesAndReturns, rows: Sequence[int], ppo: Ppo
-) -> Any:
-    def loss_fn(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        samples = [rollouts.samples[i].sample for i in mine]
-        batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
-        stats = model(batch.to(weights.device), ppo.temperature)
-        given = (rollouts.values, estimates.returns, rollouts.mask)
-        old, returns, mask = (x[mine, : stats.values.shape[1]].to(weights.device) for x in given)
-        mask = mask * weights.unsqueeze(1)
-        loss = critic_loss(value_head(model), stats, old, returns, mask, ppo.value_clip_range)
-        return ppo.value_coef * loss.sum() / len(rows), {}
-
-    return loss_fn
 
 
 def value_head(model: nn.Module) -> ValueHead | None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from reftune.config import Ppo
 from reftune.progress import seconds_spent
-from reftune.training.advantages import ADVANTAGES, explained_variance, importance_weights
+from reftune.training.advantages import ADVANTAGES, explained_variance
+from reftune.training.importance import importance_weights
 from reftune.training.rollouts import accuracies, mean_parts
 from reftune.training.types import AdvantagesAndReturns, Rollouts
 
@@ -19,13 +20,13 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
 
     `kl`, where there is a reference, is the mean over samples of the summed log-ratio to it;
     `sampler_weight` the mean of the weights that correct for the sampler, `sampler_truncated` the share
-    of tokens at their cap. What the sandbox failed on counts in `statuses`, `response_length` and
-    `truncated` alone.
+    of tokens at their cap, or masked. What the sandbox failed on counts in `statuses`,
+    `response_length` and `truncated` alone.
     """
     mask, graded = rollouts.mask, rollouts.samples
     judged = torch.tensor([a.verdict.judged for a in graded])  # what was cut off, too
-    cap = ppo.importance_sampling_cap or math.inf
-    weights = importance_weights(rollouts.logprobs, rollouts.sampler_logprobs, mask, cap)[mask.bool()]
+    weights = importance_weights(rollouts, ppo)[mask.bool()]
+    cut = (weights == 0) | (weights == (ppo.importance_sampling_cap or math.inf))
     parts, kl = {}, {}
     if ppo.overlong_buffer:
         given = torch.tensor([a.verdict.reward for a in graded])
@@ -43,7 +44,7 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),
         **_explained(estimates, mask, critic=ADVANTAGES[ppo.advantage].critic),
         "sampler_weight": float(weights.mean().nan_to_num(1.0)),
-        "sampler_truncated": float((weights == cap).float().mean().nan_to_num(0.0)),
+        "sampler_truncated": float(cut.float().mean().nan_to_num(0.0)),
         "statuses": dict(Counter(a.verdict.status for a in graded)),
     }
 

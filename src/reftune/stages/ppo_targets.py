@@ -6,14 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftune.config import Ppo
-from reftune.training.advantages import (
-    ADVANTAGES,
-    gae,
-    importance_weights,
-    monte_carlo,
-    token_rewards,
-    whiten,
-)
+from reftune.training.advantages import ADVANTAGES, gae, monte_carlo, token_rewards, whiten
+from reftune.training.importance import importance_weights
 from reftune.training.types import AdvantagesAndReturns, Rollouts
 
 
@@ -35,8 +29,8 @@ def compute_advantages(
         value_lambda: of the head's returns; default: as of the advantages.
     """
     reference = rollouts.logprobs if rollouts.ref_logprobs is None else rollouts.ref_logprobs
-    mask = rollouts.mask
-    per_token = token_rewards(rollouts.rewards, rollouts.logprobs, reference, mask, ppo.kl_coef)
+    mask, kl_coef = rollouts.mask, ppo.kl_coef if ppo.kl_penalty == "reward" else 0.0
+    per_token = token_rewards(rollouts.rewards, rollouts.logprobs, reference, mask, kl_coef)
     values = rollouts.values if beside is None else rollouts.values + beside
     estimator = ADVANTAGES[ppo.advantage]
     advantages = estimator.estimate(per_token, replace(rollouts, values=values), ppo)
@@ -47,8 +41,6 @@ def compute_advantages(
     if ppo.whiten and estimator.critic:  # a group baseline has centred them already, per question
         advantages = whiten(advantages, mask)
     if ppo.importance_sampling_cap:
-        advantages = advantages * importance_weights(
-            rollouts.logprobs, rollouts.sampler_logprobs, mask, ppo.importance_sampling_cap
-        )
+        advantages = advantages * importance_weights(rollouts, ppo)
     followed = monte_carlo(per_token, mask, ppo.gamma)
     return AdvantagesAndReturns(per_token, advantages, returns, values, followed)

@@ -1,53 +1,54 @@
 """PPO's update: passes over one batch of rollouts in minibatches, each an optimizer step."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from reftune.config import Config, Ppo
 from reftune.files import write_json
-from reftune.model.batch import collate
 from reftune.problem import UserError
 from reftune.progress import counting
 from reftune.runs.run_dir import complete_checkpoints
-from reftune.stages.ppo_critic import critic_loss, value_head
-from reftune.training.advantages import ADVANTAGES
-from reftune.training.learner import Learner, LossFn, non_finite
-from reftune.training.losses import policy_loss, ratio_statistics
+from reftune.stages.ppo_loss import counted_and_read, make_loss
+from reftune.training.learner import Learner, non_finite
+from reftune.training.losses import next_entropy_coef
 from reftune.training.microbatches import minibatches, shuffled
 from reftune.training.rollouts import graded_rows
 from reftune.training.types import AdvantagesAndReturns, Rollouts
 
-ROUNDING = 1e-3  # of a mean over a question's samples; what tells them apart is larger
-
 
 def update(
-    learner: Learner, rollouts: Rollouts, estimates: AdvantagesAndReturns, config: Config, step: int
+    learner: Learner,
+    rollouts: Rollouts,
+    estimates: AdvantagesAndReturns,
+    config: Config,
+    step: int,
+    memory: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Pass over the batch `ppo_epochs` times in minibatches; return the mean statistics.
 
     But `logprob_gap`, the mean difference between the sampler's and the trainer's log-probabilities, is
     that of the first minibatch: its weights are those that sampled.
+
+    Args:
+        memory: from step to step; the coefficient of the entropy bonus changes there.
     """
-    ppo = config.ppo
+    ppo, memory = config.ppo, {} if memory is None else memory
     lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples]
-    groups, judged = rollouts.groups.tolist(), rollouts.mask.any(dim=1).tolist()
-    history, batches = [], []
-    for epoch in range(ppo.ppo_epochs):
-        # Questions are shuffled, not samples: those of one question share their prompt in a minibatch.
-        place = shuffled(max(groups) + 1, config.seed, "update", step, epoch)
-        order = sorted((i for i in range(len(groups)) if judged[i]), key=lambda i: place[groups[i]])
-        batches += list(minibatches(order, ppo.minibatch_size or max(1, len(order))))
-    taught, device = _taught(estimates, ppo), learner.accelerator.device
+    groups, history = rollouts.groups.tolist(), []
+    batches = _minibatches(rollouts, config, ppo.ppo_epochs, "update", step)
+    counts, teaches = counted_and_read(rollouts, estimates, ppo)
+    entropy_coef = _entropy_coef(ppo, memory)
     with counting("update", len(batches)) as count:
         for rows in batches:
-            teaching = [i for i in rows if taught[i]]
-            if not teaching:
+            counted = [i for i in rows if counts[i]]
+            read = [i for i in counted if teaches[i]]
+            if not read:
                 continue
-            loss_fn = _make_loss(rollouts, estimates, teaching, len(rows), ppo, device)
-            sums = learner.step(teaching, lengths, loss_fn, groups)
+            given = (rollouts, estimates, counted, read, config)
+            loss_fn = make_loss(*given, learner.accelerator.device, entropy_coef)
+            sums = learner.step(read, lengths, loss_fn, groups)
             if what := non_finite(sums):
                 _stop_on_non_finite(config, rollouts, rows, step, what, learner.accelerator)
             history.append(sums)
@@ -55,67 +56,57 @@ def update(
     if not history:
         return {}
     means = {key: sum(h[key] for h in history) / len(history) for key in history[0]}
-    return means | {"logprob_gap": history[0]["logprob_gap"]}
+    return means | {"logprob_gap": history[0]["logprob_gap"]} | _adapt(ppo, memory, means["entropy"])
 
 
-def _taught(estimates: AdvantagesAndReturns, ppo: Ppo) -> list[bool]:
-    """Tell which samples have a gradient: without a critic those have none whose advantages are all 0.
+def value_passes(
+    learner: Learner, rollouts: Rollouts, estimates: AdvantagesAndReturns, config: Config, step: int
+) -> None:
+    """Pass over the batch `value_epochs` more times with the policy at rest: the critic alone learns."""
+    lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples]
+    batches = _minibatches(rollouts, config, config.ppo.value_epochs, "value", step)
+    learner.set_learning_rates(0.0, 1.0)
+    with counting("critic", len(batches)) as count:
+        for rows in batches:
+            given, device = (rollouts, estimates, rows, rows, config), learner.accelerator.device
+            loss_fn = make_loss(*given, device, critic_alone=True)
+            sums = learner.step(rows, lengths, loss_fn, rollouts.groups.tolist())
+            if what := non_finite(sums):
+                _stop_on_non_finite(config, rollouts, rows, step, what, learner.accelerator)
+            count.advance()
 
-    Such are the samples of a question that were all right, or all wrong, unless a KL penalty tells them
-    apart. They count in what the loss is divided by.
-    """
-    if ADVANTAGES[ppo.advantage].critic:
-        return [True] * len(estimates.advantages)
-    return (estimates.advantages.abs() > ROUNDING).any(dim=1).tolist()
+
+def _minibatches(
+    rollouts: Rollouts, config: Config, passes: int, name: str, step: int
+) -> list[list[int]]:
+    """Return the rows of each optimizer step: of all that were judged, in every pass anew."""
+    ppo, groups = config.ppo, rollouts.groups.tolist()
+    judged = rollouts.mask.any(dim=1).tolist()
+    batches: list[list[int]] = []
+    for epoch in range(passes):
+        # Questions are shuffled, not samples: those of one question share their prompt in a minibatch.
+        place = shuffled(max(groups) + 1, config.seed, name, step, epoch)
+        order = sorted((i for i in range(len(groups)) if judged[i]), key=lambda i: place[groups[i]])
+        batches += minibatches(order, ppo.minibatch_size or max(1, len(order)))
+    return batches
 
 
-def _make_loss(
-    rollouts: Rollouts,
-    estimates: AdvantagesAndReturns,
-    rows: Sequence[int],
-    divisor: int,
-    ppo: Ppo,
-    device: torch.device,
-) -> LossFn:
-    """Return the loss of some of `rows`, out of a minibatch of `divisor`, for `Learner.step`."""
-    tokens = float(rollouts.mask[list(rows)].sum())
-    value_coef = ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0
+def _entropy_coef(ppo: Ppo, memory: dict[str, Any]) -> float:
+    """Return the coefficient of the entropy bonus in this step: with a target, 0 while it is met."""
+    if ppo.entropy_target is None:
+        return ppo.entropy_coef
+    coef: float = memory.setdefault("entropy_coef", ppo.entropy_coef)
+    return coef if memory.get("entropy", 0.0) < ppo.entropy_target else 0.0
 
-    def loss_fn(model: nn.Module, mine: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        samples = [rollouts.samples[i].sample for i in mine]
-        batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
-        stats = model(batch.to(device), ppo.temperature)
-        time = stats.logprobs.shape[1]
 
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor[mine, :time].to(device)
-
-        mask, old_logprobs = pick(rollouts.mask) * weights.unsqueeze(1), pick(rollouts.logprobs)
-        policy = (
-            policy_loss(
-                stats.logprobs, old_logprobs, pick(estimates.advantages), mask, ppo.clip_range
-            ).sum()
-            / divisor
-        )
-        value = (
-            critic_loss(
-                value_head(model),
-                stats,
-                pick(rollouts.values),
-                pick(estimates.returns),
-                mask,
-                ppo.value_clip_range,
-            ).sum()
-            / divisor
-        )
-        statistics = ratio_statistics(stats.logprobs, old_logprobs, mask, ppo.clip_range)
-        statistics["entropy"] = (stats.entropies * mask).sum()
-        gap = stats.logprobs.detach() - pick(rollouts.sampler_logprobs)
-        statistics["logprob_gap"] = (gap.abs() * mask).sum()
-        statistics = {name: total / tokens for name, total in statistics.items()}
-        return policy + value_coef * value, {"policy_loss": policy, "value_loss": value, **statistics}
-
-    return loss_fn
+def _adapt(ppo: Ppo, memory: dict[str, Any], entropy: float) -> dict[str, float]:
+    """Change the coefficient for the next step; return what the metrics tell of it."""
+    if ppo.entropy_target is None:
+        return {}
+    told = {"entropy_coef": _entropy_coef(ppo, memory)}
+    memory["entropy_coef"] = next_entropy_coef(memory["entropy_coef"], entropy, ppo.entropy_target)
+    memory["entropy"] = entropy
+    return told
 
 
 def _stop_on_non_finite(

@@ -178,20 +178,6 @@ def whiten(
     return centred * torch.rsqrt(centred.square().sum() / count + 1e-8)
 
 
-def importance_weights(
-    logprobs: Float[Tensor, "batch time"],
-    sampler_logprobs: Float[Tensor, "batch time"],
-    mask: Float[Tensor, "batch time"],
-    cap: float,
-) -> Float[Tensor, "batch time"]:
-    """Return min(pi / mu, cap) per token: its probability to the trainer over that to the sampler.
-
-    Advantages times these weights make up for a sampler that is not quite the policy: another engine,
-    or another rounding (truncated importance sampling, Ionides 2008). 1 on padding.
-    """
-    return torch.exp((logprobs - sampler_logprobs) * mask).clamp(max=cap)
-
-
 def explained_variance(
     values: Float[Tensor, "batch time"],
     returns: Float[Tensor, "batch time"],

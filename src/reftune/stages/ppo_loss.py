@@ -1,0 +1,205 @@
+"""PPO's loss of one minibatch: the sum of its terms, exact however the minibatch is cut."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reftune.config import Config, Ppo
+from reftune.model.batch import collate
+from reftune.model.policy import TokenStats
+from reftune.model.value_head import ValueHead
+from reftune.stages.ppo_critic import critic_loss, value_head
+from reftune.training.advantages import ADVANTAGES
+from reftune.training.losses import (
+    AGGREGATIONS,
+    POLICY_LOSSES,
+    Divisors,
+    Tokens,
+    aggregate,
+    cross_entropy,
+    kl_loss,
+    ratio_statistics,
+)
+from reftune.training.types import AdvantagesAndReturns, Rollouts
+
+ROUNDING = 1e-3  # of a mean over a question's samples; what tells them apart is larger
+
+
+class Before(NamedTuple):
+    """What is known of a micro-batch before the update, (batch, time) each."""
+
+    mask: Tensor
+    logprobs: Tensor
+    sampler_logprobs: Tensor
+    ref_logprobs: Tensor | None
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(frozen=True)
+class PpoLoss:
+    """The loss for `Learner.step`: called with parts of a minibatch, it returns theirs of the whole."""
+
+    rollouts: Rollouts
+    estimates: AdvantagesAndReturns
+    ppo: Ppo
+    device: torch.device
+    entropy_coef: float
+    divisors: Divisors  # of all rows of the batch, and of the minibatch
+    tokens: float  # that are read
+    right: Tensor  # (batch,), 1 where the answer is right
+    right_tokens: float
+    critic_alone: bool = False
+
+    def __call__(
+        self, model: nn.Module, mine: list[int], weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of some rows, and sums of losses and statistics (see `LossFn`)."""
+        samples = [self.rollouts.samples[i].sample for i in mine]
+        batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
+        options = {"entropy_gradient": True} if self.entropy_coef else {}
+        stats = model(batch.to(self.device), self.ppo.temperature, **options)
+        before = self._before(mine, weights, stats.logprobs.shape[1])
+        losses, flags = self._losses(stats, before, mine, value_head(model))
+        total = sum(
+            (c * losses[name] for name, c in self._coefficients().items()),
+            torch.zeros((), device=self.device),
+        )
+        statistics = self._statistics(stats, before, flags)
+        return total, losses | {name: told / self.tokens for name, told in statistics.items()}
+
+    def _before(self, mine: list[int], weights: Tensor, time: int) -> Before:
+        rollouts, estimates = self.rollouts, self.estimates
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[mine, :time].to(self.device)
+
+        reference = rollouts.ref_logprobs if kl_in_loss(self.ppo) else None
+        return Before(
+            pick(rollouts.mask) * weights.unsqueeze(1),
+            pick(rollouts.logprobs),
+            pick(rollouts.sampler_logprobs),
+            None if reference is None else pick(reference),
+            pick(rollouts.values),
+            pick(estimates.advantages),
+            pick(estimates.returns),
+        )
+
+    def _losses(
+        self, stats: TokenStats, before: Before, mine: list[int], head: ValueHead | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return all terms by name, before their coefficients, and the policy loss's flags."""
+        ppo, mask = self.ppo, before.mask
+        divisors = Divisors(self.divisors.rows[mine].to(self.device), self.divisors.total)
+        tokens = Tokens(
+            stats.logprobs, before.logprobs, before.sampler_logprobs, before.advantages, mask
+        )
+        policy, flags = POLICY_LOSSES[ppo.policy_loss](tokens, ppo)
+        value = critic_loss(head, stats, before.values, before.returns, mask, ppo.value_clip_range)
+        terms = {"policy_loss": policy, "value_loss": value}
+        if before.ref_logprobs is not None:
+            terms["kl_loss"] = kl_loss(stats.logprobs, before.ref_logprobs, mask, ppo.kl_penalty)
+        if self.entropy_coef:
+            terms["entropy_bonus"] = stats.entropies
+        losses = {name: aggregate(term, mask, divisors) for name, term in terms.items()}
+        if ppo.positive_coef:
+            right = self.right[mine].to(self.device)
+            surprise = cross_entropy(stats.logprobs, mask * right.unsqueeze(1)).sum()
+            losses["positive_loss"] = surprise / max(1.0, self.right_tokens)
+        return losses, flags
+
+    def _coefficients(self) -> dict[str, float]:
+        """Return what each term is weighed by."""
+        ppo = self.ppo
+        value = {"value_loss": ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0}
+        if self.critic_alone:
+            return value
+        weights = {"policy_loss": 1.0, **value}
+        if kl_in_loss(ppo):
+            weights["kl_loss"] = ppo.kl_coef
+        if self.entropy_coef:
+            weights["entropy_bonus"] = -self.entropy_coef
+        if ppo.positive_coef:
+            weights["positive_loss"] = ppo.positive_coef
+        return weights
+
+    def _statistics(
+        self, stats: TokenStats, before: Before, flags: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return sums over tokens."""
+        mask = before.mask
+        gap = (stats.logprobs.detach() - before.sampler_logprobs).abs()
+        return {
+            **ratio_statistics(stats.logprobs, before.logprobs, mask),
+            **{name: (flag * mask).sum() for name, flag in flags.items()},
+            "entropy": (stats.entropies * mask).sum(),
+            "logprob_gap": (gap * mask).sum(),
+        }
+
+
+def make_loss(
+    rollouts: Rollouts,
+    estimates: AdvantagesAndReturns,
+    counted: Sequence[int],
+    read: Sequence[int],
+    config: Config,
+    device: torch.device,
+    entropy_coef: float = 0.0,
+    *,
+    critic_alone: bool = False,
+) -> PpoLoss:
+    """Return the loss of one minibatch.
+
+    Args:
+        counted: the rows that its means are taken over.
+        read: those of them that have a gradient.
+        entropy_coef: of this step.
+        critic_alone: whether the value loss is all there is.
+    """
+    ppo, lengths = config.ppo, rollouts.mask.sum(dim=1)
+    chosen = torch.zeros(len(lengths), dtype=torch.bool)
+    chosen[list(counted)] = True
+    right = torch.tensor([float(a.verdict.correct) for a in rollouts.samples])
+    return PpoLoss(
+        rollouts,
+        estimates,
+        ppo,
+        device,
+        entropy_coef,
+        AGGREGATIONS[ppo.loss_aggregation](lengths, chosen, config.prompt.max_new_tokens),
+        tokens=float(rollouts.mask[list(read)].sum()),
+        right=right,
+        right_tokens=float((lengths * right)[chosen].sum()),
+        critic_alone=critic_alone,
+    )
+
+
+def kl_in_loss(ppo: Ppo) -> bool:
+    """Tell whether the loss has a KL term."""
+    return bool(ppo.kl_coef) and ppo.kl_penalty != "reward"
+
+
+def counted_and_read(
+    rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo
+) -> tuple[list[bool], list[bool]]:
+    """Tell of each sample whether it counts in the means, and whether it has a gradient.
+
+    Without a critic those have none whose advantages are all 0: the samples of a question that were all
+    right, or all wrong, unless a KL penalty tells them apart. They count nevertheless, unless
+    `ppo.live_denominator` leaves their questions out (trl#6367), and have one by terms of the loss that
+    do not go by advantages.
+    """
+    everyone = [True] * len(estimates.advantages)
+    if ADVANTAGES[ppo.advantage].critic:
+        return everyone, everyone
+    taught = (estimates.advantages.abs() > ROUNDING).any(dim=1)
+    counted = everyone
+    if ppo.live_denominator:
+        live = torch.isin(rollouts.groups, rollouts.groups[taught])
+        counted = live.tolist()
+    others = kl_in_loss(ppo) or ppo.entropy_coef or ppo.entropy_target or ppo.positive_coef
+    return counted, everyone if others else taught.tolist()
