@@ -448,10 +448,6 @@ def test_a_stage_needs_no_more_than_that(
     ("changes", "message"),
     [
         (
-            {"ppo": {"advantage": "gea"}},
-            "ppo.advantage: unknown estimator gea; choose gae or group",
-        ),
-        (
             {"reward": {"function": "nowhere.py:score"}},
             "reward nowhere.py:score: no such file nowhere.py",
         ),
