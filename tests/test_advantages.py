@@ -243,12 +243,16 @@ SAMPLES = [
 QUESTIONS = torch.tensor([0, 0, 0, 5, 5, 2, 2, 2])
 # verl at 1dda039b, compute_rloo_outcome_advantage; NeMo-RL at 7ea279ab says the same:
 # calculate_baseline_and_std_per_prompt with leave_one_out_baseline.
-VERLS_RLOO: list[float] = []
+VERLS_RLOO = [0.625, 0.25, -0.875, 0.9, -0.9, -0.25, 0.875, -0.625]
 # NeMo-RL at 7ea279ab, ReinforcePlusPlusAdvantageEstimator with minus_baseline; verl's
 # compute_reinforce_plus_plus_baseline_outcome_advantage divides by n - 1 tokens instead of n.
-NEMOS_REINFORCE: list[float] = []
+NEMOS_REINFORCE = [
+    1.12555397, 0.47494477, -1.47688305, 1.21230185, -1.12989151, -0.39253426, 1.55929363, -1.04314351,
+]  # fmt: skip
 # The authors' code at github.com/tajwarfahim/maxrl, c0698ebb, compute_maxrl_outcome_advantage.
-AUTHORS_MAXRL: list[float] = []
+AUTHORS_MAXRL = [
+    0.71428449, 0.2857138, -0.99999829, 0.81818033, -0.81818033, -0.39999904, 1.39999664, -0.9999976,
+]  # fmt: skip
 
 
 def as_batch(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
@@ -264,10 +268,10 @@ def test_rloo_is_verls() -> None:
 
 def test_rloo_of_what_was_not_judged_is_trls() -> None:
     # TRL at f2cd5771, RLOOTrainer, whose unscorable rewards are NaN: 1, 0.75, NaN, 0 and 0.25, NaN.
-    rewards, mask = torch.tensor([[1.0], [0.75], [9.0], [0.0], [0.25], [9.0]]), torch.ones(6, 1)
+    rewards, mask = as_batch([[1.0], [0.75], [9.0], [0.0], [0.25], [9.0]])
     mask[2] = mask[5] = 0
-    found = rloo(rewards * mask, mask, torch.tensor([0, 0, 0, 0, 1, 1]))
-    assert found[:, 0].tolist() == [0.625, 0.25, 0.0, -0.875, 0.0, 0.0]
+    found = rloo(rewards * mask, mask, torch.tensor([0, 0, 0, 0, 1, 1]))[:, 0]
+    assert found.tolist() == pytest.approx([0.625, 0.25, 0.0, -0.875, 0.0, 0.0])
 
 
 def test_reinforce_plus_plus_is_nemo_rls() -> None:

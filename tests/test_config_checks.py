@@ -70,6 +70,27 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         'ppo.advantage = "gae" compares no groups; set ppo.advantage = "group"', GROUPED,
     ),
     (
+        ["ppo.advantage=rloo", "ppo.samples_per_question=2"], "ppo.whiten=true",
+        GROUP.replace('"group"', '"rloo"'), ["ppo.advantage=gae"],
+    ),
+    (
+        ["ppo.advantage=reinforce++", "ppo.samples_per_question=2"], "ppo.scale_rewards=true",
+        'ppo.advantage = "reinforce++" has a scale of its own; set ppo.advantage = "group"', GROUPED,
+    ),
+    (
+        ["ppo.samples_per_question=2"], "ppo.difficulty_range=[0, 1]",
+        "no success rate is out of it; narrow it, for example to [0.2, 0.8]",
+        ["ppo.difficulty_range=[0.0, 0.9]"],
+    ),
+    (
+        ["ppo.kl_coef=0"], "ppo.reference_reset_steps=5",
+        "with ppo.kl_coef = 0 there is no reference; raise ppo.kl_coef", ["ppo.kl_coef=0.1"],
+    ),
+    (
+        ["ppo.steps=5"], "ppo.reference_reset_steps=5",
+        "no step comes after it; set it below ppo.steps", ["ppo.steps=6"],
+    ),
+    (
         ["ppo.value_coef=0"], "ppo.value_clip_range=0.1",
         "with ppo.value_coef = 0 the critic's head does not learn; raise ppo.value_coef",
         ["ppo.value_coef=0.1"],
@@ -115,7 +136,7 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         " raise ppo.ppo_epochs or lower ppo.minibatch_size", ["ppo.ppo_epochs=2"],
     ),
     (
-        ["ppo.importance_sampling_cap=0"], "ppo.importance_sampling=token_mask",
+        ["ppo.importance_sampling_cap=0"], "ppo.importance_sampling=sequence_truncate",
         "with ppo.importance_sampling_cap = 0 nothing is corrected; raise it, or leave it out",
         ["ppo.importance_sampling_cap=2"],
     ),
@@ -282,6 +303,27 @@ def test_a_setting_that_does_nothing_is_refused(
         (["ppo.advantage=group"], "set ppo.samples_per_question to 2 or more"),
         (["ppo.value_pretraining_steps=5", "ppo.steps=5"], "set it below ppo.steps = 5"),
         (["ppo.dual_clip=0.9"], "ppo.dual_clip = 0.9 would bound even a ratio of 1; set it above 1"),
+        (["ppo.advantage=maxrl"], '"maxrl" compares the samples of a question, and with one of each'),
+        (["ppo.advantage=gea"], "choose gae or group or rloo or reinforce++ or maxrl"),
+        (["ppo.dynamic_sampling=3"], "and some wrong; set ppo.samples_per_question to 2 or more"),
+        (
+            ["ppo.difficulty_range=[0.2, 0.8]"],
+            "tells nothing; set ppo.samples_per_question to 2 or more",
+        ),
+        (
+            ["ppo.samples_per_question=2", "ppo.difficulty_range=[0.8, 0.2]"],
+            "ppo.difficulty_range = [0.8, 0.2] is no range; give two success rates",
+        ),
+        (["ppo.samples_per_question=2", "ppo.difficulty_range=[0.2]"], "[0.2] is no range"),
+        (
+            ["ppo.overlong_buffer=9", "prompt.max_new_tokens=8"],
+            "ppo.overlong_buffer = 9 is longer than a response can be; set it to"
+            " prompt.max_new_tokens = 8 or less",
+        ),
+        (
+            ["lora.rank=4", "ppo.reference_reset_steps=5"],
+            "ppo.reference_reset_steps: with LoRA the reference is the model without its adapter",
+        ),
         (["evaluation.rerank=true"], "set evaluation.samples to 2 or more"),
         (["evaluation.rerank=true", "evaluation.samples=1"], "set evaluation.samples to 2 or more"),
         (["prompt.template=Question:"], "prompt.template must hold {question}"),

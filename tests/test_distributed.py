@@ -76,6 +76,27 @@ def test_the_warmups_samples_are_the_same(runs: Path) -> None:
     assert files[0].read_text(encoding="utf-8") == files[1].read_text(encoding="utf-8")
 
 
+def test_two_processes_ask_keep_and_leave_out_the_same_questions(runs: Path) -> None:
+    """And their reference moves alike; the filters are so narrow that all of them are at work."""
+    changes = [
+        "ppo.dynamic_sampling=3", "ppo.difficulty_range=[0.3, 0.7]", "ppo.reference_reset_steps=2",
+        "ppo.advantage=rloo", "ppo.mask_truncated=true", 'methods=["reft"]', "evaluation.rerank=false",
+        "evaluation.samples=0", f"start_from={runs / 'one'}",
+    ]  # fmt: skip
+    start = ["run", str(runs.parent / "all.toml"), *(x for change in changes for x in ("--set", change))]
+    two = tiny_run.start([*start, "--name", "filtered-two"], processes=2, float64=True)
+    Child("reftune", *start, "--name", "filtered-one", float64=True).finish()
+    tiny_run.finish(two)
+    one, both = (_metrics(runs, f"filtered-{name}", "ppo") for name in ("one", "two"))
+    assert sum(row["questions_dropped"] for row in one) > 0
+    assert sum(row["questions_left_out"] for row in one) > 0
+    exact = ("draws", "questions_kept", "questions_dropped", "questions_left_out", "reference_step")
+    for a, b in zip(one, both, strict=True):
+        assert [b[key] for key in exact] == [a[key] for key in exact]
+        for key in ("reward", "kl", "accuracy_drawn"):
+            assert b[key] == pytest.approx(a[key], abs=CLOSE, rel=CLOSE), (a["step"], key)
+
+
 def test_masters_get_the_gradients_of_both_processes(tmp_path: Path) -> None:
     """In bfloat16 DDP sees no gradient; with one process's alone, or both twice, the norm is off."""
     config = str(tiny_run.write_config(tmp_path))

@@ -448,10 +448,6 @@ def test_a_stage_needs_no_more_than_that(
     ("changes", "message"),
     [
         (
-            {"ppo": {"advantage": "gea"}},
-            "ppo.advantage: unknown estimator gea; choose gae or group",
-        ),
-        (
             {"ppo": {"policy_loss": "ppo"}},
             'ppo.policy_loss: there is no "ppo"; choose clip, gspo, cispo, dppo_tv',
         ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from reftune import interrupts
 from reftune.config import Ppo
 from reftune.files import read_json, read_jsonl
 from reftune.model.policy import PolicyWithValue
@@ -33,15 +35,15 @@ TIMES = ("seconds", "tokens_per_second", "memory_gib")
 
 
 class Parity:
-    """Calls a response right by the sum of its letters; the power fails at one of its calls."""
+    """Calls a response right by the sum of its letters; at one of its calls something ends the run."""
 
-    def __init__(self, fails_at: int = 0) -> None:
-        self.calls, self.fails_at = 0, fails_at
+    def __init__(self, fails_at: int = 0, end: Callable[[], None] | None = None) -> None:
+        self.calls, self.fails_at, self.end = 0, fails_at, end
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str], *_: object) -> list[Verdict]:
         self.calls += 1
-        if self.calls == self.fails_at:
-            raise KeyboardInterrupt
+        if self.calls == self.fails_at and self.end is not None:
+            self.end()
         right = [sum(map(ord, text)) % 2 == 1 for text in texts]
         return [Verdict("ok", None, one, float(one)) for one in right]
 
@@ -77,18 +79,33 @@ def test_right_behind_a_reset_the_kl_is_nothing(whole: Any) -> None:
     assert any(row["questions_left_out"] for row in rows), "all three are at work"
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.65, 0.75, 0.9])
+def power_cut() -> None:
+    raise KeyboardInterrupt
+
+
+def ctrl_c() -> None:
+    interrupts.receive(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("end", "share"),
+    [
+        *((power_cut, share) for share in (0.3, 0.5, 0.65, 0.75, 0.9)),
+        *((ctrl_c, share) for share in (0.3, 0.45, 0.6, 0.7)),
+    ],
+)
 def test_a_run_that_is_broken_off_anywhere_goes_on_as_if_it_were_not(
-    tmp_path: Path, whole: Any, share: float
+    tmp_path: Path, whole: Any, end: Callable[[], None], share: float
 ) -> None:
     """Between checkpoints, behind a reset and before one; the last have a reference of their own."""
     stage, weights, rows, calls = whole
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, Parity(fails_at=1 + round(share * calls)), **FILTERS)
+        run(tmp_path, Parity(1 + round(share * calls), end), **FILTERS)
+    interrupts.forget()
     newest = complete_checkpoints(tmp_path / "run/ppo")[-1]
     state = read_json(newest / "state.json")
     assert 0 < state["step"] < STEPS
-    assert (newest / FILE).exists() is (state["step"] > EVERY)
+    assert (newest / FILE).exists() is (state["step"] >= EVERY)
     assert state["memory"].keys() == {"position", "rates"}
     broken, found, logged = run(tmp_path, Parity(), **FILTERS)
     assert logged == rows
@@ -100,7 +117,7 @@ def test_a_run_that_is_broken_off_anywhere_goes_on_as_if_it_were_not(
 
 def test_by_default_nothing_is_reset_and_no_reference_kept(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, Parity(fails_at=5), reference_reset_steps=0)
+        run(tmp_path, Parity(5, power_cut), reference_reset_steps=0)
     [newest] = complete_checkpoints(tmp_path / "run/ppo")
     assert read_json(newest / "state.json")["memory"] == {}
     assert not (newest / FILE).exists()

@@ -151,19 +151,21 @@ class Config(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _ppo_fits_the_rest(self) -> Config:
-        if self.ppo.overlong_buffer > self.prompt.max_new_tokens:
+    @field_validator("ppo")
+    @classmethod
+    def _ppo_fits_the_rest(cls, ppo: Ppo, others: Any) -> Ppo:
+        prompt, lora = others.data.get("prompt"), others.data.get("lora")
+        if prompt is not None and ppo.overlong_buffer > prompt.max_new_tokens:
             raise ValueError(
-                f"ppo.overlong_buffer = {self.ppo.overlong_buffer} is longer than a response can be; set"
-                f" it to prompt.max_new_tokens = {self.prompt.max_new_tokens} or less"
+                f"ppo.overlong_buffer = {ppo.overlong_buffer} is longer than a response can be; set it"
+                f" to prompt.max_new_tokens = {prompt.max_new_tokens} or less"
             )
-        if self.ppo.reference_reset_steps and self.lora.rank:
+        if lora is not None and lora.rank and ppo.reference_reset_steps:
             raise ValueError(
                 "ppo.reference_reset_steps: with LoRA the reference is the model without its adapter,"
-                " and cannot move; set it to 0, or lora.rank = 0"
+                " which cannot move; leave it out, or lora.rank"
             )
-        return self
+        return ppo
 
     @field_validator("prompt")
     @classmethod

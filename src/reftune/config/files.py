@@ -109,7 +109,9 @@ def changed_settings(old: Config, new: Config) -> dict[str, Any]:
 
 
 def _parse(files: Sequence[Layer], overrides: Sequence[str], reward_follows: bool = False) -> Config:
-    said: dict[str, Any] = reduce(_merge, map(_parse_override, overrides), {})
+    said: dict[str, Any] = {}
+    for override in overrides:
+        said = _merge(said, _parse_override(override))
     layers = [*files, *_with_parents("--set", said, Path(), seen=())]
     try:
         config = Config.model_validate(reduce(_merge, (layer.values for layer in layers)))

@@ -65,27 +65,29 @@ class Agenda:
     def take(self, count: int) -> list[Problem]:
         """Return the next questions to ask.
 
-        One without a rate is due, and so is one that was left out `PATIENCE` times: none is lost for
-        ever, and a question that was too hard comes back when the policy has learnt more.
+        One without a rate is asked, and so is one that was left out `PATIENCE` times: none is lost for
+        ever, and a question that was too hard comes back when the policy has learnt more. Where a whole
+        pass has too few others, it is filled with those that would be left out.
         """
+        spare = len(self.stage.train) - count  # what a pass can do without
         found: list[Problem] = []
         while len(found) < count:
             for problem in self.stage.questions_from(self.position, count - len(found)):
                 self.position += 1
-                if self._is_due(problem.id):
+                if spare > 0 and self._leaves_out(problem.id):
+                    self.left_out, spare = self.left_out + 1, spare - 1
+                else:
                     found.append(problem)
         return found
 
-    def _is_due(self, question: str) -> bool:
+    def _leaves_out(self, question: str) -> bool:
         bounds = self.stage.config.ppo.difficulty_range
         if not bounds or question not in self.rates:
-            return True
-        rate, left_out = self.rates[question]
-        if bounds[0] <= rate <= bounds[1] or left_out >= PATIENCE:
-            return True
-        self.rates[question] = [rate, left_out + 1]
-        self.left_out += 1
-        return False
+            return False
+        rate, times = self.rates[question]
+        out = not bounds[0] <= rate <= bounds[1] and times < PATIENCE
+        self.rates[question] = [rate, times + 1 if out else 0]
+        return out
 
     def note(self, group: Group) -> None:
         """Let a question's samples count in its success rate."""
