@@ -108,7 +108,7 @@ class Critic(Section):
     )
     value_features: list[ValueFeature] = Field(
         [],
-        description="what the critic goes by beside the state: group (the question's other samples),"
+        description="what the critic goes by beside states: group (the question's other samples),"
         " surprise (how improbable the response is so far), success_rate (of the question)",
     )
 
