@@ -155,3 +155,17 @@ def test_the_time_of_a_step_is_drawn_by_its_parts_where_all_are_known() -> None:
     (one,) = method_plots(METHODS["reft"], rows[:1], {}, {})
     assert one.figure.axes[0].get_xlim() == (0.5, 1.5)
     assert method_plots(METHODS["reft"], rows[1:2], {}, {}) == []
+
+
+def test_what_a_critic_explains_is_drawn_of_all_tokens_and_of_both_ends() -> None:
+    key = "explained_variance"
+    rows = [
+        {"step": k, key: 0.1 * k, f"{key}/quarter_1": 0.0, f"{key}/quarter_4": 0.2 * k} for k in (1, 2)
+    ]
+    (plot,) = method_plots(METHODS["reft"], rows, {}, {})
+    assert plot.name == "ppo_explained_variance"
+    assert legend(plot) == ["first quarter", "last quarter", "all tokens"]
+    assert strong_line(plot, 0) == ([1.0, 2.0], [0.0, 0.0])
+    assert strong_line(plot, 1) == ([1.0, 2.0], [0.2, 0.4])
+    (alone,) = method_plots(METHODS["reft"], [{"step": 1, key: 0.5}], {}, {})  # of older runs
+    assert legend(alone) == []

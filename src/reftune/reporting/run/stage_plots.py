@@ -23,11 +23,6 @@ SINGLE = (
     ("entropy", "Entropy", "How undecided the policy is per token. A fall to 0 ends exploration."),
     ("loss", "Training loss", "What each step of the optimizer makes smaller."),
     ("response_length", "Response length", "Mean number of tokens in a sampled chain."),
-    (
-        "explained_variance",
-        "Explained variance",
-        "What the critic foresees of the returns: 1 all, 0 no more than a constant, below 0 less.",
-    ),
     ("clip_fraction", "Clip fraction", "Share of the tokens whose update the PPO clip cut off."),
 )
 MINOR = (
@@ -61,7 +56,7 @@ def method_plots(
     for key, title, caption in SINGLE:
         told = caption.format(start=label_of(start).lower())
         plots.append(_curves(method.stage, {method: rows}, key, title, told))
-    plots += [_statuses(method, rows), _times(method, rows)]
+    plots += [_explained(method, rows), _statuses(method, rows), _times(method, rows)]
     for key, title, caption in MINOR:
         plots.append(_curves(method.stage, {method: rows}, key, title, caption, minor=True))
     return [plot for plot in plots if plot]
@@ -196,6 +191,22 @@ def _validation(method: Method, rows: Sequence[Row], result: Row, baseline: Row)
     _level(ax, baseline.get(warmup), "warm-up", colour_of("warmup"))
     _dot(ax, result, f"warmup_{method.unit}", warmup, colour_of("warmup"))
     _dot(ax, result, f"best_{method.unit}", best, method.color[0])
+    legend_above(ax)
+    return plot
+
+
+def _explained(method: Method, rows: Sequence[Row]) -> Plot | None:
+    """Draw what a critic explains: of all tokens, and of a response's first and last quarter."""
+    key, title = "explained_variance", "Explained variance"
+    caption = "What the critic foresees of the returns: 1 all, 0 no more than a constant, below 0 less."
+    quarters = {"first quarter": LIGHT["muted"], "last quarter": colour_of("warmup")}
+    found = [series(rows, f"{key}/quarter_{number}") for number in (1, 4)]
+    if not len(found[0][0]):
+        return _curves(method.stage, {method: rows}, key, title, caption)
+    plot, ax = new_plot(f"{method.stage}_{key}", title, caption)
+    for points, (label, colour) in zip(found, quarters.items(), strict=True):
+        line(ax, *thin(*points), colour, label)
+    noisy(ax, *series(rows, key), method.color[0], label="all tokens")
     legend_above(ax)
     return plot
 
