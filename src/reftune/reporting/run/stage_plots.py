@@ -199,7 +199,7 @@ def _explained(method: Method, rows: Sequence[Row]) -> Plot | None:
     """Draw what a critic explains: of all tokens, and of a response's first and last quarter."""
     key, title = "explained_variance", "Explained variance"
     caption = "What the critic foresees of the returns: 1 all, 0 no more than a constant, below 0 less."
-    quarters = {"first quarter": LIGHT["muted"], "last quarter": colour_of("warmup")}
+    quarters = {"first quarter": LIGHT["muted"], "last quarter": LIGHT["right"]}
     found = [series(rows, f"{key}/quarter_{number}") for number in (1, 4)]
     if not len(found[0][0]):
         return _curves(method.stage, {method: rows}, key, title, caption)
