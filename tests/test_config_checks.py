@@ -100,7 +100,7 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         " raise ppo.ppo_epochs or lower ppo.minibatch_size", ["ppo.ppo_epochs=2"],
     ),
     (
-        ["ppo.importance_sampling_cap=0"], "ppo.importance_sampling=token_mask",
+        ["ppo.importance_sampling_cap=0"], "ppo.importance_sampling=sequence_truncate",
         "with ppo.importance_sampling_cap = 0 nothing is corrected; raise it, or leave it out",
         ["ppo.importance_sampling_cap=2"],
     ),
