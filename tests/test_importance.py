@@ -89,6 +89,13 @@ def test_the_mean_of_a_sequence_knows_its_bounds() -> None:
     assert found[:, 0].tolist() == [1.0, 0.0, 0.0]  # 0.999 to 1.002
 
 
+def test_a_token_knows_its_bounds() -> None:
+    ratios = [[math.log(x) for x in row] for row in ([4.9, 5.1], [0.51, 0.49])]
+    near = rollouts(ratios, [[0.0] * 2] * 2)
+    found = importance_weights(near, Ppo(importance_sampling="token_mask"))
+    assert (found > 0).tolist() == [[True, False], [True, False]]  # 0.5 to 5
+
+
 @pytest.mark.parametrize("name", IMPORTANCE_SAMPLING)
 def test_padding_and_cuts_change_nothing(name: str) -> None:
     batch, ppo = rollouts(), Ppo(importance_sampling=name)

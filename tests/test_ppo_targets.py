@@ -82,6 +82,10 @@ def times(rows: list[list[float]], factors: list[list[float]]) -> list[list[floa
             {"kl_coef": 0.0},
             [[0.0, 1.0], [0.0], [1.0]], [[-0.75, -3.0], [2.0], [5.0]], [[1.25, 1.0], [0.0], [1.0]],
         ),
+        (
+            {"kl_penalty": "loss_k3"},  # the penalty is in the loss, and not here
+            [[0.0, 1.0], [0.0], [1.0]], [[-0.75, -3.0], [2.0], [5.0]], [[1.25, 1.0], [0.0], [1.0]],
+        ),
         # gamma = lambda = 1: the rewards to come, 4.25 and 3, 1, 1, are the returns
         (
             {"gamma": 1.0, "gae_lambda": 1.0},

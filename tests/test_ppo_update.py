@@ -296,6 +296,21 @@ def test_every_term_is_the_twins_however_the_minibatch_is_cut(
 
 
 @float64()
+def test_right_samples_are_those_of_the_minibatch() -> None:
+    policy = make_policy()
+    twin, (rollouts, targets) = Twin(policy), make_batch(policy)
+    rollouts = with_right_samples(rollouts)
+    config = settings("ppo.minibatch_size=2", ppo_epochs=1, positive_coef=0.1)
+    learner = make_learner(policy, config)
+    update(learner, rollouts, targets, config, 3)
+    right = [i for i in learner.rows[0] if rollouts.samples[i].verdict.correct]
+    read = [twin.read(rollouts.samples[i].sample)[0] for i in right]
+    assert 0 < len(right) < 3
+    surprise = -sum(float(row.sum()) for row in read) / sum(map(len, read))
+    assert learner.told[0]["positive_loss"] == pytest.approx(surprise, rel=CLOSE)
+
+
+@float64()
 def test_without_a_right_sample_there_is_nothing_to_imitate() -> None:
     policy = make_policy()
     rollouts, targets = make_batch(policy)

@@ -56,8 +56,8 @@ def listing(section: str, width: int) -> str:
         told = key.line + (f" (elsewhere: {key.elsewhere})" if key.elsewhere else "")
         lines = textwrap.wrap(told, width, initial_indent="    ", subsequent_indent="    ")
         head = f"{key.name} = {key.default}".rstrip(" =")
-        kind = textwrap.wrap(f"{head}  [{key.kind}]", width, subsequent_indent="    ")
-        parts.append("\n".join([*kind, *lines]))
+        heads = textwrap.wrap(f"{head}  [{key.kind}]", width, subsequent_indent="    ")
+        parts.append("\n".join([*heads, *lines]))
     return "\n".join(parts)
 
 
