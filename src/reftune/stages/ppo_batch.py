@@ -128,12 +128,11 @@ def draw_batch(agenda: Agenda, generator: Generator, step: int) -> Batch:
         kept += [group for group in last if not ppo.dynamic_sampling or _tells_apart(group, ppo)]
         draws += 1
     kept = kept[: ppo.questions_per_step]
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"questions_left_out": agenda.left_out} if ppo.difficulty_range else {}
     if ppo.dynamic_sampling:
-        told = {"draws": draws, "questions_kept": len(kept), "questions_dropped": len(drawn) - len(kept)}
-        told["accuracy_drawn"] = accuracy([sample for group in drawn for sample in group])
-    if ppo.difficulty_range:
-        told["questions_left_out"] = agenda.left_out
+        dropped, everything = len(drawn) - len(kept), [sample for group in drawn for sample in group]
+        told |= {"draws": draws, "questions_kept": len(kept), "questions_dropped": dropped}
+        told["accuracy_drawn"] = accuracy(everything)
     return Batch([sample for group in kept or last for sample in group], bool(kept), told)
 
 

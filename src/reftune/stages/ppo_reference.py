@@ -30,7 +30,7 @@ class ReferenceReset:
     """Makes the policy the reference, with a new optimizer, after every so many steps.
 
     So the policy goes on learning where the penalty would hold it to its start (ProRL, Liu et al. 2025,
-    arXiv:2505.24864, section 3.2.2). The critic keeps its weights, and the learning rate its schedule.
+    arXiv:2505.24864). The critic keeps its weights, and the learning rate its schedule.
 
     Args:
         every: steps; 0: never.

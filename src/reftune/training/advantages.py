@@ -108,7 +108,7 @@ def rloo(
     """Estimate advantages without a critic: a sample's total reward minus the mean of the others'.
 
     Of a question's n samples that is n / (n - 1) * (R - mean), and 0 where there is no other one
-    (Ahmadian et al. 2024, section 3.3).
+    (RLOO, Ahmadian et al. 2024, arXiv:2402.14740).
     """
     real = _real(mask)
     count = _group_sum(real, groups)
