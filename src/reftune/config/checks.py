@@ -33,8 +33,9 @@ class Idle(NamedTuple):
     reason: str  # with the way out
 
 
-_CRITIC = (
-    "model.value_model ppo.value_pretraining_steps ppo.value_clip_range ppo.value_head_learning_rate"
+_HEAD = (
+    "model.value_model model.value_hidden_size model.value_targets model.value_span"
+    " ppo.value_clip_range ppo.value_head_learning_rate ppo.value_epochs ppo.value_lambda"
 )
 _UPDATES = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples_per_question"
 _TRAINED, _TESTED = "data.train data.mixture", "data.test data.test_sources"
@@ -47,7 +48,8 @@ IDLE = (
          'no offline self-training is run; add "offline_st" to methods'),
     Idle("online_st", lambda c: "online_st" not in c.methods, "methods",
          'no online self-training is run; add "online_st" to methods'),
-    Idle("ppo model.value_model", lambda c: "reft" not in c.methods, "methods",
+    Idle("ppo model.value_model model.value_hidden_size model.value_targets",
+         lambda c: "reft" not in c.methods, "methods",
          'no PPO is run; add "reft" to methods'),
     Idle("reranker", lambda c: not c.evaluation.rerank, "evaluation.rerank",
          "no reranker is trained; set evaluation.rerank = true"),
@@ -61,19 +63,32 @@ IDLE = (
          "a new model knows no answers; leave it out, or set model.name"),
     Idle("evaluation.temperature", lambda c: not c.evaluation.samples, "evaluation.samples",
          "test questions are answered greedily; set evaluation.samples"),
-    Idle(f"{_CRITIC} ppo.gae_lambda ppo.gamma ppo.value_coef ppo.whiten",
+    Idle(f"{_HEAD} ppo.value_pretraining_steps ppo.value_features ppo.gae_lambda"
+         " ppo.lambda_length_alpha ppo.gamma ppo.value_coef ppo.whiten",
          lambda c: c.ppo.advantage == "group", "ppo.advantage",
          'ppo.advantage = "group" has no critic; leave the key out, or set ppo.advantage = "gae"'),
     Idle("ppo.scale_rewards", lambda c: c.ppo.advantage == "gae", "ppo.advantage",
          'ppo.advantage = "gae" compares no groups; set ppo.advantage = "group"'),
-    Idle(_CRITIC, lambda c: c.ppo.value_coef == 0, "ppo.value_coef",
+    Idle(_HEAD, lambda c: c.ppo.value_coef == 0, "ppo.value_coef",
          "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef"),
+    Idle("ppo.value_pretraining_steps", lambda c: c.ppo.value_coef == 0 and not c.ppo.value_features,
+         "ppo.value_coef ppo.value_features",
+         "with ppo.value_coef = 0 the critic does not learn; raise ppo.value_coef"),
+    Idle("model.value_span", lambda c: c.model.value_targets != "two_hot", "model.value_targets",
+         'only classes have a span; set model.value_targets = "two_hot"'),
+    Idle("ppo.value_clip_range", lambda c: c.model.value_targets == "two_hot", "model.value_targets",
+         "a cross-entropy is not clipped; leave one of them out"),
+    Idle("ppo.gae_lambda", lambda c: c.ppo.lambda_length_alpha > 0, "ppo.lambda_length_alpha",
+         "lambda goes by the response's length; leave one of them out"),
     Idle("ppo.minibatch_size", lambda c: (c.ppo.minibatch_size or 0) > _batch(c), _UPDATES,
          "a batch has only ppo.questions_per_step x ppo.samples_per_question samples; lower it"),
-    Idle("ppo.clip_range ppo.value_clip_range",
-         lambda c: c.ppo.ppo_epochs == 1 and (c.ppo.minibatch_size or _batch(c)) >= _batch(c), _UPDATES,
+    Idle("ppo.clip_range", lambda c: _updates_once(c), _UPDATES,
          "a batch's only update starts at the policy that sampled it, with nothing to clip;"
          " raise ppo.ppo_epochs or lower ppo.minibatch_size"),
+    Idle("ppo.value_clip_range", lambda c: _updates_once(c) and not c.ppo.value_epochs,
+         f"{_UPDATES} ppo.value_epochs",
+         "a batch's only update starts at the policy that sampled it, with nothing to clip;"
+         " raise ppo.ppo_epochs or ppo.value_epochs, or lower ppo.minibatch_size"),
     Idle("reward.weights reward.seconds reward.max_failed data.keep_columns",
          lambda c: c.reward.function is None, "reward.function",
          "only your own reward goes by it; set reward.function"),
@@ -194,6 +209,11 @@ def _answers(config: Config) -> str:
 
 def _batch(config: Config) -> int:
     return config.ppo.questions_per_step * config.ppo.samples_per_question
+
+
+def _updates_once(config: Config) -> bool:
+    ppo, batch = config.ppo, _batch(config)
+    return ppo.ppo_epochs == 1 and (ppo.minibatch_size or batch) >= batch
 
 
 def _generated(config: Config) -> bool:

@@ -42,7 +42,7 @@ class Critic(Section):
         0, description="further passes over each batch in which only the critic learns"
     )
     value_lambda: float | None = Field(
-        None, ge=0, le=1, description="lambda of the critic's targets; default: gae_lambda"
+        None, ge=0, le=1, description="lambda of the critic's targets; default: that of advantages"
     )
     value_pretraining_steps: Amount = Field(
         0,
@@ -50,8 +50,8 @@ class Critic(Section):
     )
     value_features: list[ValueFeature] = Field(
         [],
-        description="what the critic goes by beside the state: group (what the question's other samples"
-        " became), surprise (how improbable the response is so far), success_rate (of the question)",
+        description="what the critic goes by beside the state: group (the question's other samples),"
+        " surprise (how improbable the response is so far), success_rate (of the question)",
     )
 
 
@@ -75,6 +75,8 @@ class Ppo(PolicyLoss, Critic, Advantages, Steps):
                 'ppo.advantage = "group" compares the samples of a question, and with one of each every'
                 " advantage is 0; set ppo.samples_per_question to 2 or more"
             )
+        if len(set(self.value_features)) < len(self.value_features):
+            raise ValueError("ppo.value_features names one twice, which counts it twice; leave it out")
         if "group" in self.value_features and self.samples_per_question == 1:
             raise ValueError(
                 'ppo.value_features: "group" compares the samples of a question, and there is one of'
