@@ -51,7 +51,7 @@ class Critic(Section):
     value_features: list[ValueFeature] = Field(
         [],
         description="what the critic goes by beside the state: group (the question's other samples),"
-        " surprise (how improbable the response is so far), success_rate (of the question)",
+        " surprise (how improbable the response so far), success_rate (of the question)",
     )
 
 
