@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from made_rollouts import RUBBISH, graded_sample, make_rollouts, padded
 from precision import CLOSE, float64
@@ -259,9 +261,10 @@ def settings(*more: str) -> Config:
     return parse_config({}, given, "test")
 
 
-def make_learner(policy: PolicyWithValue, budget: int = 4096) -> Recorder:
+def make_learner(policy: PolicyWithValue, budget: int = 4096, *, shared_out: bool = False) -> Recorder:
     optimizer = make_optimizer(policy, 1e-3, 0.0, 1e-2)
-    learner = Recorder(policy, optimizer, Accelerator(cpu=True), budget, 1e9)
+    model = DistributedDataParallel(policy) if shared_out else policy
+    learner = Recorder(model, optimizer, Accelerator(cpu=True), budget, 1e9)
     learner.model.eval()
     return learner
 
@@ -309,6 +312,22 @@ def test_in_value_passes_the_critic_learns_and_the_policy_rests(critic: str) -> 
     assert [len(rows) for rows in learner.rows] == [3, 1] * 6
     assert all(sorted(rows) == JUDGED for rows in passes)
     assert len(set(map(tuple, passes))) > 2
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_value_passes_work_where_the_model_is_shared_out(critic: str, tmp_path: Path) -> None:
+    """DDP stops at the second pass unless each weight got a gradient in the first, be it 0."""
+    alone, policy = make_policy(critic=critic), make_policy(critic=critic)
+    learner, passes = make_learner(alone), settings("ppo.value_epochs=3")
+    value_passes(learner, *make_batch(), passes, 1)
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        value_passes(make_learner(policy, shared_out=True), *make_batch(), passes, 1)
+    finally:
+        torch.distributed.destroy_process_group()
+    for found, expected in zip(policy.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_value_passes_of_another_step_have_other_orders_and_a_repeated_one_has_the_same() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from reftune.config import Config, Ppo
 from reftune.model.batch import collate
@@ -122,8 +123,11 @@ def _value_loss_fn(
         given = (rollouts.values, estimates.returns, rollouts.mask)
         old, returns, mask = (x[mine, : stats.values.shape[1]].to(weights.device) for x in given)
         mask = mask * weights.unsqueeze(1)
-        loss = critic_loss(value_head(model), stats, old, returns, mask, ppo.value_clip_range)
-        return ppo.value_coef * loss.sum() / len(rows), {}
+        losses = critic_loss(value_head(model), stats, old, returns, mask, ppo.value_clip_range)
+        loss = ppo.value_coef * losses.sum() / len(rows)
+        if isinstance(model, DistributedDataParallel):  # waits for a gradient of every weight
+            loss = loss + 0.0 * stats.logprobs.sum()
+        return loss, {}
 
     return loss_fn
 
