@@ -18,7 +18,9 @@ from reftune.training.advantages import (
     explained_variance,
     gae,
     group,
+    length_lambda,
     maxrl,
+    monte_carlo,
     reinforce_plus_plus,
     rloo,
     token_rewards,
@@ -162,6 +164,40 @@ def test_gae_of_a_row_does_not_depend_on_the_other_rows() -> None:
     for i in range(5):
         alone = gae(rewards[i : i + 1], values[i : i + 1], mask[i : i + 1], 1.0, 0.95)
         torch.testing.assert_close(alone, whole[i : i + 1])
+
+
+def test_lambda_by_length_by_hand() -> None:
+    # 1 - 1 / (0.5 * 5), 1 - 1 / (0.5 * 4), and 0 for 1 - 1 / 1, 1 - 1 / 0.5 and for no token at all
+    found = length_lambda(mask_of([5, 4, 2, 1, 0], 6), 0.5)
+    torch.testing.assert_close(found, torch.tensor([0.6, 0.5, 0.0, 0.0, 0.0], dtype=torch.float64))
+    assert length_lambda(mask_of([8], 8), 10.0).item() == pytest.approx(1 - 1 / 80)
+
+
+def test_each_row_may_have_a_lambda_of_its_own() -> None:
+    rewards, values, mask, _groups = ragged()
+    lambdas = torch.tensor([0.3, 0.9, 0.5, 1.0, 0.0], dtype=torch.float64)
+    whole = gae(rewards, values, mask, 0.9, lambdas)
+    for i in range(5):
+        alone = gae(rewards[i : i + 1], values[i : i + 1], mask[i : i + 1], 0.9, lambdas[i].item())
+        torch.testing.assert_close(alone, whole[i : i + 1])
+
+
+def test_gae_with_lambda_by_length_is_that_of_verl() -> None:
+    rewards = torch.tensor([[0.0, 0.0, 0.1, -0.2, 1.0], [0.5, -0.1, 0.3, 0.0, 0.0]], dtype=torch.float64)
+    values = torch.tensor([[0.2, 0.4, -0.1, 0.6, 0.5], [0.3, 0.9, -0.4, 0.7, 0.7]], dtype=torch.float64)
+    mask = mask_of([5, 3], 5)
+    # compute_gae_advantage_return of verl (volcengine/verl, verl/trainer/ppo/core_algos.py at
+    # 012be9d9dcb7), before it whitens, of each row with gamma 0.9 and VAPO's lambda 1 - 1 / (0.5 l)
+    verl = [[0.09858688, -0.113728, 0.6968, -0.08, 0.5], [0.665, -1.15, 0.7, 0.0, 0.0]]
+    expected = torch.tensor(verl, dtype=torch.float64)
+    found = gae(rewards, values, mask, 0.9, length_lambda(mask, 0.5))
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_follows_a_token_by_hand() -> None:
+    rewards, mask = row(1, -2, 4, 0), row(1, 1, 1, 0)
+    torch.testing.assert_close(monte_carlo(rewards, mask, 1.0), row(3, 2, 4, 0))
+    torch.testing.assert_close(monte_carlo(rewards, mask, 0.5), row(1, 0, 4, 0))
 
 
 GROUP_REWARDS = torch.tensor(

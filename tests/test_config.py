@@ -64,6 +64,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
         ("online_st.updates_per_batch", "online_st.update_epochs"),
         ("ppo.group_scale", "ppo.scale_rewards"),
         ("ppo.sampler_correction", "ppo.importance_sampling_cap"),
+        ("ppo.critic_warmup_steps", "ppo.value_pretraining_steps"),
         ("compute.sandbox_seconds", "reward.sandbox_seconds"),
         ("compute.sandbox_memory_mb", "reward.sandbox_memory_mb"),
     ],

@@ -65,6 +65,18 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
     (GROUPED, "ppo.value_head_learning_rate=0.01", GROUP, ["ppo.advantage=gae"]),
     (GROUPED, "ppo.value_pretraining_steps=2", GROUP, ["ppo.advantage=gae"]),
     (GROUPED, "model.value_model=separate", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "model.value_hidden_size=8", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "model.value_targets=normalised", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.value_epochs=1", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.value_lambda=1.0", GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, 'ppo.value_features=["group"]', GROUP, ["ppo.advantage=gae"]),
+    (GROUPED, "ppo.lambda_length_alpha=0.5", GROUP, ["ppo.advantage=gae"]),
+    (["methods=[]"], "model.value_hidden_size=8", 'no PPO is run; add "reft" to methods', [ALL]),
+    (["methods=[]"], "model.value_targets=two_hot", 'no PPO is run; add "reft" to methods', [ALL]),
+    (
+        ["model.value_targets=two_hot"], "ppo.value_clip_range=0.1",
+        "a cross-entropy is not clipped; leave one of them out", ["model.value_targets=normalised"],
+    ),
     (
         ["ppo.samples_per_question=2"], "ppo.scale_rewards=true",
         'ppo.advantage = "gae" compares no groups; set ppo.advantage = "group"', GROUPED,
@@ -116,6 +128,11 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         ["ppo.value_coef=0.1"],
     ),
     (
+        ["ppo.value_coef=0"], "ppo.value_epochs=2",
+        "with ppo.value_coef = 0 the critic's head does not learn; raise ppo.value_coef",
+        ["ppo.value_coef=0.1"],
+    ),
+    (
         ["ppo.questions_per_step=3", "ppo.samples_per_question=2"], "ppo.minibatch_size=7",
         "a batch has only ppo.questions_per_step x ppo.samples_per_question samples; lower it",
         ["ppo.minibatch_size=6"],
@@ -128,7 +145,14 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
     (
         ["ppo.ppo_epochs=1", "ppo.minibatch_size=32"], "ppo.value_clip_range=0.1",
         "a batch's only update starts at the policy that sampled it, with nothing to clip;"
-        " raise ppo.ppo_epochs or lower ppo.minibatch_size", ["ppo.minibatch_size=31"],
+        " raise ppo.ppo_epochs or ppo.value_epochs, or lower ppo.minibatch_size",
+        ["ppo.minibatch_size=31"],
+    ),
+    (
+        ["ppo.ppo_epochs=1"], "ppo.value_clip_range=0.1",
+        "a batch's only update starts at the policy that sampled it, with nothing to clip;"
+        " raise ppo.ppo_epochs or ppo.value_epochs, or lower ppo.minibatch_size",
+        ["ppo.value_epochs=1"],
     ),
     (
         ["ppo.ppo_epochs=1"], "ppo.dual_clip=3",
@@ -324,6 +348,15 @@ def test_a_setting_that_does_nothing_is_refused(
             ["lora.rank=4", "ppo.reference_reset_steps=5"],
             "ppo.reference_reset_steps: with LoRA the reference is the model without its adapter",
         ),
+        (
+            ["ppo.samples_per_question=1", 'ppo.value_features=["surprise", "group"]'],
+            "set ppo.samples_per_question to 2 or more",
+        ),
+        (
+            ["ppo.samples_per_question=2", 'ppo.value_features=["group", "group"]'],
+            "ppo.value_features names one twice",
+        ),
+        (["model.value_targets=two_hot", "model.value_span=[1.0, 1.0]"], "model.value_span is from"),
         (["evaluation.rerank=true"], "set evaluation.samples to 2 or more"),
         (["evaluation.rerank=true", "evaluation.samples=1"], "set evaluation.samples to 2 or more"),
         (["prompt.template=Question:"], "prompt.template must hold {question}"),
@@ -344,6 +377,20 @@ def test_what_cannot_work_is_refused(settings: list[str], message: str) -> None:
     with pytest.raises(UserError, match=r"^--set: ") as caught:
         parsed(*settings)
     assert message in str(caught.value)
+
+
+def test_an_unknown_value_feature_is_refused_with_those_there_are() -> None:
+    known = "ppo.value_features.0: input should be 'group', 'surprise' or 'success_rate', not 'length'"
+    with pytest.raises(UserError, match=f"{known}$"):
+        parsed('ppo.value_features=["length"]')
+
+
+def test_two_hot_beside_features_needs_a_span_on_both_sides_of_0() -> None:
+    both = ["model.value_targets=two_hot", 'ppo.value_features=["surprise"]']
+    with pytest.raises(UserError, match=r"set model.value_span = \[-1.0, 1.0\]$"):
+        parsed(*both)
+    assert parsed(*both, "model.value_span=[-0.5, 1.0]").model.value_span == [-0.5, 1.0]
+    assert parsed("ppo.samples_per_question=1", both[1]).ppo.value_features == ["surprise"]
 
 
 def test_what_is_switched_off_may_be_said() -> None:

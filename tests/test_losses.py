@@ -36,6 +36,10 @@ def policy_loss(
     return sequence_mean(clip(logprobs, old_logprobs, advantages, mask, clip_range)[0], mask)
 
 
+def two_hot_loss(logits: Tensor, returns: Tensor, mask: Tensor, support: Tensor) -> Tensor:
+    return sequence_mean(losses.two_hot_loss(logits, returns, mask, support), mask)
+
+
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float
 ) -> Tensor:
@@ -202,6 +206,50 @@ def test_value_loss_and_its_gradient_agree_with_loops_over_tokens(clip: float) -
         assert new.grad[i].tolist() == pytest.approx([*slopes, *[0.0] * (5 - n)], abs=1e-8)
 
 
+SUPPORT = torch.linspace(-1, 1, 5, dtype=torch.float64)  # -1, -0.5, 0, 0.5, 1
+
+
+def test_two_hot_loss_by_hand() -> None:
+    chances = torch.tensor([[[0.1, 0.2, 0.4, 0.2, 0.1]] * 3], dtype=torch.float64)
+    # 0.3 lies at 3/5 of the way from 0 to 0.5; -0.5 is a value itself; 7 counts as 1; then padding
+    returns, mask = row(0.3, -0.5, 7.0), row(1, 1, 0)
+    first, second = -0.4 * math.log(0.4) - 0.6 * math.log(0.2), -math.log(0.2)
+    expected = torch.tensor([(first + second) / 2], dtype=torch.float64)
+    torch.testing.assert_close(two_hot_loss(chances.log(), returns, mask, SUPPORT), expected)
+    ends = two_hot_loss(chances.log(), row(1.0, 7.0, -3.0), row(1, 1, 1), SUPPORT)
+    torch.testing.assert_close(ends, torch.tensor([-math.log(0.1)], dtype=torch.float64))
+
+
+def test_two_hot_loss_is_that_of_sheeprl() -> None:
+    logits = torch.tensor(
+        [
+            [0.5, -1, 2, 0, 0.3],
+            [0.1, 0.2, 0.3, 0.4, -0.5],
+            [-2, 1, 0.5, 0, 1.5],
+            [3, 0, -1, 0.25, -0.75],
+        ],
+        dtype=torch.float64,
+    ).unsqueeze(1)  # four sequences of one token
+    returns = torch.tensor([[0.3], [-0.5], [1.7], [-1.2]], dtype=torch.float64)
+    found = two_hot_loss(logits, returns, torch.ones_like(returns), SUPPORT)
+    # -TwoHotEncodingDistribution(logits, 1, -1, 1).log_prob, without symlog, of sheeprl
+    # (Eclectic-Sheep/sheeprl, sheeprl/utils/distribution.py at 02f3e197176e)
+    sheeprl = [1.6643225447797894, 1.5535015182725396, 0.8009865612961531, 0.14457496233703404]
+    expected = torch.tensor(sheeprl, dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_classes_that_a_return_teaches_have_it_as_their_mean() -> None:
+    returns = torch.tensor([[-1.0, -0.93, -0.5, 0.0, 0.21, 0.5, 0.999, 1.0]], dtype=torch.float64)
+    logits = torch.zeros(1, 8, 5, dtype=torch.float64).requires_grad_()
+    two_hot_loss(logits, returns, torch.ones_like(returns), SUPPORT).sum().backward()
+    assert logits.grad is not None
+    taught = 0.2 - 8 * logits.grad  # the slope is what is said less what is taught, over 8 tokens
+    torch.testing.assert_close(taught @ SUPPORT, returns)
+    torch.testing.assert_close(taught.sum(2), torch.ones_like(returns))
+    assert ((taught > 1e-9).sum(2) <= 2).all()
+
+
 def test_cross_entropy_sums_over_the_real_tokens() -> None:
     logprobs = torch.tensor([[0.5, 0.25, 0.5], [0.125, 0.3, 0.3], [0.3, 0.3, 0.3]]).log()
     mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
@@ -220,6 +268,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "policy": lambda first, old, aim, mask: policy_loss(first, old, aim, mask, 0.2),
     "value": lambda first, old, aim, mask: value_loss(first, old, aim, mask, 0.2),
     "cross entropy": lambda first, old, aim, mask: cross_entropy(first, mask),
+    "two hot": lambda first, old, aim, mask: two_hot_loss(
+        torch.stack((first, old, first - old, -first, 2 * old), 2), aim, mask, SUPPORT
+    ),
 }
 
 

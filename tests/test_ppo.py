@@ -10,26 +10,31 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from reftune import progress
-from reftune.config import Prompt
+from reftune.config import Ppo, Prompt
 from reftune.config.files import parse_config
 from reftune.model.loading import load_model
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import train_tokenizer
+from reftune.model.value_head import ValueHead
 from reftune.problem import Problem, UserError, Verdict
 from reftune.sampling.sampler import Sample
 from reftune.stages import ppo as module
 from reftune.stages import ppo_update
 from reftune.stages.ppo import run_ppo
+from reftune.stages.ppo_targets import compute_advantages
 from reftune.stages.stage import Stage
 from reftune.training.learner import Learner
 from reftune.training.rollouts import Generator, sequence_seed
+from reftune.training.types import AdvantagesAndReturns, Rollouts
+from reftune.training.value_features import group, success_rate, surprise
 from tiny_models import tiny_model
 
 TRAIN = [Problem(f"t{i}", f"what is {i}?", "1") for i in range(5)]
@@ -125,16 +130,20 @@ class Run:
     rows: list[dict[str, Any]]
 
 
-def make_stage(folder: Path) -> Watched:
+def make_stage(folder: Path, *more: str) -> Watched:
     tokenizer = train_tokenizer(["what is it? Question: Answer reasoning:"], 300)
     prompter = Prompter(tokenizer, Prompt(max_new_tokens=6), "natural")
-    config = parse_config({}, [f'output_dir="{folder}"', *SETTINGS], "test")
+    config = parse_config({}, [f'output_dir="{folder}"', *SETTINGS, *more], "test")
     return Watched("ppo", config, prompter, judge, TRAIN, VALIDATION, Accelerator(cpu=True))
 
 
-def make_policies() -> tuple[PolicyWithValue, PolicyWithValue]:
+def make_policies(targets: str = "plain") -> tuple[PolicyWithValue, PolicyWithValue]:
     """Return two different models; that of the policy has dropout, which PPO must switch off."""
-    policy = PolicyWithValue(tiny_model("gpt2", vocab_size=300), "shared").train()
+    policy = PolicyWithValue(
+        tiny_model("gpt2", vocab_size=300),
+        "shared",
+        lambda width: ValueHead(width, 0, targets),  # type: ignore[arg-type]
+    ).train()
     return policy, PolicyWithValue(tiny_model("gpt2", seed=1, vocab_size=300)).eval()
 
 
@@ -314,3 +323,136 @@ def test_a_broken_reference_stops_the_run_at_once(tmp_path: Path) -> None:
     saved = json.loads((stage.directory / "non_finite_step_1.json").read_text())
     assert len(saved) == 2  # a minibatch
     assert {row["id"] for row in saved} <= {problem.id for problem in TRAIN}
+
+
+class Failing(Given):
+    """The same, but it fails when it is asked for the third time."""
+
+    def sample(self, *args: Any, **settings: Any) -> list[Sample]:
+        if len(self.temperatures) == 2:
+            raise RuntimeError("lost")
+        return super().sample(*args, **settings)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What one step aimed at."""
+
+    rollouts: Rollouts
+    estimates: AdvantagesAndReturns
+    value_lambda: float | None
+
+
+@pytest.fixture
+def aims(monkeypatch: pytest.MonkeyPatch) -> list[Aim]:
+    """Note what each step of a run aims at."""
+    found: list[Aim] = []
+
+    def noting(
+        rollouts: Rollouts, ppo: Ppo, beside: Tensor | None, value_lambda: float | None
+    ) -> AdvantagesAndReturns:
+        estimates = compute_advantages(rollouts, ppo, beside, value_lambda)
+        found.append(Aim(rollouts, estimates, value_lambda))
+        return estimates
+
+    monkeypatch.setattr(module, "compute_advantages", noting)
+    return found
+
+
+def test_values_are_the_heads_and_those_of_a_regression_on_the_steps_before(
+    tmp_path: Path, aims: list[Aim]
+) -> None:
+    stage = make_stage(
+        tmp_path, "ppo.value_pretraining_steps=0", "ppo.gae_lambda=1.0", "ppo.whiten=false",
+        "ppo.importance_sampling_cap=0", 'ppo.value_features=["group", "success_rate", "surprise"]',
+    )  # fmt: skip
+    run_ppo(stage, *make_policies())
+    first = 10 * np.eye(9)[0]  # ten tokens' worth of belief in the other samples' mean
+    squares, products = np.zeros((9, 9)), np.zeros(9)
+    rates: dict[str, float] = {}
+    for step, aim in enumerate(aims, 1):
+        rollouts, mask = aim.rollouts, aim.rollouts.mask
+        parts = [group(rollouts, {}), success_rate(rollouts, rates), surprise(rollouts, {})]
+        known = torch.cat([*parts, mask.unsqueeze(2)], dim=2).double().numpy()
+        beside = known @ np.linalg.solve(squares + 10 * np.eye(9), products + first)
+        values = rollouts.values.double().numpy() + beside
+        np.testing.assert_allclose(aim.estimates.values.numpy(), values, atol=1e-5)
+        followed = aim.estimates.token_rewards.flip(1).cumsum(1).flip(1).double().numpy()
+        learnt = (followed - values) * mask.numpy()
+        np.testing.assert_allclose(aim.estimates.advantages.numpy(), learnt, atol=1e-5)
+        real = mask.numpy() > 0
+        x, y = known[real], (followed - rollouts.values.double().numpy())[real]
+        squares, products = 0.7 * squares + x.T @ x, 0.7 * products + x.T @ y
+        # one of two samples of each question is right, in every step
+        rates |= {problem.id: 0.5 for problem in stage.questions(step, 2)}
+    assert len(aims) == STEPS
+    assert rollouts.values.abs().max() > 1e-3, "the head has learnt something, too"
+
+
+def test_pretraining_ends_when_flat_and_the_policys_schedule_begins_behind_it(
+    tmp_path: Path, aims: list[Aim]
+) -> None:
+    stage = make_stage(
+        tmp_path, "ppo.steps=6", "ppo.validate_every_steps=6", "ppo.value_pretraining_steps=5",
+        "ppo.value_head_learning_rate=1e-9",  # it explains nothing, and goes on to
+    )  # fmt: skip
+    run_ppo(stage, *make_policies())
+    # A first step, and two that add nothing to it; then the policy's rate rises for two.
+    factors = [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
+    assert stage.rates == [[3e-3 * f, 1e-9] for f in factors for _ in range(OPTIMIZER_STEPS)]
+    assert [aim.value_lambda for aim in aims] == [1.0, 1.0, 1.0, None, None, None]
+    lines = (stage.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["learning_rate"] for line in lines] == [3e-3 * f for f in factors]
+    start, end = stage.weights[0], stage.weights[3 * OPTIMIZER_STEPS]
+    assert all(torch.equal(end[n], start[n]) for n in start if not n.startswith("value_"))
+
+
+def test_behind_pretraining_the_heads_lambda_is_that_of_the_settings(
+    tmp_path: Path, aims: list[Aim]
+) -> None:
+    run_ppo(make_stage(tmp_path, "ppo.value_lambda=0.5"), *make_policies())
+    assert [aim.value_lambda for aim in aims] == [1.0, 0.5, 0.5]
+
+
+def test_value_passes_move_the_critic_alone_behind_each_update(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path, "ppo.value_epochs=2", "ppo.value_pretraining_steps=0")
+    run_ppo(stage, *make_policies())
+    passes = 4  # two over two minibatches
+    assert stage.rates == [
+        rates
+        for policy in (1.5e-3, 3e-3, 3e-3)
+        for rates in [[policy, 2e-2]] * OPTIMIZER_STEPS + [[0.0, 2e-2]] * passes
+    ]
+    for step in range(STEPS - 1):
+        begin = step * (OPTIMIZER_STEPS + passes)
+        updated, ended = begin + OPTIMIZER_STEPS, begin + OPTIMIZER_STEPS + passes
+        for name, weight in stage.weights[updated].items():
+            unmoved = torch.equal(weight, stage.weights[ended][name])
+            assert unmoved == (not name.startswith("value_")), name
+            assert not torch.equal(weight, stage.weights[begin][name]) or "bias" in name, name
+
+
+def test_a_critic_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path: Path) -> None:
+    settings = [
+        "ppo.steps=4", "ppo.validate_every_steps=4", "ppo.value_pretraining_steps=2",
+        "ppo.checkpoint_every_steps=1", "ppo.value_epochs=1", "ppo.kl_coef=0.05",
+        'ppo.value_features=["group", "success_rate", "surprise"]',
+    ]  # fmt: skip
+
+    def ended(name: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        stage, (policy, reference) = make_stage(tmp_path / name, *settings), make_policies("normalised")
+        run_ppo(stage, policy, reference)
+        lines = (stage.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        timed = ("seconds", "tokens_per_second", "memory_gib")
+        rows = [{k: v for k, v in json.loads(x).items() if not k.startswith(timed)} for x in lines]
+        return policy.state_dict(), rows
+
+    broken = replace(make_stage(tmp_path / "broken", *settings), sampler=Failing())
+    with pytest.raises(RuntimeError, match="lost"):
+        run_ppo(broken, *make_policies("normalised"))
+    (weights, rows), (others, other_rows) = ended("whole"), ended("broken")
+    assert rows == other_rows
+    assert [row["learning_rate"] for row in rows] == [0.0, 0.0, 1.5e-3, 3e-3]
+    assert weights["value_head.deviation"] != 1, "it has units of its own"
+    for name, weight in weights.items():
+        assert torch.equal(weight, others[name]), name

@@ -206,6 +206,16 @@ def test_the_running_success_rate_by_hand(tmp_path: Path) -> None:
     assert agenda.rates["b"] == [1.0, 0], "what nobody could judge says nothing"
 
 
+def test_rates_are_kept_for_a_critic_that_goes_by_them_and_leave_nothing_out(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, value_features=["success_rate"])
+    memory: dict[str, Any] = {}
+    drawn = draw(stage, Script(t2=2, t1=0), memory)
+    assert memory == {"rates": {"t2": [1.0, 0], "t1": [0.0, 0]}}
+    assert drawn.told == {}
+    without: dict[str, Any] = {}
+    assert draw(stage_of(tmp_path), Script(t2=2, t1=0), without).told == without == {}
+
+
 def test_questions_out_of_the_range_are_left_out_and_looked_at_again(tmp_path: Path) -> None:
     """t2 is always right; t1 is wrong at first, and comes into the range when it is asked again."""
     stage = stage_of(tmp_path, difficulty_range=[0.2, 0.8])

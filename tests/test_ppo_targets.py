@@ -118,6 +118,61 @@ def test_targets_by_hand(
         torch.testing.assert_close(found, table(expected), atol=2e-6, rtol=0)
 
 
+# What is beside the head, of the same tokens; rubbish where nobody judged.
+BESIDE = [[0.5, -1.0], [2.0, 0.0], [-3.0, 0.0], [7.0, 7.0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "value_lambda", "learnt"),
+    [
+        ({}, None, [[3.0, 3.0], [1.0], [1.0]]),
+        # what followed: 1.25 + 3 / 2, 3; 1; 1
+        ({}, 1.0, [[2.75, 3.0], [1.0], [1.0]]),
+        # r + 0.5 V': 1.25 + 2, 3; 1; 1
+        ({}, 0.0, [[3.25, 3.0], [1.0], [1.0]]),
+        # lambda of two tokens is 1 - 1 / 2, and of one token it does not matter
+        ({"gae_lambda": 1.0, "lambda_length_alpha": 1.0}, None, [[3.0, 3.0], [1.0], [1.0]]),
+        ({"gae_lambda": 1.0, "lambda_length_alpha": 1.0}, 1.0, [[2.75, 3.0], [1.0], [1.0]]),
+    ],
+)
+def test_the_head_learns_what_is_left_and_the_policy_from_both_by_hand(
+    settings: dict[str, Any], value_lambda: float | None, learnt: list[list[float]]
+) -> None:
+    rollouts, beside = example(), torch.tensor(BESIDE, dtype=torch.float64)
+    whole = rollouts.values.clone()
+    rollouts.values.sub_(beside)  # the head says the rest of what the critic says
+    targets = compute_advantages(rollouts, Ppo(**{**PLAIN, **settings}), beside, value_lambda)
+    close = {"atol": 2e-6, "rtol": 0}
+    torch.testing.assert_close(targets.advantages, table(GAE), **close)
+    left = table(learnt) - beside * rollouts.mask
+    torch.testing.assert_close(targets.returns, left, **close)
+    torch.testing.assert_close(targets.values * rollouts.mask, whole * rollouts.mask, **close)
+    torch.testing.assert_close(targets.monte_carlo, table([[2.75, 3.0], [1.0], [1.0]]), **close)
+    torch.testing.assert_close(targets.token_rewards, table(REWARDS), **close)
+
+
+def test_another_lambda_of_the_head_changes_nothing_for_the_policy() -> None:
+    plain = compute_advantages(example(), Ppo(whiten=True))
+    other = compute_advantages(example(), Ppo(whiten=True), value_lambda=1.0)
+    assert torch.equal(plain.advantages, other.advantages)
+    assert not torch.equal(plain.returns, other.returns)
+
+
+def test_explained_variance_is_told_of_each_quarter_of_a_response() -> None:
+    graded = [graded_sample("a", [1] * 8, 1.0), graded_sample("a", [1] * 4, 0.0)]
+    rollouts = make_rollouts(graded, [[-1.0] * 8, [-1.0] * 4])
+    targets = compute_advantages(rollouts, Ppo())
+    # Two tokens each of the first, one of the second; in the third quarter it says what follows.
+    targets.monte_carlo[:] = torch.tensor([[1.0] * 8, [-1.0] * 4 + [50.0] * 4])
+    targets.values[:] = 0.0
+    targets.values[0, 4:6], targets.values[1, 2] = 1.0, -1.0
+    row = describe(rollouts, targets, Ppo())
+    quarters = [row[f"explained_variance/quarter_{k}"] for k in (1, 2, 3, 4)]
+    assert quarters == [0.0, 0.0, 1.0, 0.0]
+    group = describe(rollouts, targets, Ppo(advantage="group", samples_per_question=2))
+    assert [key for key in group if key.startswith("explained")] == ["explained_variance"]
+
+
 def test_a_batch_is_described_by_hand() -> None:
     graded = [
         graded_sample("a", [10, 11, 12], 1.0),
@@ -145,7 +200,7 @@ def test_a_batch_is_described_by_hand() -> None:
         "response_length": 8 / 4,
         "truncated": 1 / 4,
         "explained_variance": pytest.approx(1 / 64),
-        # of 0, 2, 0, 2 it says 0, 1, 1, 0; one has no variance; of 0, 2, 0 it says 0, 1, 0
+        # Of returns 0, 2, 0, 2 it says 0, 1, 1, 0; of 0, 2, 0 it says 0, 1, 0; one has no variance.
         "explained_variance/quarter_1": pytest.approx(-0.25),
         "explained_variance/quarter_2": 0.0,
         "explained_variance/quarter_3": pytest.approx(0.75),

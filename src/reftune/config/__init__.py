@@ -167,6 +167,16 @@ class Config(Section):
             )
         return ppo
 
+    @model_validator(mode="after")
+    def _classes_span_what_is_left(self) -> Config:
+        classes = self.model.value_targets == "two_hot"
+        if classes and self.ppo.value_features and self.model.value_span[0] >= 0:
+            raise ValueError(
+                "model.value_span begins at 0 or above, and what ppo.value_features leave over of a"
+                " return is often negative; set model.value_span = [-1.0, 1.0]"
+            )
+        return self
+
     @field_validator("prompt")
     @classmethod
     def _answers_fit_the_chains(cls, prompt: Prompt, others: Any) -> Prompt:

@@ -35,8 +35,8 @@ class Idle(NamedTuple):
 
 
 _HEAD = (
-    "model.value_model model.value_hidden_size model.value_targets model.value_span ppo.value_clip_range"
-    " ppo.value_head_learning_rate ppo.value_epochs ppo.value_lambda"
+    "model.value_model model.value_hidden_size model.value_targets model.value_span"
+    " ppo.value_clip_range ppo.value_head_learning_rate ppo.value_epochs ppo.value_lambda"
 )
 _CRITIC = f"{_HEAD} ppo.value_pretraining_steps ppo.value_features ppo.lambda_length_alpha"
 _UPDATES = "ppo.ppo_epochs ppo.minibatch_size ppo.questions_per_step ppo.samples_per_question"
@@ -57,7 +57,8 @@ IDLE = (
          'no offline self-training is run; add "offline_st" to methods'),
     Idle("online_st", lambda c: "online_st" not in c.methods, "methods",
          'no online self-training is run; add "online_st" to methods'),
-    Idle("ppo model.value_model", lambda c: "reft" not in c.methods, "methods",
+    Idle("ppo model.value_model model.value_hidden_size model.value_targets",
+         lambda c: "reft" not in c.methods, "methods",
          'no PPO is run; add "reft" to methods'),
     Idle("reranker", lambda c: not c.evaluation.rerank, "evaluation.rerank",
          "no reranker is trained; set evaluation.rerank = true"),
@@ -120,10 +121,15 @@ IDLE = (
          'ppo.advantage = "gae" learns from every sample; set ppo.advantage = "group"'),
     Idle("model.float32_head", lambda c: c.model.dtype == "float32", "model.dtype",
          'everything is in float32; leave it out, or set model.dtype = "bfloat16"'),
-    Idle("ppo.clip_range ppo.clip_range_high ppo.dual_clip ppo.value_clip_range",
-         lambda c: c.ppo.ppo_epochs == 1 and (c.ppo.minibatch_size or _batch(c)) >= _batch(c), _UPDATES,
+    Idle("ppo.value_clip_range", lambda c: c.model.value_targets == "two_hot", "model.value_targets",
+         "a cross-entropy is not clipped; leave one of them out"),
+    Idle("ppo.clip_range ppo.clip_range_high ppo.dual_clip", lambda c: _updates_once(c), _UPDATES,
          "a batch's only update starts at the policy that sampled it, with nothing to clip;"
          " raise ppo.ppo_epochs or lower ppo.minibatch_size"),
+    Idle("ppo.value_clip_range", lambda c: _updates_once(c) and not c.ppo.value_epochs,
+         f"{_UPDATES} ppo.value_epochs",
+         "a batch's only update starts at the policy that sampled it, with nothing to clip;"
+         " raise ppo.ppo_epochs or ppo.value_epochs, or lower ppo.minibatch_size"),
     Idle("reward.weights reward.seconds reward.max_failed data.keep_columns",
          lambda c: c.reward.function is None, "reward.function",
          "only your own reward goes by it; set reward.function"),
@@ -244,6 +250,11 @@ def _answers(config: Config) -> str:
 
 def _batch(config: Config) -> int:
     return config.ppo.questions_per_step * config.ppo.samples_per_question
+
+
+def _updates_once(config: Config) -> bool:
+    ppo, batch = config.ppo, _batch(config)
+    return ppo.ppo_epochs == 1 and (ppo.minibatch_size or batch) >= batch
 
 
 def _generated(config: Config) -> bool:

@@ -44,7 +44,9 @@ class Model(Section):
         " in standard deviations; or their place among 51 equal steps of value_span",
     )
     value_span: list[float] = Field(
-        [0.0, 1.0], description="two_hot: least and greatest return that the critic can say"
+        [0.0, 1.0],
+        description="two_hot: least and greatest return that the critic can say; with"
+        " ppo.value_features of what these leave over, as [-1.0, 1.0]",
     )
 
     @field_validator("value_span")

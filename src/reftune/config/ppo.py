@@ -100,7 +100,7 @@ class Critic(Section):
         0, description="further passes over each batch in which only the critic learns"
     )
     value_lambda: float | None = Field(
-        None, ge=0, le=1, description="lambda of the critic's targets; default: gae_lambda"
+        None, ge=0, le=1, description="lambda of the critic's targets; default: that of advantages"
     )
     value_pretraining_steps: Amount = Field(
         0,
@@ -187,6 +187,8 @@ class Ppo(PolicyLoss, Critic, Advantages, Sampling, Reference, Steps):
     def _the_policy_can_learn(self) -> Ppo:
         if self.samples_per_question == 1 and (given := self._needs_several()):
             raise ValueError(f"{given}; set ppo.samples_per_question to 2 or more")
+        if len(set(self.value_features)) < len(self.value_features):
+            raise ValueError("ppo.value_features names one twice, which counts it twice; leave it out")
         if self.value_pretraining_steps >= self.steps:
             raise ValueError(
                 f"ppo.value_pretraining_steps = {self.value_pretraining_steps} leaves the policy no step"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from reftune.config import Config, Ppo
 from reftune.model.batch import collate
@@ -65,10 +66,11 @@ class PpoLoss:
         stats = model(batch.to(self.device), self.ppo.temperature, **options)
         before = self._before(mine, weights, stats.logprobs.shape[1])
         losses, flags = self._losses(stats, before, mine, value_head(model))
-        total = sum(
-            (c * losses[name] for name, c in self._coefficients().items()),
-            torch.zeros((), device=self.device),
-        )
+        total = torch.zeros((), device=self.device)
+        for name, coef in self._coefficients().items():
+            total = total + coef * losses[name]
+        if self.critic_alone and isinstance(model, DistributedDataParallel):
+            total = total + 0.0 * stats.logprobs.sum()  # it waits for a gradient of every weight
         statistics = self._statistics(stats, before, flags)
         return total, losses | {name: told / self.tokens for name, told in statistics.items()}
 

@@ -53,7 +53,8 @@ def company(
 def group(rollouts: Rollouts, _: Rates) -> Float[Tensor, "batch time 3"]:
     """Return what `company` finds among the judged samples of each question."""
     tokens = pad([graded.sample.tokens for graded in rollouts.samples]).long()
-    found, judged = torch.zeros(*rollouts.mask.shape, 3), rollouts.mask.any(dim=1)
+    found = rollouts.rewards.new_zeros(*rollouts.mask.shape, 3)
+    judged = rollouts.mask.any(dim=1)
     for number in rollouts.groups.unique().tolist():
         rows = ((rollouts.groups == number) & judged).nonzero().squeeze(1)
         found[rows] = company(tokens[rows], rollouts.mask[rows], rollouts.rewards[rows])

@@ -205,7 +205,8 @@ def _explained(method: Method, rows: Sequence[Row]) -> Plot | None:
         return _curves(method.stage, {method: rows}, key, title, caption)
     plot, ax = new_plot(f"{method.stage}_{key}", title, caption)
     for points, (label, colour) in zip(found, quarters.items(), strict=True):
-        line(ax, *thin(*points), colour, label)
+        x, y = thin(*points)
+        line(ax, x, y, colour, label)
     noisy(ax, *series(rows, key), method.color[0], label="all tokens")
     legend_above(ax)
     return plot
