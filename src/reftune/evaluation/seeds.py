@@ -105,8 +105,8 @@ def pooled(parts: Sequence[Array]) -> SeedMean:
     by_question = np.sum([part.mean(axis=-2) for part in parts], axis=0)
     several = [part for part in parts if part.shape[-2] > 1]
     seeds = [part.mean(axis=-1).var(axis=-1, ddof=1) / part.shape[-2] for part in several]
-    questions = by_question.var(axis=-1, ddof=1) / n - np.sum([_noise(part) for part in several], axis=0)
-    of_seeds = np.sum(seeds, axis=0)
+    questions = by_question.var(axis=-1, ddof=1) / n - sum(map(_noise, several), 0.0)
+    of_seeds = sum(seeds, 0.0)
     variance = np.maximum(questions, 0) + of_seeds
     share = np.divide(of_seeds, variance, out=np.zeros_like(variance), where=variance > 0)
     return SeedMean(by_question.mean(axis=-1), variance, share, _freedom(several, seeds))
@@ -209,6 +209,6 @@ def _freedom(parts: Sequence[Array], variances: Sequence[Numbers]) -> Numbers:
     """Return the degrees of freedom of a sum of variances of seeds' means (Welch, 1947)."""
     if len(parts) < 2:
         return float(parts[0].shape[-2] - 1) if parts else 1.0
-    squares = np.sum([v**2 / (p.shape[-2] + 1) for p, v in zip(parts, variances, strict=True)], axis=0)
-    freedom: Numbers = np.maximum(np.sum(variances, axis=0) ** 2 / np.maximum(squares, TINY) - 2, 1)
+    squares = sum(v**2 / (part.shape[-2] + 1) for part, v in zip(parts, variances, strict=True))
+    freedom: Numbers = np.maximum(sum(variances, 0.0) ** 2 / np.maximum(squares, TINY) - 2, 1)
     return freedom
