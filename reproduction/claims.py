@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from reftune.evaluation.aggregation import AGGREGATIONS
-from reftune.evaluation.statistics import bootstrap_means, holm, sign_flip
+from reftune.evaluation.seeds import compare
+from reftune.evaluation.statistics import holm
 from reftune.files import read_json, read_jsonl
 from reftune.problem import AnsweredQuestion
 from reftune.reporting.comparison.finished_runs import CHAINS
@@ -55,6 +56,7 @@ class Finding:
     interval: tuple[float, float]
     p: float  # corrected for the number of claims
     verdict: Verdict
+    seeds: int = 1
 
 
 def claims() -> list[Claim]:
@@ -94,7 +96,7 @@ def find(seeds: Sequence[int], ablation_seeds: Sequence[int]) -> list[Finding]:
     return [
         Finding(
             claim, float(a.mean()), float(b.mean()), float(a.mean() - b.mean()), interval, p,
-            judge(claim.expected, interval),
+            judge(claim.expected, interval), len(a),
         )
         for (claim, a, b, interval, _), p in zip(rows, corrected, strict=True)
     ]  # fmt: skip
@@ -118,8 +120,8 @@ def _measure(
     main = {claim.side.config, claim.other.config} <= {*MAIN}
     shared = tuple(seeds if main else ablation_seeds)
     a, b = statuses(claim.side, shared), statuses(claim.other, shared)
-    interval = bootstrap_means([a - b], resamples=RESAMPLES, seed=0)
-    return claim, a, b, interval, sign_flip((a - b).sum(axis=0).tolist())
+    interval, p = compare(b, a, paired=True, resamples=RESAMPLES, seed=0)
+    return claim, a, b, interval, p
 
 
 @lru_cache(maxsize=128)

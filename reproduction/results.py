@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reftune.evaluation.aggregation import AGGREGATIONS, accuracy_of, within_question_auc
+from reftune.evaluation.seeds import ONE_SEED
 from reftune.evaluation.statistics import wilson_interval
 from reftune.methods import BASELINE, OPTIONAL, label_of
 from reftune.reporting.comparison.finished_runs import CHAINS
@@ -46,7 +47,8 @@ def claim_table(findings: Sequence[Finding]) -> str:
         cells = [
             found.claim.text, found.claim.chains, percent(found.accuracy), percent(found.other_accuracy),
             f"{signed(found.difference)} {interval(found.interval)}",
-            p_value(found.p).removeprefix("p = "), f"**{found.verdict}**",
+            p_value(found.p).removeprefix("p = "),
+            f"**{found.verdict}**" + (f" ({ONE_SEED})" if found.seeds == 1 else ""),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -3,13 +3,15 @@ from __future__ import annotations
 import itertools
 import random
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
 
 from reftune.evaluation.evaluate import compare, summarise
-from reftune.evaluation.statistics import bootstrap_means, wilson_interval
+from reftune.evaluation.seeds import of_difference
+from reftune.evaluation.statistics import wilson_interval
 from reftune.problem import UserError
 from reftune.reporting.comparison import tables
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference, compare_runs
@@ -86,11 +88,15 @@ def test_seeds_are_pooled_by_hand(tmp_path: Path) -> None:
     row = difference(found, "sft", "reft")
     assert row.difference == pytest.approx(11 / 16 - 6 / 16)
     assert (row.seeds, row.base_seeds) == (2, 2)
-    # Summed over seeds the questions differ by 0, 1, 2, 1, 2, 0, 0, -1: their sum is 5 of at most 7.
-    # Of the 32 ways to sign 1, 2, 1, 2, 1 it comes up in: all plus, one 1 minus (3), both mirrored.
-    assert row.p == pytest.approx(2 * 4 / 32)
     assert row.p_holm == row.p  # the only comparison
-    assert row.interval[0] < row.difference < row.interval[1]
+    assert 0.05 < row.p < 0.6
+    low, high = row.interval
+    assert low < 0 < row.difference < high
+    assert (low + high) / 2 == pytest.approx(
+        5 / 20
+    )  # a question that ReFT wins and one that SFT wins more
+    expected = of_difference(np.array([sft[1], sft[2]]), np.array([reft[1], reft[2]]), paired=True)
+    assert (low, high) == pytest.approx(expected.interval())
 
 
 def test_seeds_that_disagree_make_the_interval_wider_than_one_run_has(tmp_path: Path) -> None:
@@ -188,7 +194,7 @@ def test_groups_are_compared_with_the_first_method_by_method(tmp_path: Path) -> 
     before, after = (cell(found, "reft", group=group.label).accuracy for group in found.groups)
     assert reft.difference == pytest.approx(after - before)
     assert reft.interval[1] < 0
-    assert reft.p < 1e-4
+    assert reft.p < 0.05
 
 
 def test_the_very_same_model_is_not_compared_with_itself(tmp_path: Path) -> None:
@@ -209,8 +215,11 @@ def test_groups_of_different_seeds_are_compared_by_their_means(tmp_path: Path) -
     assert (reft.base_seeds, reft.seeds) == (3, 1)
     before = np.array([answers(share, seed) for (_, seed), share in shares.items()][:3])
     after = np.array([answers(0.3, 4)])
-    assert reft.interval == bootstrap_means([after, -before], resamples=10000, seed=4)
-    assert 0 < reft.p < 0.01
+    found = of_difference(before, after, paired=False)
+    assert reft.interval == pytest.approx(found.interval())
+    assert reft.p == pytest.approx(found.p())
+    assert 0 < reft.p < 0.05
+    assert reft.scope == "one seed of ReFT (kl_coef = 0): this model, not this method"
 
 
 def test_means_over_different_numbers_of_seeds_weigh_every_seed_alike(tmp_path: Path) -> None:
@@ -219,9 +228,12 @@ def test_means_over_different_numbers_of_seeds_weigh_every_seed_alike(tmp_path: 
     two = write_run(tmp_path / "2", {"sft": [1, 0, 0, 0]}, seed=2)
     three = write_run(tmp_path / "3", {"sft": [1, 1, 1, 0]}, seed=3, **settings)
     (found,) = compare_runs([one, two, three]).differences
-    # Question by question 1/2, 1, 1/2 and 0 more: of the 8 ways to sign them two reach the sum of 2.
-    assert found.difference == pytest.approx(2 / 4)
-    assert found.p == pytest.approx(2 / 8)
+    assert found.difference == pytest.approx(2 / 4)  # question by question 1/2, 1, 1/2 and 0 more
+    # With a question won and one lost the mean is 2/6. Both seeds of the base answer one question: no
+    # variance lies in them. The questions' is (1/4 + 1 + 1/4 + 2 - 4/6) / 5, over 6; the base's rows
+    # vary by 4/15, their mean by 1/6, and the tenth between is what single answers do: 17/180 - 1/60.
+    assert found.p == pytest.approx(2 * NormalDist().cdf(-(1 / 3) / (7 / 90) ** 0.5))
+    assert found.scope == "one seed of SFT (kl_coef = 0): this model, not this method"
 
 
 def test_a_method_that_some_seeds_lack_is_compared_on_those_that_have_it(tmp_path: Path) -> None:

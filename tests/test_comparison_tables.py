@@ -88,8 +88,8 @@ def test_what_the_sandbox_failed_on_is_told() -> None:
 
 def test_the_headline_of_one_group_is_its_sentence() -> None:
     expected = (
-        "ReFT answers 88.1% of 1000 unseen questions, SFT 63.4%: +24.7 points, 95% interval [21.5,"
-        " 27.9], corrected p = 2.0e-5."
+        "ReFT answers 88.1% of 1000 unseen questions (one seed), SFT 63.4%: +24.7 points, 95% interval"
+        " [21.5, 27.9], corrected p = 2.0e-5."
     )
     assert headline(ONE) == expected
     assert sentences(ONE) == [expected]
@@ -153,11 +153,11 @@ def test_reported_numbers_have_a_column_only_where_there_are_any() -> None:
 def test_the_notes_say_how_many_comparisons_and_what_they_leave_open() -> None:
     text = " ".join(notes(TWO))
     assert "Holm's method for all 3 comparisons" in text
-    assert "not what training with other seeds would" in text
+    assert "One seed: this model, not this method." in text
     assert "McNemar" in text
-    assert "sign-flip" not in text
+    assert "Several seeds" not in text
     several = replace(TWO, cells=[replace(c, seeds=3) for c in TWO.cells])
-    assert "sign-flip" in " ".join(notes(several))
+    assert "They speak of the method." in " ".join(notes(several))
     assert "McNemar" not in " ".join(notes(several))
     assert "Holm" not in " ".join(notes(replace(ONE, differences=[])))
 
@@ -168,6 +168,17 @@ def test_the_notes_say_which_samples_were_used() -> None:
     assert notes(replace(ONE, drawn=[0, 8], samples=0))[-1].endswith("greedy only.")
     assert "Of 8 samples per question the first 2." in notes(replace(ONE, samples=2))
     assert not any("samples" in text for text in notes(ONE))
+
+
+def test_a_difference_of_one_seed_among_several_is_marked() -> None:
+    cells = [cell("sft", 0.6, seeds=3), cell("online_st", 0.65), cell("reft", 0.7, seeds=3)]
+    rows = [difference("sft", "reft", seeds=3, base_seeds=3), difference("sft", "online_st")]
+    labels = [row.label for row in difference_sections(comparison(cells, rows))[""]]
+    assert labels == ["ReFT against SFT", "Online-ST against SFT (one seed)"]
+    assert [row.label for row in difference_sections(ONE)[""]] == ["ReFT against SFT"]  # all are
+    assert [row.scope for row in rows] == ["", "one seed: this model, not this method"]
+    half = difference("sft", "reft", seeds=3, base_seeds=1)
+    assert half.scope == "one seed of SFT: this model, not this method"
 
 
 def test_rows_of_the_csv_have_all_columns() -> None:
@@ -184,6 +195,7 @@ def test_rows_of_the_csv_have_all_columns() -> None:
     )
     assert (last["low"], last["high"], last["as_reported"]) == (0.215, 0.279, None)
     assert last["chains"] == "program"
+    assert last["scope"] == rows[0]["scope"] == "one seed: this model, not this method"
 
 
 def test_a_row_of_the_csv_tells_its_seeds_and_what_others_report() -> None:

@@ -108,7 +108,10 @@ def test_the_command_tells_both(
     code, shown = run_cli(monkeypatch, capsys, "--difference", "10", "--accuracy", "40")
     assert code == 0
     assert "40.0% against 50.0% with a chance of 80%" in shown
-    assert shown.strip().endswith("of them, as if independent")
+    *_, last, note, more = shown.strip().replace("methods no", "methods\nno").splitlines()
+    assert last.endswith("of them, as if independent")
+    assert note == "That is for one pair of trained models. Of two methods"
+    assert more.endswith("train several, and reftune compare counts both.")
     for name, rights in (("a", [0] * 6 + [1] * 4), ("b", [1] * 2 + [0] * 5 + [1] * 3)):
         rows = [{"id": i, "correct": bool(right)} for i, right in enumerate(rights * 10)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -291,7 +291,7 @@ def test_the_headline_below_the_table_has_the_consoles_width(tmp_path: Path) -> 
     )
     assert f"{verdict} {wrapped}" == (
         "The interval excludes 0: on such questions this ReFT model is better than this SFT model. "
-        "That is one seed; reftune compare pools several."
+        "One seed: this model, not this method; reftune compare pools several."
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
@@ -76,16 +78,23 @@ def test_findings_pair_questions_and_pool_seeds(tmp_path: Path, monkeypatch: pyt
     [finding] = find([1, 2], [1])
     assert (finding.accuracy, finding.other_accuracy) == (7 / 8, 3 / 8)
     assert finding.difference == 0.5
-    # Per question the sums of the differences are 0, 1, 2, 1: all of one sign has 2 chances in 8.
-    assert finding.p == pytest.approx(2 / 8)
-    low, high = finding.interval
-    assert 0 <= low < 0.5 < high <= 1
+    # Both seeds gain 2 of 4 questions, 2 of 6 with one won and one lost: no variance lies in them. The
+    # questions' means 0, 1/2, 1, 1/2, 1, -1 vary by 17/30, the rows by 2/3; the tenth between is what
+    # single answers do: (17/30 - 1/10) / 6 = 7/90.
+    half = 1.959964 * (7 / 90) ** 0.5
+    assert finding.interval == pytest.approx((1 / 3 - half, 1 / 3 + half))
+    assert finding.p == pytest.approx(2 * NormalDist().cdf(-(1 / 3) / (7 / 90) ** 0.5))
+    assert finding.seeds == 2
 
 
 def test_findings_are_put_between_the_marks(tmp_path: Path) -> None:
     finding = Finding(CLAIM, 0.875, 0.375, 0.5, (0.1, 0.75), 0.25, "held")
     row = claim_table([finding]).splitlines()[-1]
-    assert row == ("| ReFT beats SFT | P-CoT | 87.5% | 37.5% | +50.0 [10.0, 75.0] | 0.25 | **held** |")
+    assert row == (
+        "| ReFT beats SFT | P-CoT | 87.5% | 37.5% | +50.0 [10.0, 75.0] | 0.25 | **held**"
+        " (one seed: this model, not this method) |"
+    )
+    assert claim_table([replace(finding, seeds=3)]).endswith("**held** |")
     path = tmp_path / "results.md"
     path.write_text("no marks\n")
     with pytest.raises(ValueError, match="are missing"):

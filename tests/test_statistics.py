@@ -11,7 +11,7 @@ from scipy import stats
 from reftune.evaluation.statistics import (
     area_under_curve,
     bootstrap_difference,
-    bootstrap_means,
+    bootstrap_mean,
     coin_flips,
     holm,
     majority_vote,
@@ -279,58 +279,29 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-SEEDS = np.random.default_rng(7).random((3, 400)) < np.array([[0.55], [0.6], [0.65]])
+SHARES = np.random.default_rng(7).integers(0, 5, size=400) / 4  # of four answers to each question
 
 
-def test_bootstrap_of_one_seed_is_the_bootstrap_over_questions() -> None:
-    right = SEEDS[:1].astype(float)
+def test_bootstrap_of_means_agrees_with_drawing_questions_one_by_one() -> None:
     rng = np.random.default_rng(1)
-    naive = right[0][rng.integers(0, 400, size=(20000, 400))].mean(axis=1)
+    naive = SHARES[rng.integers(0, 400, size=(20000, 400))].mean(axis=1)
     expected = np.quantile(naive, [0.025, 0.975])
-    assert bootstrap_means([right], resamples=20000, seed=3) == pytest.approx(expected, abs=0.004)
-    a, b = SEEDS[0].tolist(), SEEDS[2].tolist()
-    found = bootstrap_means([SEEDS[2:].astype(int) - SEEDS[:1]], resamples=20000, seed=3)
+    assert bootstrap_mean(SHARES, resamples=20000, seed=3) == pytest.approx(expected, abs=0.004)
+    differences = (SHARES > 0.4).astype(int) - (SHARES[::-1] > 0.6)
+    a, b = (SHARES[::-1] > 0.6).tolist(), (SHARES > 0.4).tolist()
+    found = bootstrap_mean(differences, resamples=20000, seed=3)
     assert found == pytest.approx(bootstrap_difference(a, b, resamples=20000, seed=4), abs=0.006)
 
 
-def test_bootstrap_over_seeds_agrees_with_drawing_them_one_by_one() -> None:
-    rng = np.random.default_rng(1)
-    draws = [
-        SEEDS[rng.integers(0, 3, size=3)][:, rng.integers(0, 400, size=400)].mean() for _ in range(8000)
-    ]
-    expected = np.quantile(draws, [0.025, 0.975])
-    assert bootstrap_means([SEEDS], resamples=20000, seed=3) == pytest.approx(expected, abs=0.004)
-
-
-def test_bootstrap_intervals_contain_the_mean_and_grow_as_seeds_differ() -> None:
-    low, high = bootstrap_means([SEEDS], resamples=4000, seed=0)
-    assert low < SEEDS.mean() < high
-    same = np.repeat(SEEDS[1:2], 3, axis=0)  # a seed thrice knows no more than once
-    one = bootstrap_means([SEEDS[1:2]], resamples=20000, seed=0)
-    assert bootstrap_means([same], resamples=20000, seed=5) == pytest.approx(one, abs=0.006)
-    far = SEEDS.copy()
-    far[0, :200], far[2, :200] = False, True  # the mean stays, the seeds move apart
-    wide_low, wide_high = bootstrap_means([far], resamples=4000, seed=0)
-    assert wide_high - wide_low > 2 * (high - low)
-
-
-def test_seeds_that_belong_together_make_the_interval_narrower() -> None:
-    better = SEEDS | (np.random.default_rng(2).random(SEEDS.shape) < 0.1)  # each seed gains as much
-    together = bootstrap_means([better.astype(int) - SEEDS], resamples=4000, seed=0)
-    apart = bootstrap_means([better, -SEEDS.astype(int)], resamples=4000, seed=0)
-    assert together[1] - together[0] < apart[1] - apart[0]
-    assert apart[0] < better.mean() - SEEDS.mean() < apart[1]
-
-
-def test_bootstrap_means_are_drawn_alike_from_one_seed() -> None:
-    first = bootstrap_means([SEEDS], resamples=200, seed=3)
-    assert first == bootstrap_means([SEEDS], resamples=200, seed=3)
-    assert first != bootstrap_means([SEEDS], resamples=200, seed=4)
+def test_bootstraps_are_drawn_alike_from_one_seed() -> None:
+    first = bootstrap_mean(SHARES, resamples=200, seed=3)
+    assert first == bootstrap_mean(SHARES, resamples=200, seed=3)
+    assert first != bootstrap_mean(SHARES, resamples=200, seed=4)
 
 
 def test_bootstrap_needs_questions() -> None:
     with pytest.raises(ValueError, match=r"^an interval needs at least one question$"):
-        bootstrap_means([np.zeros((2, 0))], resamples=100, seed=0)
+        bootstrap_mean(np.zeros(0), resamples=100, seed=0)
 
 
 def test_a_vote_keeps_to_the_first_of_numbers_that_are_the_same() -> None:

@@ -43,7 +43,10 @@ def run_of(*rows: dict[str, Any], names: tuple[str, ...] = ("warmup", "sft", "re
 def test_an_interval_around_zero_claims_nothing() -> None:
     run = run_of(comparison(difference=-0.004, interval=[-0.02, 0.012]))
     assert "\N{MINUS SIGN}0.4 points, 95% interval [\N{MINUS SIGN}2.0, 1.2]" in headline(run)
-    assert verdict(run) == "The interval includes 0: these questions do not tell the two models apart."
+    assert verdict(run) == (
+        "The interval includes 0: these questions do not tell the two models apart."
+        " One seed: this model, not this method; reftune compare pools several."
+    )
 
 
 def test_a_loss_is_called_a_loss() -> None:
@@ -55,7 +58,7 @@ def test_a_loss_is_called_a_loss() -> None:
     )
     assert verdict(run) == (
         "The interval excludes 0: on such questions this SFT model is better than this ReFT model."
-        " That is one seed; reftune compare pools several."
+        " One seed: this model, not this method; reftune compare pools several."
     )
 
 

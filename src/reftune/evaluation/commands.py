@@ -120,6 +120,10 @@ def power(
         typer.echo(
             f"{questions:,} questions show {shown} above {share:.1%} with a chance of {power:.0%}"
         )
+    typer.echo(
+        "That is for one pair of trained models. Of two methods no number of questions tells what other"
+        " seeds would give: train several, and reftune compare counts both."
+    )
 
 
 def _disagreements(accuracy: float, difference: float, known: float | None) -> list[float | None]:

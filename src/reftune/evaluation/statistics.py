@@ -61,35 +61,21 @@ def bootstrap_difference(
     return float(low), float(high)
 
 
-def bootstrap_means(
-    parts: Sequence[Array], *, resamples: int, seed: int, confidence: float = 0.95
+def bootstrap_mean(
+    values: Array, *, resamples: int, seed: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a sum of means, each over seeds and questions.
+    """Return the percentile bootstrap interval of a mean over questions (Efron, 1979).
 
-    Both levels are resampled with replacement: the questions, the same ones in all parts, and the seeds
-    of each part (Owen, 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1). With one seed
-    it is the bootstrap over questions. Few seeds tell little about others: of S seeds it sees only
-    (S - 1) / S of their variance.
-
-    Args:
-        parts: arrays of shape (seeds, questions). One of 0 and 1 gives an accuracy, one of paired
-            differences their mean; b and -a, with seeds of their own, the difference of two means.
-
-    Raises ValueError if there are no questions, or the parts have different numbers of them.
+    Raises ValueError if there are no questions.
     """
-    rows = np.concatenate(parts).astype(float)
-    n = rows.shape[1]
+    n = len(values)
     if n == 0:
         raise ValueError("an interval needs at least one question")
-    rng = np.random.default_rng(seed)
-    # As above: questions with the same values in all rows are one category of a multinomial draw.
-    patterns, counts = np.unique(rows, axis=1, return_counts=True)
-    means = rng.multinomial(n, counts / n, size=resamples) @ patterns.T / n
-    weights = [rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=resamples) / len(part)
-               for part in parts]  # fmt: skip
-    totals = (means * np.hstack(weights)).sum(axis=1)
+    # As above: questions with the same value are one category of a multinomial draw.
+    values, counts = np.unique(values, return_counts=True)
+    means = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples) @ values / n
     tail = (1 - confidence) / 2
-    low, high = np.quantile(totals, [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
 
 

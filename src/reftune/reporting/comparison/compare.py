@@ -101,7 +101,7 @@ def compare_answers(paired: Paired) -> Comparison:
     """
     rows = paired.contenders
     samples = max((len(drawn) for one in rows for asked in one.answers for drawn in asked), default=1)
-    cells = [cell for one in rows for cell in accuracies_of(one, "", samples, Resampling())]
+    cells = [cell for one in rows for cell in accuracies_of(one, "", samples)]
     differences = [
         found
         for a, b in combinations(rows, 2)
@@ -138,13 +138,10 @@ def _aggregations(cells: Sequence[Cell]) -> list[str]:
 
 
 def _group_cells(group: RunGroup, samples: int, numbers: ReportedNumbers | None) -> Iterator[Cell]:
-    config, how = group.runs[0].config, _resampling(group)
-    reported = partial(numbers.find, config) if numbers else None
+    reported = partial(numbers.find, group.runs[0].config) if numbers else None
     for method in METHODS:
         if runs := _runs_of(group, method):
-            yield from accuracies_of(
-                _contender(group, runs, method), group.chains, samples, how, reported
-            )
+            yield from accuracies_of(_contender(group, runs, method), group.chains, samples, reported)
 
 
 def _within(group: RunGroup) -> Iterator[Pair]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from reftune.config import Evaluation
-from reftune.evaluation import statistics
+from reftune.evaluation import seeds, statistics
 from reftune.evaluation.pairing import ACCURACY, Contender
+from reftune.evaluation.seeds import ONE_SEED
 from reftune.evaluation.statistics import Array
+from reftune.methods import label_of
 from reftune.reporting.comparison.reported import Number
 from reftune.reporting.pages import p_value
 
@@ -23,8 +25,8 @@ Reported = Callable[[str, str, int], Number | None]  # of a method, an aggregati
 class Cell:
     """The accuracy of one method, by one aggregation, over the seeds of a group.
 
-    `interval` is Wilson's for one seed, and a bootstrap over seeds and questions for several.
-    `lowest` and `highest` are over the seeds.
+    `interval` is Wilson's for one seed, of this model; for several, of the method, see
+    `evaluation/seeds.py`. `lowest` and `highest` are over the seeds.
     """
 
     group: str
@@ -39,6 +41,11 @@ class Cell:
     lowest: float
     highest: float
     reported: Number | None = None
+
+    @property
+    def scope(self) -> str:
+        """Say of what it speaks where that is not the method."""
+        return ONE_SEED if self.seeds == 1 else ""
 
 
 @dataclass(frozen=True)
@@ -68,27 +75,42 @@ class Difference:
     def explained(self) -> str:
         """Say, where interval and p-value seem to disagree, why; empty where they do not."""
         low, high = self.interval
-        if (low > 0 or high < 0) and self.p >= 0.05:
+        leaves_out = low > 0 or high < 0
+        if leaves_out and self.p >= 0.05:  # one seed: of several both say the same
             return (
                 f"The interval leaves 0 out, but the exact test does not reach 5%: the two differ on"
                 f" {self.differing} questions only, for which a bootstrap is too sure. Take it as"
                 " unclear."
             )
-        if (low > 0 or high < 0) and self.p_holm >= 0.05:
+        if leaves_out and self.p_holm >= 0.05:
             return (
                 f"The interval leaves 0 out, but it is for this difference alone ({p_value(self.p)});"
                 f" corrected for all comparisons here it is {p_value(self.p_holm)}. Take it as unclear."
             )
-        if low <= 0 <= high and self.p_holm < 0.05 and max(self.seeds, self.base_seeds) > 1:
-            return (
-                "The test says that these trained models differ; the interval also counts how far seeds"
-                " differ, and holds 0: with other seeds it may be otherwise."
-            )
-        if low <= 0 <= high and self.p_holm < 0.05:
+        if not leaves_out and self.p_holm < 0.05:
             return (
                 "The exact test reaches 5%, and the bootstrap interval just holds 0: it is a close call."
                 " Take it as unclear."
             )
+        return ""
+
+    @property
+    def scope(self) -> str:
+        """Say of what it speaks where that is not two methods."""
+        if self.seeds == self.base_seeds == 1:
+            return ONE_SEED
+        sides = (
+            (self.base_method, self.base_group, self.base_seeds),
+            (self.method, self.group, self.seeds),
+        )
+        for method, group, seeds_of_it in sides:
+            if seeds_of_it == 1:
+                named = (
+                    f"{label_of(method)} ({group})"
+                    if self.group != self.base_group
+                    else label_of(method)
+                )
+                return ONE_SEED.replace("one seed", f"one seed of {named}")
         return ""
 
     @property
@@ -100,14 +122,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How often a bootstrap resamples, and with which random numbers."""
+    """How often the bootstrap of one seed resamples, and with which random numbers."""
 
     resamples: int = RESAMPLES
     seed: int = 0
 
 
 def accuracies_of(
-    one: Contender, chains: str, samples: int, how: Resampling, reported: Reported | None = None
+    one: Contender, chains: str, samples: int, reported: Reported | None = None
 ) -> Iterator[Cell]:
     """Yield the accuracy of a contender by each of its aggregations.
 
@@ -115,7 +137,6 @@ def accuracies_of(
         one: the contender.
         chains: kind of its chains, empty where that is unknown.
         samples: per question, behind the aggregations that choose among samples.
-        how: to resample.
         reported: finds what others report.
     """
     for aggregation, right in one.right.items():
@@ -124,7 +145,7 @@ def accuracies_of(
         yield Cell(
             group=one.group, chains=chains, method=one.label, aggregation=aggregation,
             samples=k, questions=right.shape[1], seeds=len(right), accuracy=float(by_seed.mean()),
-            interval=_accuracy_interval(right, how), lowest=float(by_seed.min()),
+            interval=_accuracy_interval(right), lowest=float(by_seed.min()),
             highest=float(by_seed.max()),
             reported=reported(one.label, aggregation, k) if reported else None,
         )  # fmt: skip
@@ -136,31 +157,21 @@ def differences_between(
     """Yield how much better a contender is than its base, by the aggregations that both have."""
     for aggregation in [name for name in base.right if name in one.right]:
         a, b = base.right[aggregation], one.right[aggregation]
-        sums = len(a) * b.sum(axis=0) - len(b) * a.sum(axis=0)  # mean differences, whole if a, b are
-        flips = statistics.whole_multiples(sums)
+        given = {"resamples": how.resamples, "seed": how.seed}
+        interval, p = seeds.compare(a, b, paired=base.seeds == one.seeds, **given)
         yield Difference(
             group=one.group, method=one.label, base_group=base.group, base_method=base.label,
             aggregation=aggregation, samples=1 if aggregation in ALONE else samples,
-            questions=a.shape[1], seeds=len(b), base_seeds=len(a), p=statistics.sign_flip(flips),
-            differing=int(np.count_nonzero(flips)), difference=float(b.mean() - a.mean()),
-            interval=_difference_interval(a, b, base.seeds == one.seeds, how),
+            questions=a.shape[1], seeds=len(b), base_seeds=len(a), p=p, interval=interval,
+            differing=int(np.count_nonzero(a.mean(axis=0) != b.mean(axis=0))),
+            difference=float(b.mean() - a.mean()),
         )  # fmt: skip
 
 
-def _accuracy_interval(right: Array, how: Resampling) -> tuple[float, float]:
+def _accuracy_interval(right: Array) -> tuple[float, float]:
     if len(right) == 1:
         return statistics.wilson_interval(float(right.sum()), right.shape[1])
-    return statistics.bootstrap_means([right], resamples=how.resamples, seed=how.seed)
-
-
-def _difference_interval(a: Array, b: Array, paired: bool, how: Resampling) -> tuple[float, float]:
-    given = {"resamples": how.resamples, "seed": how.seed}
-    if len(a) == len(b) == 1 and np.isin([a, b], (0, 1)).all():  # as in the run's own report
-        return statistics.bootstrap_difference(
-            a[0].astype(bool).tolist(), b[0].astype(bool).tolist(), **given
-        )
-    signed = [b.astype(float) - a] if paired or len(a) == len(b) == 1 else [b, -a.astype(float)]
-    return statistics.bootstrap_means(signed, **given)
+    return seeds.accuracy_interval(right)
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:

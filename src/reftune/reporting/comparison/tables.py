@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from reftune.evaluation.pairing import Paired
+from reftune.evaluation.seeds import ONE_SEED
 from reftune.methods import MAIN, label_of
 from reftune.problem import Row
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
@@ -17,7 +18,7 @@ from reftune.reporting.pages import interval, p_value, percent, signed
 CSV_COLUMNS = (
     "quantity", "group", "chains", "method", "base_group", "base_method", "aggregation", "samples",
     "questions", "seeds", "base_seeds", "value", "low", "high", "lowest_seed", "highest_seed", "p",
-    "p_holm", "as_reported", "second_hand",
+    "p_holm", "scope", "as_reported", "second_hand",
 )  # fmt: skip
 
 
@@ -81,12 +82,14 @@ def accuracy_sections(comparison: Comparison) -> Sections:
 def difference_sections(comparison: Comparison) -> Sections:
     """Lay the differences out: within each group, then between groups; a column per aggregation."""
     sections = {}
+    several = any(cell.seeds > 1 for cell in comparison.cells)
     for (base, group), section in groupby(comparison.differences, attrgetter("base_group", "group")):
         rows = []
         for _, pair in groupby(section, attrgetter("base_method", "method")):
             first, *_ = cells = list(pair)
             label = _pair(first) if base == group else label_of(first.method)
-            rows.append(TableRow(label, first.method, _by_aggregation(comparison, cells)))
+            fewer = " (one seed)" if several and first.scope else ""
+            rows.append(TableRow(label + fewer, first.method, _by_aggregation(comparison, cells)))
         sections[group if base == group else f"{group} against {base}"] = rows
     return sections
 
@@ -120,19 +123,21 @@ def notes(comparison: Comparison) -> list[str]:
     """Say what the numbers are, and what they do not cover."""
     texts = []
     if any(cell.seeds == 1 for cell in comparison.cells):
-        texts.append("One seed: Wilson's interval, and McNemar's exact test.")
+        texts.append(
+            f"{ONE_SEED.capitalize()}. Wilson's interval and McNemar's exact test tell what other"
+            " questions would change; another seed may end elsewhere."
+        )
     if any(cell.seeds > 1 for cell in comparison.cells):
         texts.append(
-            "Several seeds: their mean, an interval from a bootstrap over seeds and questions (a rough"
-            " guide where seeds are few), the lowest to the highest seed; p from the exact sign-flip"
-            " test over questions."
+            "Several seeds: their mean, a t interval over seeds and questions, as wide as so few seeds"
+            " make it, the lowest to the highest seed; p is that of the interval. They speak of the"
+            " method."
         )
     if count := len(comparison.differences):
         texts.append(
             "Differences are paired: both sides answer the same questions. Their p-values are corrected"
             f" by Holm's method for {'all ' if count > 1 else ''}{count} comparison{'s' * (count > 1)}"
-            " here. They take the trained models as given:"
-            " they tell what other questions would change, not what training with other seeds would."
+            " here."
         )
     if comparison.paired:
         return texts + _notes_of_files(comparison, comparison.paired)
@@ -163,7 +168,7 @@ def _notes_of_files(comparison: Comparison, paired: Paired) -> list[str]:
             many = f"{drawn[0]}" if len(drawn) == 1 else f"{drawn[0]} to {drawn[-1]}"
             texts.append(
                 f"{one.label}: {many} answers to a question, which count as their mean"
-                " (in Wilson's interval as one; the test flips the signs of the means' differences)."
+                " (in Wilson's interval as one; the test of one seed flips the differences' signs)."
             )
     return texts + paired.notes
 
@@ -175,7 +180,7 @@ def csv_rows(comparison: Comparison) -> Iterator[Row]:
     for one in found:
         low, high = one.interval
         row = dict.fromkeys(CSV_COLUMNS) | {k: v for k, v in vars(one).items() if k in CSV_COLUMNS}
-        row |= {"chains": chains[one.group], "low": low, "high": high}
+        row |= {"chains": chains[one.group], "low": low, "high": high, "scope": one.scope}
         if isinstance(one, Difference):
             yield row | {"quantity": "difference", "value": one.difference}
             continue
@@ -189,7 +194,7 @@ def csv_rows(comparison: Comparison) -> Iterator[Row]:
 def _sentence(comparison: Comparison, row: Difference) -> str:
     greedy = {(c.group, c.method): c.accuracy for c in comparison.cells if c.aggregation in ALONE}
     group = f"{row.group}: " if row.group else ""
-    seeds = f" (mean of {row.seeds} seeds)" if row.seeds > 1 else ""
+    seeds = f" (mean of {row.seeds} seeds)" if row.seeds > 1 else " (one seed)"
     asked = f"{row.questions} {'' if comparison.paired else 'unseen '}questions"
     answers = f"answers {percent(greedy[row.group, row.method])} of {asked}"
     gain = f"{signed(row.difference)} points, 95% interval {interval(row.interval)}"

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from reftune.evaluation.seeds import ONE_SEED
 from reftune.methods import MAIN, label_of
 from reftune.problem import ANSWERED, STATUSES, AnsweredQuestion, Row
 from reftune.reporting.pages import interval, p_value, signed
@@ -35,14 +36,15 @@ def verdict(run: Run) -> str:
     if row is None:
         return ""
     low, high = row["interval"]
+    one_seed = f"{ONE_SEED.capitalize()}; reftune compare pools several."
     if low > 0 or high < 0:
         better, worse = (row["b"], row["a"]) if low > 0 else (row["a"], row["b"])
         better, worse = label_of(better), label_of(worse)
         return (
             f"The interval excludes 0: on such questions this {better} model is better than this {worse}"
-            " model. That is one seed; reftune compare pools several."
+            f" model. {one_seed}"
         )
-    return "The interval includes 0: these questions do not tell the two models apart."
+    return f"The interval includes 0: these questions do not tell the two models apart. {one_seed}"
 
 
 def cut_off(run: Run) -> str:
