@@ -152,6 +152,11 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         ["model.scratch=small"],
     ),
     (
+        ["model.name=gpt2"], "model.init_std=0.06",
+        "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch",
+        ["model.scratch=small"],
+    ),
+    (
         ["model.scratch=small"], "model.eos_token='</s>'",
         "a new model's texts end with <eos>; leave it out, or set model.name", ["model.name=gpt2"],
     ),

@@ -97,7 +97,7 @@ IDLE = (
     Idle("prompt.system prompt.template_args", lambda c: _style(c) == "plain",
          "prompt.style model.name model.scratch",
          'plain text has no chat template; leave it out, or set prompt.style = "chat"'),
-    Idle("model.vocab_size model.scratch_overrides", lambda c: c.model.name is not None,
+    Idle("model.vocab_size model.scratch_overrides model.init_std", lambda c: c.model.name is not None,
          "model.name model.scratch",
          "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch"),
     Idle("model.eos_token", lambda c: c.model.scratch is not None, "model.name model.scratch",
