@@ -109,6 +109,11 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         'a program returns its answer; set data.cot = "natural"', ["data.cot=natural"],
     ),
     (
+        ["data.cot=program"], "data.synthetic.retold=true",
+        'a program works out, it says nothing again; set data.cot = "natural"',
+        ["data.cot=natural"],
+    ),
+    (
         ["prompt.answer_style=boxed", "data.cot=natural"], "prompt.trigger=So:",
         'answers are written in another style; leave it out, or set prompt.answer_style = "trigger"',
         ["prompt.answer_style=trigger"],

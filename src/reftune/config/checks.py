@@ -83,6 +83,8 @@ IDLE = (
     Idle("reward.sandbox_seconds reward.sandbox_memory_mb",
          lambda c: c.data.cot == "natural", "data.cot",
          'only programs run in the sandbox; set data.cot = "program"'),
+    Idle("data.synthetic.retold", lambda c: c.data.cot == "program", "data.cot",
+         'a program works out, it says nothing again; set data.cot = "natural"'),
     Idle("prompt.trigger", lambda c: c.data.cot == "program", "data.cot",
          'a program returns its answer; set data.cot = "natural"'),
     Idle("prompt.repeat_question", lambda c: c.data.cot == "natural", "data.cot",
