@@ -12,6 +12,7 @@ MAIN = ("program", "natural")  # with all methods, each named after its kind of 
 ABLATIONS = ("no_partial_reward", "no_kl", "separate_value_model")  # from the main run's warm-up
 WARMUPS = ("warmup_4", "warmup_8")  # each with a warm-up of its own
 CHOICES = ("choices",)  # multiple choice: another test set
+CONFIG_NAMES = (*MAIN, *ABLATIONS, *CHOICES, *WARMUPS)
 
 
 def cell(config: str, seed: int) -> Cell:

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from reftune.config.files import load_config
-from reftune.evaluation.statistics import bootstrap_means, holm, sign_flip
+from reftune.evaluation.seeds import ONE_SEED, compare
+from reftune.evaluation.statistics import holm
 from reftune.files import read_jsonl
 from reftune.problem import UserError
 from reftune.reporting.pages import interval, p_value, percent, signed
@@ -27,7 +28,7 @@ SERIES, START, BASELINE = "techniques", "sft", "demo"
 CONFIGS = ROOT / "configs" / SERIES
 BEGIN, END = "<!-- techniques: begin -->\n", "<!-- techniques: end -->\n"
 RESAMPLES = 10_000
-LAST = 5  # steps of PPO over which its critic is judged
+EXPLAINED, LAST = "explained_variance", 5  # the metric, and the steps at PPO's end that count
 
 
 def main() -> None:
@@ -58,30 +59,27 @@ def cells(names: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
 
 
 def table(names: Sequence[str], seeds: Sequence[int]) -> str:
-    """Return the rows of all techniques, p-values corrected for their number."""
+    """Return a row for each technique; differences are to the first one, on the same questions and seeds."""
     right = {name: np.array([_right(name, seed) for seed in seeds]) for name in names}
-    others = [name for name in names if name != BASELINE]
-    p_values = holm([sign_flip((right[n] - right[BASELINE]).sum(axis=0).tolist()) for n in others])
-    corrected = dict(zip(others, p_values, strict=True))
+    base, *others = names
+    found = {n: compare(right[base], right[n], paired=True, resamples=RESAMPLES, seed=0) for n in others}
+    corrected = dict(zip(others, holm([p for _, p in found.values()]), strict=True))
     lines = [
         "| technique | what it is | accuracy | difference, points | p (Holm) | explained | by quarter |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
     for name in names:
-        difference = ("", "")
-        if name in corrected:
-            gains = right[name] - right[BASELINE]
-            bounds = bootstrap_means([gains], resamples=RESAMPLES, seed=0)
+        cells = [f"`{name}`", _purpose(name), percent(float(right[name].mean()))]
+        if name == base:
+            cells += ["", ""]
+        else:
+            gain = float(right[name].mean() - right[base].mean())
             p = p_value(corrected[name]).removeprefix("p = ")
-            difference = (f"{signed(float(gains.mean()))} {interval(bounds)}", p)
-        explained, *quarters = _explained(name, seeds)
-        critic = (f"{explained:.2f}", " ".join(f"{q:.2f}" for q in quarters)) if quarters else ("", "")
-        cells = [f"`{name}`", _purpose(name), percent(float(right[name].mean())), *difference, *critic]
-        lines.append(f"| {' | '.join(cells)} |")
-    told = f"explained: share of the returns' variance that the critic explains in the last {LAST} steps"
-    return "\n".join(
-        [*lines, "", f"{len(seeds)} seeds; {told}, overall and in the quarters of a response."]
-    )
+            cells += [f"{signed(gain)} {interval(found[name][0])}", p]
+        lines.append(f"| {' | '.join([*cells, *_explained(name, seeds)])} |")
+    told = f"{len(seeds)} seeds" if len(seeds) > 1 else ONE_SEED
+    told += f"; explained: share of the returns' variance that the critic explains, in PPO's last {LAST} steps"
+    return "\n".join([*lines, "", f"({told}, over all tokens and in each quarter of a response.)"])
 
 
 def write_table(path: Path, text: str) -> None:
@@ -96,14 +94,18 @@ def _right(name: str, seed: int) -> list[int]:
     return [int(row["correct"]) for row in rows]
 
 
-def _explained(name: str, seeds: Sequence[int]) -> list[float]:
-    """Return explained variance at PPO's end, overall and by quarter; without a critic the first."""
-    found = []
-    for seed in seeds:
-        rows = read_jsonl(Cell(name, seed, SERIES).run_dir / "ppo" / "metrics.jsonl")[-LAST:]
-        keys = [key for key in rows[-1] if key.startswith("explained_variance")]
-        found.append([float(np.mean([row[key] for row in rows])) for key in sorted(keys)])
-    return [float(mean) for mean in np.mean(found, axis=0)]
+def _explained(name: str, seeds: Sequence[int]) -> tuple[str, str]:
+    """Return what the critic explains at PPO's end, and in each quarter; nothing where there is none."""
+    rows = [
+        row
+        for seed in seeds
+        for row in read_jsonl(Cell(name, seed, SERIES).run_dir / "ppo" / "metrics.jsonl")[-LAST:]
+    ]
+    keys = [f"{EXPLAINED}/quarter_{k}" for k in (1, 2, 3, 4)]
+    if keys[0] not in rows[0]:
+        return "", ""
+    means = [float(np.mean([row[key] for row in rows])) for key in (EXPLAINED, *keys)]
+    return f"{means[0]:.2f}", " ".join(f"{mean:.2f}" for mean in means[1:])
 
 
 def _purpose(name: str) -> str:

@@ -23,8 +23,11 @@ ANN, BOTH = f"{STORY}does Ann have now?", f"{STORY}do Ann and Bob have together?
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("choices", [0, 5])
 @pytest.mark.parametrize("settings", [{}, HARD, {"min_events": 0, "max_events": 1}, {"people": 8}])
-def test_annotated_chains_are_right(settings: dict[str, float], choices: int, seed: int) -> None:
-    options = Synthetic.model_validate(settings | {"choices": choices})
+@pytest.mark.parametrize("retold", [False, True])
+def test_annotated_chains_are_right(
+    settings: dict[str, float], retold: bool, choices: int, seed: int
+) -> None:
+    options = Synthetic.model_validate(settings | {"choices": choices, "retold": retold})
     for problem in generate(options, 60, seed, "natural"):
         assert chain_is_right(problem.question, problem.chain or "") is True, problem
 
@@ -43,6 +46,11 @@ def test_annotated_chains_are_right(settings: dict[str, float], choices: int, se
         (ANN, "Ann has 7.0 + 3 = 10.00. So Ann has 10 coins now."),
         (BOTH, "7 + 3 = 10. 5 * 2 = 10. The answer is 10 + 10 = 20."),
         (BOTH, "Ann has 7 + 3 = 10. Bob has 5 + 5 = 10. 10 + 10 = 20."),
+        # What the story says, said again.
+        (ANN, "Ann has 7. Ann finds 3 coins. Ann has 7 + 3 = 10. So Ann has 10 coins now."),
+        (ANN, "Ann: 7\nAnn finds 3 coins.\nAnn: 7 + 3 = 10\nSo Ann has 10 coins now."),
+        (ANN, "Ann finds 3 coins. 7 + 3 = 10. Bob doubles the coins. So Ann has 10 coins now."),
+        (BOTH, "Bob doubles the coins. 7 + 3 = 10. 5 * 2 = 10. The answer is 10 + 10 = 20."),
     ],
 )
 def test_right_chains_by_hand(question: str, chain: str) -> None:
@@ -80,6 +88,16 @@ def test_right_chains_by_hand(question: str, chain: str) -> None:
         (BOTH, "5 * 2 = 10. 7 + 3 = 10. The answer is 10 + 10 = 20."),  # not the story's order
         (BOTH, "Ann gets more. Bob doubles. The answer is 10 + 10 = 20."),  # nowhere worked out
         (BOTH, "Therefore, the answer is: 13."),
+        # What the story does not say, although all calculations are right.
+        (ANN, "Ann finds 4 coins. 7 + 3 = 10. So Ann has 10 coins now."),
+        (ANN, "Bob finds 3 coins. 7 + 3 = 10. So Ann has 10 coins now."),
+        (ANN, "Ann finds 3 shells. 7 + 3 = 10. So Ann has 10 coins now."),
+        (ANN, "Ann gets 3 more. 7 + 3 = 10. So Ann has 10 coins now."),
+        (ANN, "7 + 3 = 10. Ann is 9 years old. So Ann has 10 coins now."),
+        # What it says, and a calculation that is wrong, left out or not the last word.
+        (ANN, "Ann finds 3 coins. 7 + 4 = 11. So Ann has 11 coins now."),
+        (ANN, "Ann finds 3 coins. So Ann has 10 coins now."),
+        (ANN, "7 + 3 = 10. Ann finds 3 coins."),
     ],
 )
 def test_wrong_chains_by_hand(question: str, chain: str) -> None:

@@ -219,6 +219,11 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         'a program returns its answer; set data.cot = "natural"', ["data.cot=natural"],
     ),
     (
+        ["data.cot=program"], "data.synthetic.retold=true",
+        'a program works out, it says nothing again; set data.cot = "natural"',
+        ["data.cot=natural"],
+    ),
+    (
         ["prompt.answer_style=boxed", "data.cot=natural"], "prompt.trigger=So:",
         'answers are written in another style; leave it out, or set prompt.answer_style = "trigger"',
         ["prompt.answer_style=trigger"],
@@ -258,6 +263,11 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
     ),
     (
         ["model.name=gpt2"], "model.scratch_overrides.hidden_size=8",
+        "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch",
+        ["model.scratch=small"],
+    ),
+    (
+        ["model.name=gpt2"], "model.init_std=0.06",
         "model.name has a shape and a tokenizer of its own; leave it out, or set model.scratch",
         ["model.scratch=small"],
     ),

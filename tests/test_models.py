@@ -298,6 +298,18 @@ def test_a_scratch_model_has_the_size_asked_for() -> None:
     assert model.get_input_embeddings().padding_idx is None  # or the EOS would not learn as an input
 
 
+@pytest.mark.parametrize("std", [0.02, 0.06])
+def test_the_first_weights_of_a_scratch_model_spread_as_asked(std: float) -> None:
+    settings = Model(scratch="tiny") if std == 0.02 else Model(scratch="tiny", init_std=std)
+    model, _ = build_model(settings, ["1 2"], 0)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:  # 16,384 numbers or more: the estimate is within 2%, 3.6 standard errors
+            assert weight.std().item() == pytest.approx(std, rel=0.02), name
+            assert abs(weight.mean().item()) < 0.05 * std, name
+        else:
+            assert (weight == 1).all(), name  # the norms
+
+
 def test_a_model_and_tokenizer_are_loaded_by_name(tmp_path: Path) -> None:
     model, tokenizer = build_model(
         Model(scratch="tiny", scratch_overrides={"num_hidden_layers": 1}), ["a b"], 0

@@ -86,6 +86,39 @@ def test_sentences_come_in_several_styles() -> None:
         assert 0.2 < share < 0.5, (name, share)
 
 
+def test_a_retold_chain_by_hand() -> None:
+    small = Synthetic(min_events=1, max_events=3, max_number=6, retold=True)
+    problem = generate(small, 2, 1, "natural")[1]
+    assert problem.question == (
+        "Ann has 5 coins. Cal has 2. Dan has 2 times as many as Cal. Cal loses 2. Ann gets 3 more."
+        " Dan gets 2 more. How many more coins does Dan have than Cal?"
+    )
+    assert problem.chain == (  # of those who matter
+        "Cal has 2. Dan has 2 times as many as Cal. Cal has 2. 2 * 2 = 4. Dan has 4."
+        " Cal loses 2. Cal has 2. 2 - 2 = 0. Cal has 0."
+        " Dan gets 2 more. Dan has 4. 4 + 2 = 6. Dan has 6."
+        " Dan has 6. Cal has 0. The answer is 6 - 0 = 6."
+    )
+
+
+def test_a_retold_chain_says_whatever_a_calculation_is_made_of() -> None:
+    retold = generate(HARD.model_copy(update={"retold": True}), 100, 6, "natural")
+    calculations = 0
+    for problem, plain in zip(retold, generate(HARD, 100, 6, "natural"), strict=True):
+        assert (problem.question, problem.answer) == (plain.question, plain.answer)
+        known, told = Counter[str](), re.split(r"(?<=[.?]) ", problem.question)
+        for sentence in re.split(r"(?<=\.) ", problem.chain or ""):
+            numbers = re.findall(r"\d+", sentence)
+            if "=" in sentence:
+                assert not Counter(numbers[:2]) - known, (sentence, problem)
+                calculations += 1
+            if sentence in told and not re.fullmatch(r"\w+ has \d+( \w+)?\.", sentence):
+                known = Counter(["2"] if re.search("doubles|half", sentence) else numbers)
+            else:
+                known.update(numbers)
+    assert calculations > 500
+
+
 def test_questions_do_not_depend_on_the_kind_of_chain() -> None:
     programs, sentences = (generate(DEFAULT, 50, 7, cot) for cot in ("program", "natural"))
     assert [p.question for p in programs] == [p.question for p in sentences]

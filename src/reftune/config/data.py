@@ -38,6 +38,7 @@ class Synthetic(Section):
     people: int = Field(3, ge=2, le=1000, description="most people in a story")
     max_number: int = Field(20, ge=4, le=10**9, description="largest starting amount")
     distractors: float = Field(0.3, ge=0, le=1, description="share of stories with an irrelevant fact")
+    retold: bool = Field(False, description="natural chains say again what each calculation is made of")
     choices: int = Field(0, ge=0, le=5, description="2 to 5 options per question; 0: a number is asked")
     train_size: Count = Field(1700, description="problems to train on, validation included")
     test_size: Count = Field(1000, description="problems to test on")

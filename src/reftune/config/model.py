@@ -19,6 +19,9 @@ class Model(Section):
     name: Place | None = Field(None, description="Hugging Face name, directory or GGUF file")
     scratch: str | None = Field(None, description="size of a new small Llama: tiny or small")
     scratch_overrides: dict[str, Few] = Field({}, description="LlamaConfig fields, e.g. hidden_size")
+    init_std: float = Field(
+        0.02, ge=1e-4, le=1, description="standard deviation of a scratch model's first weights"
+    )
     vocab_size: int = Field(512, ge=260, le=10**6, description="of a scratch model's tokenizer")
     eos_token: str | None = Field(
         None, description='what ends a text, e.g. "</s>"; default: what the tokenizer of `name` says'

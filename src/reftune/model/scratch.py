@@ -45,7 +45,8 @@ def new_model(
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer), eos_token_id=eos, bos_token_id=eos,
-        max_position_embeddings=2048, tie_word_embeddings=True, **sizes,
+        max_position_embeddings=2048, tie_word_embeddings=True,
+        initializer_range=settings.init_std, **sizes,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     # Not in the model's own config: there it would switch off the gradient of the EOS embedding.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reftune.data.synthetic.stories import NAMES, THINGS, Story, equations, read_story
+from reftune.data.synthetic.stories import NAMES, THINGS, Story, equations, is_told, read_story
 from reftune.grading.quantities import same_number
 
 MAX_CHAIN_CHARS = 10_000
@@ -38,12 +38,17 @@ class _Statement:
     needed: bool = False  # a calculation of the story that the answer depends on
 
 
+_SAID_AGAIN = _Statement("", (), math.nan)  # a sentence of the story: it moves nothing on
+_MISQUOTED = _Statement(None, (), math.nan)  # one that this story does not have
+
+
 def chain_is_right(question: str, chain: str) -> bool | None:
     """Tell whether a chain, less the sentence that gives the answer, solves a built-in question.
 
     It does if all its equations are true, each is one of the story's, in the story's order, none that
     the answer depends on is left out, and the last gives the answer as a number. Another way to the
-    same number is called wrong, and so is an empty chain.
+    same number is called wrong, and so is an empty chain. What the story says may be said again
+    anywhere but at the end; to say what it does not say is wrong.
 
     None where that cannot be told: the question is not a built-in one, the chain has more than
     MAX_CHAIN_CHARS characters, or a sentence is in none of the forms of `synthetic` and the chain would
@@ -56,7 +61,7 @@ def chain_is_right(question: str, chain: str) -> bool | None:
     goal = _TOTAL if story.op else story.asked[0]
     reached, unknown, last = {0}, False, None
     for sentence in filter(None, map(str.strip, re.split(r"\n|(?<=\.) ", chain))):
-        last = _read(sentence, goal, story.things)
+        last = _read(sentence, goal, story)
         unknown = unknown or last is None
         reached = _follow(facts, reached, last) if last else _guess(facts, reached, sentence)
     needed = max((place for place, fact in enumerate(facts, start=1) if fact.needed), default=0)
@@ -79,16 +84,17 @@ def _facts(story: Story) -> list[_Statement]:
     return facts
 
 
-def _read(sentence: str, goal: str, things: str) -> _Statement | None:
+def _read(sentence: str, goal: str, story: Story) -> _Statement | None:
     """Return what a sentence claims, None if it has no known form; NaN is the value of what is false."""
     found = _SENTENCE.fullmatch(sentence)
     if found is None:
-        return None
+        quoted = _SAID_AGAIN if sentence in story.sentences else _MISQUOTED
+        return quoted if is_told(sentence) else None
     who = found["person"] or found["line"] or (goal if found["end"] else None)
     tokens = (found["work"] or "").split()
     terms, value = [float(number) for number in tokens[::2]], float(found["value"])
     miscalculated = terms and not same_number(_calculate(terms, tokens[1::2]), value)
-    if miscalculated or found["things"] not in (None, things):
+    if miscalculated or found["things"] not in (None, story.things):
         return _Statement(who, terms, math.nan)
     several_steps = len(terms) > 2 and who != _TOTAL
     return None if several_steps or not (who or terms) else _Statement(who, terms, value)
@@ -113,6 +119,8 @@ def _follow(facts: Sequence[_Statement], reached: set[int], claim: _Statement) -
     one if no needed one lies between, or say again what somebody has. Else the claim is wrong, and
     there is no place any more.
     """
+    if claim is _SAID_AGAIN:
+        return reached
     places = set()
     latest: dict[str | None, _Statement] = {}
     within_reach = 0 in reached

@@ -1,5 +1,6 @@
 """The built-in problems: seeded stories with a chain of either kind in several styles, and options."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import compress
 from random import Random
@@ -32,7 +33,7 @@ def generate(settings: Synthetic, size: int, seed: int, cot: Cot) -> list[Proble
                 f"data.synthetic: these settings give about {index} different questions, not {size};"
                 " raise max_events, max_number or people"
             )
-        chain = _program(story, rng) if cot == "program" else _sentences(story, rng)
+        chain = _program(story, rng) if cot == "program" else _sentences(story, rng, settings.retold)
         problem = Problem(f"synthetic-{seed}-{index}", story.text, str(story.answer), chain)
         problems[story.text] = _with_options(problem, story, settings.choices)
     return list(problems.values())
@@ -99,19 +100,42 @@ def _line(step: Step, in_place: bool) -> str:
     return f"{step.target} = {step.left} {step.op} {step.right}"
 
 
-def _sentences(story: Story, rng: Random) -> str:
-    """Write an N-CoT: everybody or only who matters; in sentences, line by line, or bare equations."""
-    worked = equations(rng.choice((story.steps, _relevant(story))))
+def _sentences(story: Story, rng: Random, retold: bool) -> str:
+    """Write an N-CoT: everybody or only who matters; in sentences, line by line, or bare equations.
+
+    Where it is to be `retold` it is always in sentences that say again what a calculation is made of.
+    """
+    steps = rng.choice((story.steps, _relevant(story)))
     total = f" {story.op} ".join(str(story.amounts[person]) for person in story.asked)
     if story.op:
         end = f"{rng.choice(('The answer is', 'So it is'))} {total} = {story.answer}."
     else:
         end = f"So {story.asked[0]} has {total} {story.things} now."
+    if retold:
+        return " ".join((*_retold(story, steps), end))
+    worked = equations(steps)
     sentences = [f"{equation.person} has {_written(equation)}." for equation in worked]
     lines = [f"{equation.person}: {_written(equation)}" for equation in worked]
     bare = [f"{_written(equation)}." for equation in worked if equation.op]
     separator, body = rng.choice(((" ", sentences), ("\n", lines), (" ", bare)))
     return separator.join((*body, end))
+
+
+def _retold(story: Story, steps: Sequence[Step]) -> Iterator[str]:
+    """Write what happens, who of it has how many, the equation and who has how many then; so every
+    amount that is needed stands in the last sentence that begins with its person."""
+    for step, equation in zip(steps, equations(steps), strict=True):
+        if step.op:
+            yield step.told
+            yield from _amounts(((step.left, equation.left), (step.right, equation.right)))
+            yield f"{_written(equation)}."
+        yield f"{equation.person} has {equation.value}."
+    if story.op:
+        yield from _amounts((person, story.amounts[person]) for person in story.asked)
+
+
+def _amounts(operands: Iterable[tuple[str | int, int]]) -> Iterator[str]:
+    return (f"{who} has {amount}." for who, amount in operands if isinstance(who, str))
 
 
 def _written(equation: Equation) -> str:

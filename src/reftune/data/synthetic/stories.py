@@ -64,6 +64,7 @@ class Step:
     left: str | int
     op: str = ""
     right: str | int = 0
+    told: str = ""  # the sentence that stands for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,11 @@ def read_story(text: str) -> Story | None:
     return story if heard else None
 
 
+def is_told(text: str) -> bool:
+    """Tell whether a text is a sentence of some story, other than its question."""
+    return any(pattern.fullmatch(text) for pattern, *_ in _READERS)
+
+
 def _happen(
     story: Story,
     rng: Random,
@@ -188,7 +194,7 @@ def _add(
         target, _, first, *rest = update.split()
         op, second = rest or ("", "0")
         number = int(second) if second.isdigit() else values[second]
-        step = Step(str(values[target]), values[first], op, number)
+        step = Step(str(values[target]), values[first], op, number, sentence)
         left, right = _operands(step, amounts)
         value = OPERATORS[op](left, right)
         if (
