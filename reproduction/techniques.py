@@ -59,7 +59,7 @@ def cells(names: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
 
 
 def table(names: Sequence[str], seeds: Sequence[int]) -> str:
-    """Return a row for each technique; differences are to the first one, on the same questions and seeds."""
+    """Return a row for each technique; differences are to the first one, over the same seeds."""
     right = {name: np.array([_right(name, seed) for seed in seeds]) for name in names}
     base, *others = names
     found = {n: compare(right[base], right[n], paired=True, resamples=RESAMPLES, seed=0) for n in others}
@@ -78,8 +78,11 @@ def table(names: Sequence[str], seeds: Sequence[int]) -> str:
             cells += [f"{signed(gain)} {interval(found[name][0])}", p]
         lines.append(f"| {' | '.join([*cells, *_explained(name, seeds)])} |")
     told = f"{len(seeds)} seeds" if len(seeds) > 1 else ONE_SEED
-    told += f"; explained: share of the returns' variance that the critic explains, in PPO's last {LAST} steps"
-    return "\n".join([*lines, "", f"({told}, over all tokens and in each quarter of a response.)"])
+    told += (
+        f"; explained: the share of the returns' variance that the critic explains, in {LAST} steps at"
+    )
+    told += " PPO's end, over all tokens and in each quarter of a response"
+    return "\n".join([*lines, "", f"({told}.)"])
 
 
 def write_table(path: Path, text: str) -> None:
