@@ -125,7 +125,7 @@ def _kind(said: dict[str, Any]) -> str:
     if "enum" in said:
         return ", ".join(f'"{value}"' for value in said["enum"])
     if said["type"] == "array":
-        return f"list of {_kind(said.get('items') or said['prefixItems'][0])}"
+        return f"list of {_kind(said['items'])}"
     if said["type"] == "object":
         return "table"
     bounds = [
