@@ -305,7 +305,7 @@ def test_right_samples_are_those_of_the_minibatch() -> None:
     right = [i for i in learner.rows[0] if rollouts.samples[i].verdict.correct]
     read = [twin.read(rollouts.samples[i].sample)[0] for i in right]
     assert 0 < len(right) < 3
-    surprise = -sum(float(row.sum()) for row in read) / sum(map(len, read))
+    surprise = -sum(row.sum().item() for row in read) / sum(map(len, read))
     assert learner.told[0]["positive_loss"] == pytest.approx(surprise, rel=CLOSE)
 
 
