@@ -35,7 +35,7 @@ from reftune.training.advantages import (
 from reftune.training.learner import Learner, LossFn, non_finite
 from reftune.training.losses import policy_loss, ratio_statistics, value_loss
 from reftune.training.microbatches import minibatches, shuffled
-from reftune.training.rollouts import accuracies, collect, graded_rows, mean_parts
+from reftune.training.rollouts import accuracies, collect, graded_rows, group_shares, mean_parts
 from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
 # Rounding in float32 makes a thousandth of it; beyond, the sampler speaks of another policy.
@@ -225,6 +225,7 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
         "reward": float(rollouts.rewards[judged].mean().nan_to_num(0.0)),
         **mean_parts(graded),
         **accuracies(graded),
+        **group_shares(graded),
         **kl,
         "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),
