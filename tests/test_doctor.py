@@ -230,6 +230,13 @@ def test_what_looks_like_a_fault_and_is_none(changes: dict[str, Any]) -> None:
     assert names(diagnose(rows(**changes), SETTINGS)) == []
 
 
+def test_a_warm_up_is_blamed_only_where_there_is_one() -> None:
+    none = {key: value for key, value in SETTINGS.items() if key != "sft.warmup_epochs"}
+    for changes in (RIGHT, WRONG):
+        [found] = diagnose(rows(**changes), none)
+        assert "sft" not in found.sentence
+
+
 def test_without_a_critic_nothing_is_said_of_it() -> None:
     assert diagnose(rows(explained_variance=0.0), SETTINGS) == []
 

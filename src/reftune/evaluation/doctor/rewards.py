@@ -49,7 +49,7 @@ FAULTS = {
 
 
 def faults(rows: Rows, settings: Settings) -> str | None:
-    """Samples are lost to the sandbox, or to the user's reward."""
+    """Find samples that were lost to the sandbox, or to the user's reward."""
     last = recent(rows)
     counts = statuses(last)
     shares = {name: counts[name] / max(1, counts.total()) for name in FAULTS}
@@ -60,7 +60,7 @@ def faults(rows: Rows, settings: Settings) -> str | None:
 
 
 def cut_off(rows: Rows, settings: Settings) -> str | None:
-    """The token limit cuts chains off."""
+    """Find chains that the token limit has cut off."""
     last, limit = recent(rows), settings.get("prompt.max_new_tokens")
     share = mean(last, "truncated")
     if not at_least(share, questions(last, settings)) > CUT_OFF:
@@ -73,18 +73,18 @@ def cut_off(rows: Rows, settings: Settings) -> str | None:
 
 
 def all_right(rows: Rows, settings: Settings) -> str | None:
-    """Questions are too easy from the first step on, or the reward accepts everything."""
+    """Find questions that are too easy from the first step on, or a reward that accepts everything."""
     if not (_all(first(rows), settings, "right") and _all(recent(rows), settings, "right", False)):
         return None
     return (
         f"nothing is left to learn: {_told(first(rows), 'right')} already; take harder questions, start"
-        " from an earlier model (lower sft.warmup_epochs), and see with `reftune reward check` that the"
-        " reward does not accept everything"
+        f" from an earlier model{_warm_up(settings, 'lower')}, and see with `reftune reward check` that"
+        " the reward does not accept everything"
     )
 
 
 def solved(rows: Rows, settings: Settings) -> str | None:
-    """The policy has come to answer nearly every question, and learns no more."""
+    """Find a policy that has come to answer nearly every question, and learns no more."""
     last = recent(rows)
     if _all(first(rows), settings, "right") or not _all(last, settings, "right"):
         return None
@@ -95,15 +95,20 @@ def solved(rows: Rows, settings: Settings) -> str | None:
 
 
 def all_wrong(rows: Rows, settings: Settings) -> str | None:
-    """Questions are too hard from the first step on, or right answers are not read as such."""
+    """Find questions that are too hard from the first step on, or right answers not read as such."""
     last = recent(rows)
     if not (_all(first(rows), settings, "wrong") and _all(last, settings, "wrong", False)):
         return None
     return (
-        f"there is nothing to reinforce: {_told(last, 'wrong')}; start from a stronger model (raise"
-        " sft.warmup_epochs), take easier questions, raise ppo.samples_per_question, and see in"
-        " ppo/samples.jsonl whether right answers are read as such"
+        f"there is nothing to reinforce: {_told(last, 'wrong')}; start from a stronger model"
+        f"{_warm_up(settings, 'raise')}, take easier questions, raise ppo.samples_per_question, and see"
+        " in ppo/samples.jsonl whether right answers are read as such"
     )
+
+
+def _warm_up(settings: Settings, change: str) -> str:
+    """Name the key that chooses the start, where there is a warm-up."""
+    return f" ({change} sft.warmup_epochs)" if "sft.warmup_epochs" in settings else ""
 
 
 def _told(rows: Rows, kind: str) -> str:
@@ -125,7 +130,7 @@ def _all(rows: Rows, settings: Settings, kind: str, sure: bool = True) -> bool:
 
 
 def samples_alike(rows: Rows, settings: Settings) -> str | None:
-    """A question's samples are all right or all wrong, though both kinds of questions are there."""
+    """Find samples of a question that agree, where there are right and wrong ones."""
     last, samples = recent(rows), settings.get("ppo.samples_per_question")
     right, wrong = mean(last, "groups_all_right"), mean(last, "groups_all_wrong")
     alike = mean(last, "groups_alike")
@@ -142,7 +147,7 @@ def samples_alike(rows: Rows, settings: Settings) -> str | None:
 
 
 def format_only(rows: Rows, settings: Settings) -> str | None:
-    """The policy learns how an answer looks, and not how to find it."""
+    """Find a policy that learns how an answer looks, and not how to find it."""
     rows = [row for row in having(rows, "accuracy") if judged(row) > 0]
     if len(rows) < 2 * STEPS:
         return None
@@ -158,12 +163,12 @@ def format_only(rows: Rows, settings: Settings) -> str | None:
         f"form is learned and reasoning is not: answers that can be read rose from {a:.0%} to {b:.0%}"
         f" {steps_of(recent(rows))}, right ones went from {c:.0%} to {d:.0%};"
         f"{f' set reward.partial_reward from {partial:g} to 0,' if partial else ''} take easier"
-        " questions, or start from a model that knows more (raise sft.warmup_epochs)"
+        f" questions, or start from a model that knows more{_warm_up(settings, 'raise')}"
     )
 
 
 def hacking(rows: Rows, settings: Settings) -> str | None:
-    """The reward rises, and fewer answers are right: of validation questions, or of the samples."""
+    """Find a reward that rises while fewer answers are right, of validation questions or samples."""
     since, what = _fallen(rows, settings)
     if not what or not risen(since, "reward", SURE):
         return None
@@ -192,7 +197,7 @@ def _fallen(rows: Rows, settings: Settings) -> tuple[Rows, str]:
 
 
 def sharpened(rows: Rows, settings: Settings) -> str | None:
-    """Samples get better and greedy answers to validation questions do not."""
+    """Find samples that get better where greedy answers to validation questions do not."""
     tests = numbers(rows, "validation_accuracy")
     half = len(tests) // 2
     if half < FEW_TESTS or not risen(rows, "accuracy") or max(tests) > NEAR_THE_TOP:

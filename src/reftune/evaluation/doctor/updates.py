@@ -40,7 +40,7 @@ LESS_RATE = "ppo.learning_rate"
 
 
 def not_finite(rows: Rows, settings: Settings) -> str | None:
-    """A loss, gradient norm, reward or KL is no finite number."""
+    """Find a loss, gradient norm, reward or KL that is no finite number."""
     for row in rows:
         for key in ("loss", "grad_norm", "reward", "kl"):
             value = row.get(key)
@@ -54,7 +54,7 @@ def not_finite(rows: Rows, settings: Settings) -> str | None:
 
 
 def kl_runaway(rows: Rows, settings: Settings) -> str | None:
-    """The policy leaves its reference, and does not get better by it."""
+    """Find a policy that leaves its reference, and does not get better by it."""
     last, held = recent(rows), settings.get("ppo.kl_coef", 0.0)
     per_token = _kl_per_token(last)
     cost = held * mean(last, "kl") if held else 0.0  # in rewards: a right answer is worth 1
@@ -75,7 +75,7 @@ def _kl_per_token(rows: Rows) -> float:
 
 
 def clipped_everywhere(rows: Rows, settings: Settings) -> str | None:
-    """Updates go far beyond the clip range."""
+    """Find updates that go far beyond the clip range."""
     last, epochs = recent(rows), settings.get("ppo.ppo_epochs", 0)
     share = mean(last, "clip_fraction")
     if not share > MUCH_CLIPPED:
@@ -88,7 +88,7 @@ def clipped_everywhere(rows: Rows, settings: Settings) -> str | None:
 
 
 def clipped_nowhere(rows: Rows, settings: Settings) -> str | None:
-    """Updates change next to nothing; with one update per batch the ratio is 1 rightly."""
+    """Find updates that change next to nothing; with one per batch the ratio is 1 rightly."""
     moving = [r for r in having(rows, "clip_fraction", "approx_kl") if r.get("learning_rate", 1.0)]
     if len(moving) < 2 * STEPS or _updates(settings) < 2 or risen(rows, "accuracy"):
         return None
@@ -109,7 +109,7 @@ def _updates(settings: Settings) -> int:
 
 
 def sampler_apart(rows: Rows, settings: Settings) -> str | None:
-    """The sampler's probabilities are not the trainer's."""
+    """Find a sampler whose probabilities are not the trainer's."""
     last = recent(rows)
     seen = (
         ("logprob_gap", 0.0, LOGPROB_GAP, "{:.3g} nats between their log-probabilities of a token"),
@@ -129,7 +129,7 @@ def sampler_apart(rows: Rows, settings: Settings) -> str | None:
 
 
 def collapsed(rows: Rows, settings: Settings) -> str | None:
-    """The policy could do far more than it can now."""
+    """Find a policy that could do far more than it can now."""
     rows = having(rows, "accuracy")
     found, count = numbers(rows, "accuracy"), size(rows)
     if len(found) < 2 * STEPS:
@@ -147,7 +147,7 @@ def collapsed(rows: Rows, settings: Settings) -> str | None:
 
 
 def entropy_collapsed(rows: Rows, settings: Settings) -> str | None:
-    """The policy tries nothing any more, though it is not right."""
+    """Find a policy that tries nothing any more, though it is not right."""
     last = recent(rows)
     before, after, right = mean(first(rows), "entropy"), mean(last, "entropy"), mean(last, "accuracy")
     if len(rows) < 2 * STEPS or not (after < LITTLE_ENTROPY * before and right < NEARLY_RIGHT):
@@ -160,7 +160,7 @@ def entropy_collapsed(rows: Rows, settings: Settings) -> str | None:
 
 
 def critic_blind(rows: Rows, settings: Settings) -> str | None:
-    """The critic foresees no more than a constant would."""
+    """Find a critic that foresees no more than a constant would."""
     last, (low, high) = recent(rows), VARIED
     found = numbers(last, "explained_variance")
     if len(rows) < 2 * STEPS or not low < mean(last, "accuracy") < high:
