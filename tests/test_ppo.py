@@ -228,8 +228,8 @@ def test_the_metrics_of_a_step(run: Run) -> None:
         "sampler_weight", "sampler_truncated", "statuses", "loss", "policy_loss", "value_loss",
         "grad_norm", "ratio_mean", "clip_fraction", "approx_kl", "entropy", "logprob_gap",
         "seconds_rollouts", "seconds_sampling", "seconds_judging", "seconds_reading", "seconds_update",
-        "tokens_per_second", "seconds", "learning_rate", "memory_gib",
-            *(f"explained_variance/quarter_{k}" for k in (1, 2, 3, 4)),
+        "tokens_per_second", "seconds", "learning_rate", "memory_gib", "groups_all_right",
+        "groups_all_wrong", *(f"explained_variance/quarter_{k}" for k in (1, 2, 3, 4)),
     }  # fmt: skip
     validated = {"validation_accuracy", "seconds_validation"}
     assert [set(row) - told for row in run.rows] == [set(), set(), validated]
@@ -237,6 +237,7 @@ def test_the_metrics_of_a_step(run: Run) -> None:
     for row in run.rows:
         assert row["reward"] == pytest.approx(2.1 / 4)
         assert (row["accuracy"], row["response_length"], row["truncated"]) == (0.5, 2.0, 0.25)
+        assert (row["groups_all_right"], row["groups_all_wrong"]) == (0.0, 0.0)
         assert row["statuses"] == {"ok": 3, "truncated": 1}
     rate = run.stage.config.ppo.learning_rate
     assert [row["learning_rate"] for row in run.rows] == [0.0, rate / 2, rate]  # rests, rises, is there

@@ -13,6 +13,7 @@ from made_rollouts import graded_sample, make_rollouts
 from reftune.config import Ppo
 from reftune.stages.ppo_metrics import describe
 from reftune.stages.ppo_targets import compute_advantages
+from reftune.training.rollouts import group_shares
 from reftune.training.types import Rollouts
 
 # Question a: a response of two tokens with the reward 1, one of one token with 0. Question b: one of
@@ -196,6 +197,8 @@ def test_a_batch_is_described_by_hand() -> None:
     assert row == {
         "reward": pytest.approx((1 + 0 + 0.1 + 1) / 4),
         "accuracy": 2 / 4,
+        "groups_all_right": 0.0,
+        "groups_all_wrong": 0.0,
         "kl": pytest.approx((2.5 + 0.5 - 1 + 4) / 4),
         "response_length": 8 / 4,
         "truncated": 1 / 4,
@@ -212,6 +215,18 @@ def test_a_batch_is_described_by_hand() -> None:
     uncapped = describe(rollouts, targets, Ppo(importance_sampling_cap=0.0))
     assert uncapped["sampler_weight"] == pytest.approx((3 + 3 + 1.5 + 7.5) / 8)
     assert uncapped["sampler_truncated"] == 0.0
+
+
+def test_groups_are_all_right_all_wrong_or_mixed() -> None:
+    outcomes = {"a": (1.0, 1.0), "b": (1.0, 1.0, 0.0), "c": (0.1, 0.0), "d": (0.0,), "e": (1.0, 1.0)}
+    graded = [
+        graded_sample(id_, [10], reward) for id_, rewards in outcomes.items() for reward in rewards
+    ]
+    # What nobody judged is in no group: "a" would be a mixed one, "f" has no second sample.
+    graded += [graded_sample(id_, [10], 0.0, status="sandbox_error") for id_ in ("a", "f")]
+    graded.append(graded_sample("f", [10], 1.0))
+    assert group_shares(graded) == {"groups_all_right": 2 / 4, "groups_all_wrong": 1 / 4}
+    assert group_shares(graded[-1:]) == {}  # one sample per question: there are no groups
 
 
 def test_what_nobody_judged_counts_in_no_figure_of_the_judged() -> None:

@@ -66,3 +66,9 @@ def test_compare_and_report_import_nothing_heavy(tmp_path: Path) -> None:
     (runs[0] / "sft" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}')
     assert modules(RUN, "report", str(runs[0])) & heavy == set()
     assert (runs[0] / "report_files" / "sft_loss.png").exists()
+
+
+def test_doctor_imports_nothing_heavy(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "reward": 0.5, "accuracy": 0.5}')
+    assert modules(RUN, "doctor", str(path)) & {*HEAVY, "matplotlib", "jinja2"} == set()

@@ -32,7 +32,7 @@ from reftune.options import (
     print_json,
 )
 from reftune.problem import Cot
-from reftune.reporting.commands import compare
+from reftune.reporting.commands import compare, doctor
 
 if TYPE_CHECKING:
     from reftune.config import Config
@@ -229,6 +229,7 @@ def report(
     _show_report(run_dir)
 
 
+app.command()(doctor)
 app.command()(compare)
 app.command()(power)
 

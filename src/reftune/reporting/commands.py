@@ -1,13 +1,15 @@
-"""The command `reftune compare`: runs, and files of answers, side by side."""
+"""The commands `reftune compare`, runs and files of answers side by side, and `reftune doctor`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reftune.options import AsJson, print_json
 from reftune.problem import UserError
 
 if TYPE_CHECKING:
@@ -87,3 +89,44 @@ def _compare_files(
 
     _refuse({"--k": k, "--reported": reported}, "where files are compared")
     return compare_answers(pair(read_pooled(sources, kind, metric)))
+
+
+def doctor(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="directory of a run, whatever became of it; or another software's: TRL's output"
+            " directory or trainer_state.json, verl's metrics as JSONL"
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong with a run of PPO, what that most likely means, and which key to change.
+
+    It ends with 0 where nothing is wrong, with 1 where a warning holds at the end of the run. Notes, and
+    what was seen earlier and is gone, are no warnings.
+    """
+    from reftune.evaluation.doctor.diagnosis import history, not_checked
+    from reftune.evaluation.doctor.foreign import OURS, in_their_words, read_foreign
+    from reftune.reporting.run.diagnosis import logged_steps, run_settings, told
+    from reftune.reporting.run.run_files import read_run
+
+    if (path / "config.toml").exists():
+        run = read_run(path)
+        software, rows, settings = OURS, logged_steps(run), run_settings(run)
+    else:
+        (software, rows), settings = read_foreign(path), {}
+    findings, unchecked = history(rows, settings), not_checked(rows, settings)
+    if software != OURS:
+        findings = [replace(f, sentence=in_their_words(f.sentence)) for f in findings]
+    if as_json:
+        found = [asdict(finding) for finding in findings]
+        print_json({"software": software, "steps": len(rows), "found": found, "not_checked": unchecked})
+    else:
+        typer.echo(f"{path}: {told(rows, findings, unchecked)}")
+        for finding in findings:
+            typer.echo(str(finding))
+        for name, needs in unchecked.items() if rows else ():
+            typer.echo(f"not checked, {name}: needs {needs.replace('|', ' or ')}")
+    if any(finding.level == "warning" and not finding.gone for finding in findings):
+        raise typer.Exit(1)

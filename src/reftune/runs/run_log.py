@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from reftune.files import (
     require_shape,
     writing_to,
 )
+from reftune.problem import Row
 from reftune.runs.display import Display
 from reftune.runs.listener import Listener
 from reftune.runs.records import Logged
@@ -48,6 +49,7 @@ class RunLog:
         total: steps of the whole stage.
         done: steps done before (rows beyond them, left by an interrupted run, are removed).
         listener: hears of every step, too.
+        watch: gets each row, and returns what is to be said of the steps so far.
     """
 
     def __init__(
@@ -58,9 +60,11 @@ class RunLog:
         total: int,
         done: int = 0,
         listener: Listener | None = None,
+        watch: Callable[[Row], Iterable[object]] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.listener = listener
+        self.watch = watch
         self.directory = directory
         self.title = title
         self.numbers: dict[str, str] = {}
@@ -89,6 +93,8 @@ class RunLog:
             if key in row:
                 self.numbers[key] = f"{label} {row[key]:{form}}"
         self.display.update(step, [self.numbers[key] for key in SHOWN if key in self.numbers])
+        for told in self.watch({"step": step, **row}) if self.watch else ():
+            self.say(f"{self.title}: {told}")
         if self.listener is not None:
             self.listener.hear(self.title, step, {"step": step, **row})
 

@@ -11,7 +11,7 @@ from reftune.config import Ppo
 from reftune.progress import seconds_spent
 from reftune.training.advantages import ADVANTAGES, explained_variance
 from reftune.training.importance import importance_weights
-from reftune.training.rollouts import accuracies, mean_parts
+from reftune.training.rollouts import accuracies, group_shares, mean_parts
 from reftune.training.types import AdvantagesAndReturns, Rollouts
 
 
@@ -39,6 +39,7 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
         **parts,
         **mean_parts(graded),
         **accuracies(graded),
+        **group_shares(graded),
         **kl,
         "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),

@@ -1,7 +1,7 @@
 """What every training stage works with, and what the stages that sample do around their steps."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,13 +11,15 @@ import torch
 from accelerate import Accelerator
 
 from reftune.config import Config, Epochs, Steps
-from reftune.files import atomic_directory, write_json
+from reftune.evaluation.doctor.diagnosis import Watch
+from reftune.evaluation.doctor.windows import in_order, settings_of
+from reftune.files import atomic_directory, read_rows, write_json
 from reftune.grading.judge import Judge
 from reftune.interrupts import check
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, trained_at
 from reftune.model.saving import save_generation, save_policy
-from reftune.problem import Problem
+from reftune.problem import Problem, Row
 from reftune.progress import counting
 from reftune.runs.checkpoints import remove_checkpoints
 from reftune.runs.listener import Listener
@@ -64,7 +66,16 @@ class Stage:
 
     def log(self, total: int, done: int) -> RunLog:
         """Return the stage's log, of which `done` of `total` steps were made before."""
-        return RunLog(self.directory, self.accelerator, self.name, total, done, self.listener)
+        watch = self._watch() if self.name == "ppo" else None
+        return RunLog(self.directory, self.accelerator, self.name, total, done, self.listener, watch)
+
+    def _watch(self) -> Callable[[Row], Iterable[object]] | None:
+        """Return what says of each step what is wrong, and has said so before an interruption."""
+        if not self.accelerator.is_main_process:
+            return None
+        path = self.directory / "metrics.jsonl"
+        before = [row for _, row in read_rows(path, bad=[])] if path.exists() else []
+        return Watch(in_order(before), settings_of(self.config.model_dump())).hear
 
     def learner(
         self, model: torch.nn.Module, settings: Epochs | Steps, head_learning_rate: float | None = None

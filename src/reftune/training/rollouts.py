@@ -5,6 +5,7 @@ holds the same whole batch of (small) results, and only models' forward passes a
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -272,6 +273,19 @@ def accuracies(graded: Sequence[GradedSample]) -> dict[str, float]:
         f"accuracy/{source}": accuracy([g for g in graded if g.problem.source == source])
         for source in sources
     }
+
+
+def group_shares(graded: Sequence[GradedSample]) -> dict[str, float]:
+    """Return the shares of questions with all samples right, and all wrong, of those with several."""
+    groups = defaultdict(list)
+    for g in graded:
+        if g.verdict.judged:
+            groups[g.problem.id].append(g.verdict.correct)
+    compared = [group for group in groups.values() if len(group) > 1]
+    if not compared:
+        return {}
+    right, wrong = sum(map(all, compared)), sum(not any(group) for group in compared)
+    return {"groups_all_right": right / len(compared), "groups_all_wrong": wrong / len(compared)}
 
 
 def graded_rows(graded: Sequence[GradedSample]) -> list[GradedRow]:

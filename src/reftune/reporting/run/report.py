@@ -16,6 +16,7 @@ from reftune.methods import BASELINE, METHODS, methods_by_stage
 from reftune.problem import UserError
 from reftune.reporting.pages import interval, percent, render, shown, write_pages
 from reftune.reporting.run.costs import costs
+from reftune.reporting.run.diagnosis import diagnosis
 from reftune.reporting.run.metadata import facts, stage_states, stage_titles
 from reftune.reporting.run.run_files import Run, read_run
 from reftune.reporting.run.sample_browser import browser, packed
@@ -112,6 +113,7 @@ def _context(run: Run) -> dict[str, Any]:
         "accuracies": accuracies(run.evaluation),
         "comparisons": comparisons(run),
         "facts": facts(run),
+        "diagnosis": diagnosis(run),
         "config": (run.directory / "config.toml").read_text(encoding="utf-8"),
         "costs": costs(run, stage_titles(run)),
         "outcomes": outcomes(run),
