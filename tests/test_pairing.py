@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from reftune.evaluation.pairing import ACCURACY, Paired, names_of, pair, read_pooled
 from reftune.problem import UserError
 from reftune.reporting.comparison.compare import Difference, compare_answers
-from reftune.reporting.comparison.page import write_comparison
+from reftune.reporting.comparison.page import terminal_tables, write_comparison
 from reftune.reporting.comparison.tables import headline, notes
 from written_runs import write_run
 
@@ -128,6 +131,21 @@ def test_every_two_files_are_compared_and_corrected_together(tmp_path: Path) -> 
     least = min(found.differences, key=lambda one: one.p)
     assert least.p_holm == pytest.approx(3 * least.p)
     assert headline(found) == "3 models on the same questions."
+
+
+def test_others_labels_stay_as_they_are_on_every_part_of_the_page(tmp_path: Path) -> None:
+    """`base` and `sft` are names of our models, which are shown as Base and SFT."""
+    a = write(tmp_path / "a.jsonl", *asked(1, 0, 0, 1))
+    b = write(tmp_path / "b.jsonl", *asked(1, 1, 1, 0))
+    found = compare_answers(paired(f"base={a}", f"sft={b}"))
+    page = write_comparison(found, tmp_path / "out")
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(terminal_tables(found))
+    for text in (page.read_text(), page.with_suffix(".md").read_text(), console.export_text()):
+        assert "sft against base" in text
+        assert not re.search(r"\b(Base|SFT)\b", text)
+    assert "sft answers 2 that base does not" in page.read_text()
+    assert headline(found).startswith("sft answers 75.0% of 4 questions, base 50.0%")
 
 
 def test_the_page_lets_flipped_questions_be_read(tmp_path: Path) -> None:

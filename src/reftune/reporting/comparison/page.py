@@ -94,8 +94,8 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "notes": tables.notes(comparison),
         "explanations": lambda row: tables.explanations(comparison, row),
         "flips": [
-            (tables.flips_title(flips), tables.flipped_names(flips), flips.questions)
-            for flips in comparison.flips
+            (tables.flips_title(comparison, x), tables.flipped_names(comparison, x), x.questions)
+            for x in comparison.flips
         ],
         "flips_shown": FLIPS_SHOWN,
     }
@@ -131,7 +131,8 @@ def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
     for name, column in zip(comparison.aggregations, tables.columns(comparison), strict=True):
         cells = [cell for cell in comparison.cells if cell.aggregation == name]
         title = column[0].upper() + column[1:]
-        plot = bar_plot(f"bars_{name.replace(' ', '_')}", title, "With 95% intervals.", cells)
+        file = f"bars_{name.replace(' ', '_')}"
+        plot = bar_plot(file, title, "With 95% intervals.", cells, comparison.called)
         plots["Methods side by side"].append(plot)
     if len(comparison.groups) > 1:
         plots["Groups over each other"] = sample_plots(comparison.groups, comparison.curves)
