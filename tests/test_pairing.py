@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from reftune.evaluation.pairing import ACCURACY, Paired, names_of, pair, read_pooled
+from reftune.evaluation.pairing import ACCURACY, Paired, model_names, names_of, pair, read_pooled
 from reftune.problem import UserError
 from reftune.reporting.comparison.compare import Difference, compare_answers
 from reftune.reporting.comparison.page import terminal_tables, write_comparison
@@ -110,6 +110,23 @@ def test_files_are_named_by_what_tells_them_apart() -> None:
     assert names_of([Path(p) for p in paths]) == ["base/samples_gsm8k_1", "tuned/samples_gsm8k_2"]
     assert names_of([Path("runs/a/sft/model"), Path("runs/a/ppo/model")]) == ["sft", "ppo"]
     assert names_of([Path("a.jsonl")]) == ["a"]
+
+
+def test_a_model_of_a_run_is_named_by_the_run_and_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x", "y"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.toml").touch()
+    assert model_names(["runs/x/ppo/model", "runs/x/warmup/model/"]) == ["x ReFT", "x Warm-up"]
+    assert model_names(["runs/x/sft/model", "runs/y/sft/model"]) == ["x SFT", "y SFT"]
+    assert model_names(["runs/x/ppo/model", "Org/Smol"]) == ["runs/x ReFT", "Org/Smol"]
+    assert model_names(["other/ppo/model", "runs/x/ppo/elsewhere"]) == [
+        "other/ppo/model",
+        "runs/x/ppo/elsewhere",
+    ]  # no run, no model of one
+    assert model_names(["runs/x/ppo/model"]) == ["x ReFT"]
 
 
 def test_a_file_given_twice_or_a_strange_directory_is_refused(tmp_path: Path) -> None:

@@ -140,14 +140,14 @@ def _kept(evaluated: Evaluated, file: Path | None) -> Evaluated:
 
 def _named(models: Sequence[str], out: Path | None) -> list[Asked]:
     """Return what each model is called, where it is, and the file for its answers."""
-    from reftune.evaluation.pairing import names_of
+    from reftune.evaluation.pairing import model_names
     from reftune.files import check_writable
 
     if not models:
         raise UserError("name a model: a directory, GGUF file or Hugging Face name")
     if len({*models}) < len(models):
         raise UserError("a model is given twice; give each once")
-    names = names_of([Path(model) for model in models])
+    names = model_names(models)
     files = [out and (_file_of(out, name) if len(models) > 1 else out) for name in names]
     for file in filter(None, files):
         check_writable(file)
@@ -155,7 +155,8 @@ def _named(models: Sequence[str], out: Path | None) -> list[Asked]:
 
 
 def _file_of(out: Path, name: str) -> Path:
-    return out.with_name(f"{out.stem}-{name.replace('/', '-')}{out.suffix}")
+    part = name.replace("/", "-").replace(" ", "-")
+    return out.with_name(f"{out.stem}-{part}{out.suffix}")
 
 
 def _print_comparison(rows: dict[str, list[AnsweredQuestion]]) -> None:

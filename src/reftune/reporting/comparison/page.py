@@ -29,7 +29,9 @@ FLIPS_SHOWN = 100  # of two models, on the page
 
 def default_directory(directories: Sequence[Path]) -> Path:
     """Return where a comparison of these runs or files is written: beside them."""
-    return Path(os.path.commonpath([path.absolute().parent for path in directories]), "comparison")
+    beside = Path(os.path.commonpath([os.path.dirname(os.path.abspath(x)) for x in directories]))
+    given = beside if any(x.is_absolute() for x in directories) else Path(os.path.relpath(beside))
+    return given / "comparison"
 
 
 def write_comparison(comparison: Comparison, directory: Path) -> Path:
