@@ -25,6 +25,7 @@ from reftune.model.scratch import train_tokenizer
 from reftune.problem import Problem, UserError, Verdict
 from reftune.sampling.sampler import Sample
 from reftune.stages import ppo as module
+from reftune.stages import ppo_update
 from reftune.stages.ppo import run_ppo
 from reftune.stages.stage import Stage
 from reftune.training.learner import Learner
@@ -259,7 +260,7 @@ def test_what_sampling_judging_and_reading_took_is_told_apart(
 ) -> None:
     ticks = iter(range(1000))  # each count takes one second
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    monkeypatch.setattr(module, "counting", lambda *_: nullcontext(progress.Count("update", 1)))
+    monkeypatch.setattr(ppo_update, "counting", lambda *_: nullcontext(progress.Count("update", 1)))
     progress.seconds_spent()
     with progress.counting("sampling"):  # before the step: not its own
         next(ticks)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from made_rollouts import graded_sample, make_rollouts
 from reftune.config import Ppo
-from reftune.stages.ppo import compute_advantages, describe
+from reftune.stages.ppo_metrics import describe
+from reftune.stages.ppo_targets import compute_advantages
 from reftune.training.types import Rollouts
 
 # Question a: a response of two tokens with the reward 1, one of one token with 0. Question b: one of

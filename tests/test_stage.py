@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError
@@ -63,10 +64,14 @@ class Steps:
         self.policy, self.clock, self.broken = policy, clock, broken
         self.taken: list[int] = []
 
-    def __call__(self, step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
+    def __call__(
+        self, step: int, memory: dict[str, Any]
+    ) -> tuple[dict[str, Any], Sequence[GradedSample]]:
         if step == self.broken:
             raise KeyboardInterrupt
         self.taken.append(step)
+        memory["taken"] = [*memory.get("taken", []), step]
+        self.memory = memory
         self.clock.now += 10
         mark(self.policy, step)
         return {"loss": step / 8}, attempts_of(step)
@@ -97,7 +102,7 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, Any]]]:
     seen: list[tuple[int, dict[str, Any]]] = []
 
     def save(accelerator: Accelerator, directory: Path, step: int, state: dict[str, Any]) -> None:
-        seen.append((step, dict(state)))
+        seen.append((step, copy.deepcopy(state)))
         original(accelerator, directory, step, state)
 
     original = module.save_checkpoint
@@ -252,7 +257,7 @@ def test_checkpoints_come_every_so_many_steps_but_not_after_the_last(
 ) -> None:
     take_steps(tmp_path, clock, 1, 3, steps=4)
     state = {"step": 2, "seconds": 25.0, "best_validation_accuracy": 0.25, "best_step": 2}
-    assert saved == [(2, state)]
+    assert saved == [(2, {**state, "memory": {"taken": [1, 2]}})]
     assert not (tmp_path / "run/online_st/checkpoints").exists()  # the stage is finished
 
 
@@ -318,6 +323,7 @@ def test_a_stage_goes_on_from_its_checkpoint_as_if_nothing_had_been(
     clock.now = 5000
     steps, result = take_steps(tmp_path, clock, 2, 3)
     assert steps.taken == [3, 4, 5]
+    assert steps.memory == {"taken": [1, 2, 3, 4, 5]}
     assert result == {"best_step": 2, "best_validation_accuracy": 0.75, "seconds": 65.0}
     assert mark_of(tmp_path / "run/online_st/model") == 2
     rows = read_jsonl(tmp_path / "run/online_st/metrics.jsonl")
@@ -345,7 +351,9 @@ def test_the_weights_of_the_checkpoint_are_those_that_go_on(tmp_path: Path, cloc
         take_steps(tmp_path, clock, 3, broken=4)
 
     class Idle(Steps):
-        def __call__(self, step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
+        def __call__(
+            self, step: int, memory: dict[str, Any]
+        ) -> tuple[dict[str, Any], Sequence[GradedSample]]:
             return {}, []
 
     stage = make_stage(tmp_path, "online_st", SlowJudge(clock, 4, 4), online_st=FIVE)
@@ -411,13 +419,15 @@ def test_a_full_disk_at_the_end_keeps_the_checkpoint_before(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, broken_in: str
 ) -> None:
     class Ends(Steps):
-        def __call__(self, step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
+        def __call__(
+            self, step: int, memory: dict[str, Any]
+        ) -> tuple[dict[str, Any], Sequence[GradedSample]]:
             if step == 4:
                 monkeypatch.setattr(module, "save_checkpoint", full)
                 monkeypatch.setattr(interrupts._State, "number", 2)
                 if broken_in == "training":
                     interrupts.check()
-            return super().__call__(step)
+            return super().__call__(step, memory)
 
     def full(*_: Any) -> None:
         raise UserError("the disk is full")

@@ -10,12 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from reftune.config.data import GYM, GYM_REWARD, Columns, Data, Prompt, Synthetic
 from reftune.config.evaluation import Evaluation, Reward
 from reftune.config.model import Lora, Model
+from reftune.config.ppo import Ppo
 from reftune.config.ranges import Count, Place, Section, Seed, Threads
 from reftune.config.training import (
     Epochs,
     OfflineSt,
     OnlineSt,
-    Ppo,
     Reranker,
     Sft,
     Steps,

@@ -87,7 +87,7 @@ def run_online_st(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     learner.model.eval()  # no dropout, as in PPO
     generator = stage.generator(policy)
 
-    def take_step(step: int) -> tuple[dict[str, Any], Sequence[GradedSample]]:
+    def take_step(step: int, memory: dict[str, Any]) -> tuple[dict[str, Any], Sequence[GradedSample]]:
         questions = stage.questions(step, settings.questions_per_step)
         key = (stage.config.seed, stage.name, step)
         graded = generator.generate(

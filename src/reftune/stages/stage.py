@@ -31,7 +31,8 @@ from reftune.training.rollouts import Generator, accuracy, make_generator
 from reftune.training.token_budget import token_budget
 from reftune.training.types import GradedSample
 
-OnlineStep = Callable[[int], tuple[Metrics, Sequence[GradedSample]]]
+# Get the step's number (from 1), and what the method remembers from step to step: its own, as JSON.
+OnlineStep = Callable[[int, dict[str, Any]], tuple[Metrics, Sequence[GradedSample]]]
 RESULT_KEYS = ("best_validation_accuracy", "seconds")
 
 
@@ -159,7 +160,7 @@ class Stage:
 
         def take(step: int, state: State) -> tuple[Metrics, Sequence[GradedSample]]:
             generator.update_weights(policy)
-            metrics, samples = take_step(step)
+            metrics, samples = take_step(step, state.setdefault("memory", {}))
             return metrics, samples[: settings.samples_logged_per_step]
 
         def validate(step: int, state: State) -> Metrics:
