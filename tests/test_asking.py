@@ -121,22 +121,6 @@ def test_what_holds_a_stop_string_is_not_sampled_further(folder: Path, chosen: s
     assert cut.sample.tokens == whole.sample.tokens[: len(cut.sample.tokens)]
 
 
-@pytest.mark.parametrize(
-    ("text", "stop", "left"),
-    [
-        ("It is 5.\n\nQuestion: and?", ["\nQuestion:"], "It is 5.\n"),
-        ("a b c", ["c", "b"], "a "),
-        ("a b c", [], "a b c"),
-        ("a b c", ["d"], "a b c"),
-        ("def solution():\n    return 5\ndef more():", ["def "], "def solution():\n    return 5\n"),
-    ],
-)  # fmt: skip
-def test_of_several_stop_strings_the_first_in_the_text_cuts(
-    text: str, stop: list[str], left: str
-) -> None:
-    assert before(text, stop) == left
-
-
 def test_examples_are_those_that_are_not_asked(folder: Path) -> None:
     config = model_config("some/model", test=str(folder / "test.jsonl"), cot="natural")
     tested = [Problem("t", "what is  0?", "0")]
