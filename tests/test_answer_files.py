@@ -169,6 +169,7 @@ def test_verifiers_results_count_no_answer_that_broke_down(tmp_path: Path) -> No
         ('{"id": 1, "correct": true}', ("verl",), "a.jsonl:1: has id, correct, but a file of"),
         ('{"id": 1, "correct": true}', (None, "acc"), "a.jsonl:1: has no 'acc'"),
         ('{"id": 1, "correct": true}', ("hf",), "--format hf: choose lm-eval, prime-rl,"),
+        ('{"id": 1, "score": 1}', (None, "right"), "--metric right: .*a.jsonl:1 has no such key"),
         (json.dumps(lm_eval()), (None, "exact_match,none"), "a.jsonl:1: has no filter 'none'"),
         (json.dumps(lm_eval(metrics=["bleu", "ter"])), (), "none of its metrics .bleu, ter. is known"),
         ('{"task": 1, "traces": []}', (), "a.jsonl:1: task is 1, not an object"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from reftune.evaluation.shots import find_shots
 from reftune.model.scratch import new_model
 from reftune.problem import Problem, UserError
 from reftune.progress import at_work
-from reftune.training.rollouts import Generator, before
+from reftune.training.rollouts import Generator
+from reftune.training.stop_strings import before
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 ROWS = [
@@ -57,8 +59,11 @@ def test_several_models_are_compared_on_the_same_questions(
 ) -> None:
     models = [folder / name / "model" for name in ("one", "two")]
     given = ["--data", folder / "test.jsonl", "--cot", "natural", "--set", "prompt.max_new_tokens=5"]
-    code, out, _ = run_cli(monkeypatch, capsys, *models, *given, "--out", tmp_path / "a.jsonl")
+    code, out, err = run_cli(monkeypatch, capsys, *models, *given, "--out", tmp_path / "a.jsonl")
     assert code == 0
+    assert [f"reftune: answers: {tmp_path}/a-{name}.jsonl" in err for name in ("one", "two")] == [
+        True
+    ] * 2
     assert "one: greedy: 0.0% (0 of 4)" in out
     assert "truncated: 4 100.0% of the answers were cut off at 5 tokens" in out
     assert "--set prompt.max_new_tokens=10 gives them more room" in out
@@ -99,20 +104,21 @@ def test_an_answer_is_cut_at_a_stop_string_before_it_is_judged(folder: Path) -> 
     assert summary["statuses"]["no_result"] == sum(end in row["completion"] for row in whole)
 
 
-@pytest.mark.parametrize(
-    ("text", "stop", "left"),
-    [
-        ("It is 5.\n\nQuestion: and?", ["\nQuestion:"], "It is 5.\n"),
-        ("a b c", ["c", "b"], "a "),
-        ("a b c", [], "a b c"),
-        ("a b c", ["d"], "a b c"),
-        ("def solution():\n    return 5\ndef more():", ["def "], "def solution():\n    return 5\n"),
-    ],
-)  # fmt: skip
-def test_of_several_stop_strings_the_first_in_the_text_cuts(
-    text: str, stop: list[str], left: str
-) -> None:
-    assert before(text, stop) == left
+@pytest.mark.parametrize("chosen", [slice(3, 6), slice(19, 22)])  # early, and behind the first look
+def test_what_holds_a_stop_string_is_not_sampled_further(folder: Path, chosen: slice) -> None:
+    """The sampler looks every eight tokens; what it leaves reads as if it had gone on to the limit."""
+    config = model_config(str(folder / "one/model"), ["prompt.max_new_tokens=60"], cot="natural")
+    problem = Problem("q", "What is 3?", "3")
+    free = open_model(config).generator
+    [whole] = free.generate([problem], 1, 0.0, key=("k",))
+    assert len(whole.sample.tokens) == 60
+    end = whole.completion[chosen]
+    [cut] = open_model(config, stop=(end,)).generator.generate([problem], 1, 0.0, key=("k",))
+    [late] = replace(free, stop=(end,)).generate([problem], 1, 0.0, key=("k",))
+    assert cut.completion == late.completion == before(whole.completion, [end]) != whole.completion
+    assert cut.verdict == late.verdict
+    assert len(cut.sample.tokens) < 60
+    assert cut.sample.tokens == whole.sample.tokens[: len(cut.sample.tokens)]
 
 
 def test_examples_are_those_that_are_not_asked(folder: Path) -> None:
@@ -161,6 +167,7 @@ def test_examples_make_no_prompt_too_long(
     ("arguments", "sentence"),
     [
         ([], "name a model"),
+        (["one/model", "--stop", ""], "stop: an empty text ends every answer"),
         (["m", "--model", "m"], "given twice"),
         (["m", "--shots-from", "x.jsonl"], "--shots-from: has no effect without --shots"),
     ],

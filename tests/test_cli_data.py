@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -214,3 +217,28 @@ def test_check_takes_an_own_reward_for_answers_that_we_cannot_grade(
     assert "1 (natural), 1 give their answers" in capsys.readouterr().out
     Path("own.py").write_text("def f(completion, rhyme): return rhyme not in completion", "utf-8")
     assert reftune(monkeypatch, "data", "check", "own.jsonl", *own) == 2
+
+
+def commands_below(group: Any, *names: str) -> Iterator[tuple[list[str], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_below(command, *names, name)
+        else:
+            yield [*names, name], command
+
+
+@pytest.mark.parametrize(
+    ("names", "command"),
+    [*commands_below(typer.main.get_command(cli.app))],
+    ids=lambda given: "-".join(given) if isinstance(given, list) else "",
+)
+def test_help_fills_the_lines_of_the_terminal(
+    names: list[str], command: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert reftune(monkeypatch, *names, "--help") == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    for paragraph in command.help.split("\n\n"):
+        for line in textwrap.wrap(paragraph, 78, break_on_hyphens=False):
+            assert line in lines

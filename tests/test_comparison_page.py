@@ -195,7 +195,9 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 def test_a_comparison_lies_beside_its_runs() -> None:
     assert default_directory([Path("/a/runs/x"), Path("/a/runs/y")]) == Path("/a/runs/comparison")
     assert default_directory([Path("/a/runs/x"), Path("/a/old/x")]) == Path("/a/comparison")
-    assert default_directory([Path("x")]) == Path.cwd() / "comparison"
+    assert default_directory([Path("x")]) == Path("comparison")
+    assert default_directory([Path("runs/x"), Path("runs/y/")]) == Path("runs/comparison")
+    assert default_directory([Path("../x"), Path("/y")]) == Path("/comparison")
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
@@ -220,6 +222,9 @@ def test_the_command_writes_the_page_and_prints_the_table(
         shown.out.split()
     )
     assert f"comparison: {tmp_path / 'out' / 'comparison.html'}" in shown.err
+    assert "in place of" not in shown.err
+    assert run_cli(monkeypatch, names[0], "--out", str(tmp_path / "out")) == 0
+    assert "comparison.html, in place of the one that was there\n" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "comparison.csv",
         "comparison.html",

@@ -45,6 +45,53 @@ def refusal(path: Path, overrides: Sequence[str] = ()) -> str:
     return message
 
 
+def test_all_that_is_wrong_is_told_at_once_each_with_its_place(tmp_path: Path) -> None:
+    base = write(tmp_path, "[sft]\nepochs = 0.5\n", "base.toml")
+    path = write(
+        tmp_path,
+        'extends = "base.toml"\n[ppo]\nkl_coef = -1\nstepz = 3\n[reward]\nfunction = 3\n',
+    )
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["lora.targets=[1, 2]"])
+    told = {line.partition(", not ")[0] for line in str(caught.value).splitlines()}
+    assert told == {
+        f"{base}: sft.epochs: input should be a valid integer, got a number with a fractional part",
+        f"{path}: ppo.kl_coef: input should be greater than or equal to 0",
+        f"{path}: unknown key ppo.stepz; did you mean steps?",
+        f"{path}: reward.function: input should be a valid string",
+        "--set: lora.targets.0: input should be a valid string",
+    }
+
+
+def test_a_run_in_the_place_of_its_configuration_is_told_apart(tmp_path: Path) -> None:
+    assert refusal(tmp_path).endswith("; give a TOML file")
+    record = write(tmp_path, name="config.toml")
+    assert refusal(tmp_path).endswith(f"; give {record}")
+
+
+def test_the_users_own_keys_may_have_dots() -> None:
+    """Only names of settings are split at them."""
+    given: dict[str, Any] = {
+        "model.scratch": "tiny",
+        "data": {"mixture": {"a.jsonl": 2, "b/c.d.csv": 1}},
+    }
+    assert load_config(given).data.mixture == {"a.jsonl": 2.0, "b/c.d.csv": 1.0}
+    given = {"model": {"scratch": "tiny"}, "data.mixture": {"a.jsonl": 2}, "data.columns": {"id": "x.y"}}
+    config = load_config(given)
+    assert (config.data.mixture, config.data.columns and config.data.columns.id) == (
+        {"a.jsonl": 2.0},
+        "x.y",
+    )
+
+
+def test_all_that_has_no_effect_is_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "[reward]\nmax_failed = 0.5\n")
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["evaluation.temperature=0.5"])
+    told = {line.partition(" has no effect")[0] for line in str(caught.value).splitlines()}
+    assert told == {f"{path}: reward.max_failed", "--set: evaluation.temperature"}
+
+
 def test_defaults_are_the_papers(tmp_path: Path) -> None:
     config = load_config(write(tmp_path))
     assert (config.sft.batch_size, config.sft.learning_rate, config.sft.epochs) == (48, 1e-5, 40)

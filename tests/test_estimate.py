@@ -12,7 +12,7 @@ from reftune.model.scratch import new_model
 from reftune.planning import estimate
 from reftune.planning.estimate import measured_card, rough_seconds
 from reftune.planning.pace import Card, assumed
-from reftune.planning.shapes import shape_of
+from reftune.planning.shapes import given_shape, shape_of
 from reftune.planning.workload import counts_of, measure, works
 from reftune.runs.setup import make_accelerator
 from reftune.stages.run import Run
@@ -36,27 +36,30 @@ def test_a_guess_is_the_sum_of_the_stages_that_are_left(
     run = make_run(tmp_path)
     monkeypatch.setattr(estimate, "measured_card", lambda *_: CARD)
     architecture, prompter = run.base_architecture()
-    pace = assumed(CARD, shape_of(architecture, run.config, activations=False), run.config)
+    shape = shape_of(architecture, run.config, activations=False)
+    pace = assumed(CARD, shape, run.config)
     lengths = measure(prompter, run.splits.train, run.config)
     sft, ppo, evaluation = (pace.stage(w, 7) for w in works(run.config, lengths, counts_of(run)))
-    assert rough_seconds(run, ["sft", "ppo", "evaluation"]) == pytest.approx(sft + ppo + evaluation)
-    assert rough_seconds(run, ["evaluation"]) == pytest.approx(evaluation)
+    assert rough_seconds(run, ["sft", "ppo", "evaluation"], shape) == pytest.approx(
+        sft + ppo + evaluation
+    )
+    assert rough_seconds(run, ["evaluation"], shape) == pytest.approx(evaluation)
     # 1,000 steps, of which a checkpoint has done 250
     (run.config.run_dir / "ppo/checkpoints/step-00000250").mkdir(parents=True)
-    assert rough_seconds(run, ["ppo"]) == pytest.approx(0.75 * ppo)
+    assert rough_seconds(run, ["ppo"], shape) == pytest.approx(0.75 * ppo)
 
 
 def test_a_new_model_and_one_that_is_not_there_tell_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     for changes in ({"name": None, "scratch": "tiny"}, {"name": str(tmp_path / "nowhere")}):
         run.config = with_model(run.config, **changes)
-        assert rough_seconds(run, ["sft"]) is None
+        assert rough_seconds(run, ["sft"], given_shape(run.config)) is None
 
 
 def test_a_guess_of_seconds_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
     monkeypatch.setattr(estimate, "measured_card", lambda *_: replace(CARD, tflops=1e3, bandwidth=1e6))
-    assert rough_seconds(run, ["evaluation"]) is None
+    assert rough_seconds(run, ["evaluation"], given_shape(run.config)) is None
 
 
 def test_rates_are_those_of_products_and_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:

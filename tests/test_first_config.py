@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def test_a_first_file_loads_and_tells_what_was_found(
     assert init(monkeypatch, *given) == 2
     assert "my.toml: is there already; name another file" in capsys.readouterr().err
     assert Path("my.toml").read_bytes() == text
+
+
+def test_the_guide_shows_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("my_train.jsonl"), 500, chain="3 + 4 = 7.")
+    write(Path("my_test.jsonl"), 5)
+    model = "HuggingFaceTB/SmolLM2-135M"
+    given = ["--model", model, "--train", "my_train.jsonl", "--test", "my_test.jsonl"]
+    assert init(monkeypatch, "my.toml", *given) == 0
+    guide = (Path(__file__).parents[1] / "docs/guide.md").read_text(encoding="utf-8")
+    assert f"```toml\n{Path('my.toml').read_text(encoding='utf-8')}```" in guide
 
 
 def test_without_chains_there_is_no_sft(
@@ -109,6 +123,18 @@ def test_the_version_and_a_short_help(
     for option, told in (("--version", "reftune 0."), ("-h", "Make a language model reason better")):
         assert start(monkeypatch, option) == 0
         assert told in capsys.readouterr().out
+
+
+def test_the_shell_completes_commands_and_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # what is started is reftune
+    monkeypatch.setenv("_REFTUNE_COMPLETE", "complete_bash")
+    for words, found in {"reftune pl": ["plan"], "reftune init --col": ["--column"]}.items():
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        assert start(monkeypatch) == 0
+        assert capsys.readouterr().out.split() == found
 
 
 def test_what_the_options_say_is_written(

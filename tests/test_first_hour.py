@@ -137,6 +137,10 @@ def test_the_file_is_read_and_divided(story: dict[str, Ended | str]) -> None:
         "train    48 rows in tasks_train.jsonl",
         "test     12 rows in tasks_test.jsonl",
     ]
+    assert said(story, "divided").err == (
+        "reftune: next: reftune init tasks.toml --model DIR_OR_NAME --train tasks_train.jsonl"
+        " --test tasks_test.jsonl --column question=ask --column chain=how\n"
+    )
 
 
 def test_a_slip_is_named_and_leaves_nothing_in_the_way(story: dict[str, Ended | str]) -> None:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from command_line import start
 from reftune.config import Config, Data, Model, Prompt, Reward
 from reftune.config.data import GYM_COLUMN, GYM_REWARD
+from reftune.config.files import load_config
 from reftune.data.problems import load_problems, load_splits, write_problems
 from reftune.evaluation.inference import model_config
+from reftune.files import read_jsonl
 from reftune.grading.judge import make_judge
 from reftune.grading.rewards import own_reward
+from reftune.model.prompts import make_prompter
+from reftune.model.scratch import new_model
+from reftune.pipeline import run
 from reftune.problem import Problem, UserError
 
 pytest.importorskip("reasoning_gym", reason="needs reftune[gym]")
 
 LEGS = "reasoning_gym:leg_counting?max_animals=2&min_animals=1&size=30"
+ANIMAL = "reasoning_gym:leg_counting?max_animals=1&min_animals=1&max_instances=1&size=30"
 COUNTDOWN = "reasoning_gym:countdown?size=2&min_numbers=3&max_numbers=3"
 
 
@@ -53,7 +61,7 @@ def test_the_verifier_is_the_reward_of_its_problems_alone(tmp_path: Path) -> Non
         "natural",
         trigger=Prompt().trigger,
         partial_reward=0.1,
-        reward=own_reward(Reward(function=GYM_REWARD)),
+        reward=own_reward(Reward(function=GYM_REWARD, seconds=60)),
     )
     more = f"{legs.answer} legs"
     texts = [
@@ -75,7 +83,7 @@ def test_a_family_with_many_right_answers_takes_any_of_them() -> None:
         "natural",
         trigger=Prompt().trigger,
         partial_reward=0.1,
-        reward=own_reward(Reward(function=GYM_REWARD)),
+        reward=own_reward(Reward(function=GYM_REWARD, seconds=60)),
     )
     (problem, _) = load_problems(COUNTDOWN, cot="natural")
     texts = [f"<answer>{answer}</answer>" for answer in (f"({problem.answer})", "1 + 1")]
@@ -143,6 +151,61 @@ def test_commands_that_take_data_take_families(
     assert (found["reward"], found["questions"]) == (GYM_REWARD, 3)
     tried = {one["name"]: one["mistakes"] for one in found["tried"]}
     assert tried["right: \\boxed{...}"] == tried["another answer"] == 0
+
+
+def write_stubborn_model(directory: Path, problems: list[Problem]) -> str:
+    """Write a model that gives every question the commonest of the answers, and return that."""
+    answer = Counter(problem.answer for problem in problems).most_common(1)[0][0]
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    settings = Model(scratch="tiny", scratch_overrides=sizes, vocab_size=400)
+    says = f"So {Prompt().trigger}{answer}"
+    model, tokenizer = new_model(settings, [p.question + says for p in problems], seed=0)
+    prompter = make_prompter(tokenizer, Prompt(), "natural")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(40):
+        prompt, response = prompter.encode_example(problems[step % len(problems)], says)
+        ids = torch.tensor([prompt + response])
+        labels = torch.tensor([[-100] * len(prompt) + response])
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for part in (model, tokenizer):
+        part.save_pretrained(directory)
+    return answer
+
+
+def test_a_whole_run_on_a_family_counts_what_the_verifier_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = (load_problems(ANIMAL, cot="natural", split=split) for split in ("train", "test"))
+    answer = write_stubborn_model(tmp_path / "model", train)
+    right = sum(problem.answer == answer for problem in test)
+    assert 0 < right < len(test)
+    config = load_config(
+        {
+            "name": "legs", "output_dir": str(tmp_path), "model.name": str(tmp_path / "model"),
+            "data": {"train": ANIMAL, "test": ANIMAL, "cot": "natural", "validation_size": 4},
+            "sft.epochs": 0, "prompt.max_new_tokens": 16, "reward.seconds": 60,
+            "evaluation.bootstrap": 100,
+            "ppo": {"steps": 2, "questions_per_step": 6, "samples_per_question": 2,
+                    "validate_every_steps": 2, "learning_rate": 1e-7},
+            "compute": {"threads": 1, "sandbox_workers": 1},
+        }
+    )  # fmt: skip
+    found = run(config)
+    assert (found.ran, found.questions) == (["ppo", "evaluation"], len(test))
+    assert {name: one["greedy"]["correct"] for name, one in found.models.items()} == dict.fromkeys(
+        ("base", "reft"), right
+    )
+    samples = read_jsonl(found.directory / "ppo/samples.jsonl")
+    stated = [row["completion"].partition(Prompt().trigger)[2] for row in samples]
+    judged = {(said == row["answer"], row["reward"] == 1, row["correct"]) for said, row in
+              zip(stated, samples, strict=True)}  # fmt: skip
+    assert judged == {(True, True, True), (False, False, False)}
+    assert run(config).ran == []  # the family's problems are the same ones again
+    asked = ["evaluate", found.directory / "ppo/model", "--data", ANIMAL, "--json"]
+    assert start(monkeypatch, *asked) == 0
+    assert json.loads(capsys.readouterr().out)["greedy"]["correct"] == right
 
 
 def test_without_the_package_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

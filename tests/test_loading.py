@@ -95,7 +95,7 @@ DAMAGED: dict[str, tuple[Damage, str]] = {  # what is done to the files, and a p
     "a config that is empty": (holds(CONFIG, b""), "is not a valid JSON file"),
     "a config that is no text": (holds(CONFIG, b"\xff\xfe\x00"), "is not a valid JSON file"),
     "a config that is nested deeply": (holds(CONFIG, b"[" * 100_000), "maximum recursion depth"),
-    "no config": (lambda folder: (folder / CONFIG).unlink(), "Should have a `model_type`"),
+    "no config": (lambda folder: (folder / CONFIG).unlink(), "a directory without config.json"),
     "a model of images": (holds(CONFIG, b'{"model_type": "vit"}'), "ViTConfig"),
     "code of its own": (
         holds(CONFIG, b'{"model_type": "x", "auto_map": {"AutoConfig": "x.X"}}'), "custom code"
@@ -165,6 +165,7 @@ def test_what_is_wrong_with_a_tokenizer_is_one_sentence(
         ("{}/config.json", "it is a file, neither a model's directory nor named"),
         ("{}/none", "no such directory"),
         ("{}/" + "x" * 5000, "no such directory"),  # longer than any name may be
+        ("./none", "no such directory"),
         ("two words", "Repo id must"),
         ("", "Repo id must"),
     ],

@@ -11,6 +11,7 @@ from reftune.config import Config
 from reftune.config.files import parse_config
 from reftune.data.problems import SplitReport, Splits
 from reftune.planning.outlook import outlook
+from reftune.planning.shapes import given_shape
 from reftune.problem import Problem
 from tiny_models import tiny_model
 
@@ -44,6 +45,11 @@ def test_stages_with_their_steps_and_questions() -> None:
     ]
 
 
+def test_one_of_a_thing_is_told_as_one() -> None:
+    [first, _] = outlook(make_config("ppo.steps=1"), make_splits(), CPU, ["ppo"], [])
+    assert first == "o/mine: begins with ppo (1 step)"
+
+
 def test_what_is_finished_and_what_was_left_out() -> None:
     found = outlook(make_config(), make_splits(3, 1200), CPU, ["ppo", "evaluation"], ["sft"])
     assert found == [
@@ -68,11 +74,13 @@ def test_a_given_model_and_what_of_it_is_trained(tmp_path: Path, rank: int) -> N
     model.save_pretrained(tmp_path)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     config = make_config(f"model.name={tmp_path}", f"lora.rank={rank}")
-    [*_, told] = outlook(config, make_splits(), CPU, config.lineup.stages, [])
+    shape = given_shape(config)
+    [*_, told] = outlook(config, make_splits(), CPU, config.lineup.stages, [], shape=shape)
     trained = "all of them trained" if not rank else "million trained in an adapter of rank 4"
     assert told.startswith(f"{tmp_path}: {count:,.1f} million parameters in float32, ")
     assert trained in told
-    assert told.endswith("CPU threads")
+    threads = torch.get_num_threads()
+    assert told.endswith(f"{threads} CPU thread" if threads == 1 else f"{threads} CPU threads")
 
 
 def test_how_long_it_takes_as_far_as_one_can_guess() -> None:
@@ -85,5 +93,6 @@ def test_how_long_it_takes_as_far_as_one_can_guess() -> None:
 
 
 def test_a_model_that_is_not_there_is_left_to_whoever_loads_it() -> None:
-    found = outlook(make_config("model.name=nowhere"), make_splits(), CPU, ["ppo"], [])
-    assert len(found) == 2
+    config = make_config("model.name=nowhere")
+    assert given_shape(config) is None
+    assert len(outlook(config, make_splits(), CPU, ["ppo"], [])) == 2

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from reftune.evaluation.pairing import ACCURACY, Paired, names_of, pair, read_pooled
+from reftune.evaluation.pairing import ACCURACY, Paired, model_names, names_of, pair, read_pooled
 from reftune.problem import UserError
 from reftune.reporting.comparison.compare import Difference, compare_answers
-from reftune.reporting.comparison.page import write_comparison
+from reftune.reporting.comparison.page import terminal_tables, write_comparison
 from reftune.reporting.comparison.tables import headline, notes
 from written_runs import write_run
 
@@ -109,6 +112,23 @@ def test_files_are_named_by_what_tells_them_apart() -> None:
     assert names_of([Path("a.jsonl")]) == ["a"]
 
 
+def test_a_model_of_a_run_is_named_by_the_run_and_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x", "y"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.toml").touch()
+    assert model_names(["runs/x/ppo/model", "runs/x/warmup/model/"]) == ["x ReFT", "x Warm-up"]
+    assert model_names(["runs/x/sft/model", "runs/y/sft/model"]) == ["x SFT", "y SFT"]
+    assert model_names(["runs/x/ppo/model", "Org/Smol"]) == ["runs/x ReFT", "Org/Smol"]
+    assert model_names(["other/ppo/model", "runs/x/ppo/elsewhere"]) == [
+        "other/ppo/model",
+        "runs/x/ppo/elsewhere",
+    ]  # no run, no model of one
+    assert model_names(["runs/x/ppo/model"]) == ["x ReFT"]
+
+
 def test_a_file_given_twice_or_a_strange_directory_is_refused(tmp_path: Path) -> None:
     a = write(tmp_path / "a.jsonl", *asked(1))
     with pytest.raises(UserError, match="given twice"):
@@ -128,6 +148,21 @@ def test_every_two_files_are_compared_and_corrected_together(tmp_path: Path) -> 
     least = min(found.differences, key=lambda one: one.p)
     assert least.p_holm == pytest.approx(3 * least.p)
     assert headline(found) == "3 models on the same questions."
+
+
+def test_others_labels_stay_as_they_are_on_every_part_of_the_page(tmp_path: Path) -> None:
+    """`base` and `sft` are names of our models, which are shown as Base and SFT."""
+    a = write(tmp_path / "a.jsonl", *asked(1, 0, 0, 1))
+    b = write(tmp_path / "b.jsonl", *asked(1, 1, 1, 0))
+    found = compare_answers(paired(f"base={a}", f"sft={b}"))
+    page = write_comparison(found, tmp_path / "out")
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(terminal_tables(found))
+    for text in (page.read_text(), page.with_suffix(".md").read_text(), console.export_text()):
+        assert "sft against base" in text
+        assert not re.search(r"\b(Base|SFT)\b", text)
+    assert "sft answers 2 that base does not" in page.read_text()
+    assert headline(found).startswith("sft answers 75.0% of 4 questions, base 50.0%")
 
 
 def test_the_page_lets_flipped_questions_be_read(tmp_path: Path) -> None:

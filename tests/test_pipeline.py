@@ -15,16 +15,19 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedConfig
 
 from reftune import pipeline as module
 from reftune.config import Compute, Config
 from reftune.config.files import load_config
 from reftune.files import read_json, write_json
+from reftune.model.scratch import new_model
 from reftune.pipeline import models_of, run_stages, stages_of
+from reftune.planning import shapes
 from reftune.problem import UserError
 from reftune.runs.setup import make_accelerator
 from reftune.stages.run import Run
-from tiny_pipeline import make_config
+from tiny_pipeline import make_config, with_model
 from tiny_stage import OneOf
 
 PLACES = {
@@ -213,7 +216,7 @@ def test_stages_read_as_much_at_once_as_fits(
 ) -> None:
     asked: list[list[str]] = []
 
-    def fit(config: Config, stages: list[str], device: torch.device) -> Config:
+    def fit(config: Config, stages: list[str], *_: object) -> Config:
         asked.append(stages)
         return config.model_copy(update={"compute": Compute(tokens_per_microbatch=77)})
 
@@ -224,6 +227,23 @@ def test_stages_read_as_much_at_once_as_fits(
     assert asked == [["ppo", "evaluation"]]  # what is left
     assert work.runs[0].config.compute.tokens_per_microbatch == 77
     assert "77" not in (config.run_dir / "config.toml").read_text(encoding="utf-8")  # it is no setting
+
+
+def test_the_sizes_of_a_given_model_are_found_out_once(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, shape_of = [], shapes.shape_of
+
+    def watched(architecture: PreTrainedConfig, *given: Any, **named: Any) -> shapes.Shape:
+        built.append(architecture)
+        return shape_of(architecture, *given, **named)
+
+    monkeypatch.setattr(shapes, "shape_of", watched)
+    config = make_config(tmp_path, "reft")
+    for part in new_model(config.model, ["How many are it?"], seed=0):
+        part.save_pretrained(tmp_path / "model")
+    run_stages(with_model(config, name=str(tmp_path / "model"), scratch=None))
+    assert len(built) == 1
 
 
 def test_a_run_tells_how_it_was_started(tmp_path: Path, work: Work) -> None:

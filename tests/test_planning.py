@@ -18,7 +18,7 @@ from reftune.planning.machine import Machine, named_machine
 from reftune.planning.memory import memory
 from reftune.planning.pace import Card, Pace, assumed
 from reftune.planning.plan import find_cures
-from reftune.planning.shapes import Shape, shape_of
+from reftune.planning.shapes import Shape, given_shape, shape_of
 from reftune.planning.workload import Draw, Lengths, StageWork, works
 from reftune.problem import UserError
 from reftune.progress import duration
@@ -256,7 +256,7 @@ def fitted(name: Path | str, memory: float, monkeypatch: pytest.MonkeyPatch, **s
     machine = Machine("this toaster", memory, program=1000.0, gpu=False)
     monkeypatch.setattr(fitting, "this_machine", lambda device: machine)
     config = make_config(model={"name": str(name)}, **sections)
-    return fit(config, ["sft", "ppo", "evaluation"], torch.device("cpu"))
+    return fit(config, ["sft", "ppo", "evaluation"], torch.device("cpu"), given_shape(config))
 
 
 def test_a_run_is_refused_where_weights_and_moments_alone_are_too_much(
@@ -297,7 +297,7 @@ def test_micro_batches_are_as_large_as_the_memory_allows(
     assert fitted(name, least, monkeypatch, **given).compute.tokens_per_microbatch == 77
     # where nothing is left to do nothing is looked at
     config = make_config(model={"name": str(name)})
-    assert fit(config, [], torch.device("cpu")) == config
+    assert fit(config, [], torch.device("cpu"), given_shape(config)) == config
 
 
 def test_what_micro_batches_share_a_memory_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ def test_a_key_is_told_with_type_default_line_and_other_names() -> None:
     assert (scratch.kind, scratch.default) == ("table", "{}")
     assert listing("lora.rank", 60).splitlines() == [
         "lora.rank = 0  [integer, ≥ 0, ≤ 4096]",
-        "    0: there is none, and all weights are trained",
-        "    (elsewhere: lora_r, r)",
+        "    0: there is none, and all weights are trained (in TRL,",
+        "    verl or peft: lora_r, r)",
     ]
     assert listing("lora.alpha", 80).splitlines()[0] == "lora.alpha  [number, > 0]"
 
@@ -48,8 +48,14 @@ def test_sections_are_told_alone() -> None:
     names = [key.name for key in all_keys("data.columns")]
     assert names == [f"data.columns.{x}" for x in ("id", "question", "answer", "chain", "choices")]
     assert {key.name.partition(".")[0] for key in all_keys("lora")} == {"lora"}
-    with pytest.raises(UserError, match=r"^no key or section is called rewards; did you mean reward\?"):
-        all_keys("rewards")
+    for wrong, words in {
+        "rewards": "did you mean reward?", "ppo.kl_cof": "did you mean kl_coef?",
+        "kl_coef": "there is ppo.kl_coef", "beta": "it is called ppo.kl_coef here",
+        "data.columns.x": "known keys: answer, chain, choices, id, question",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError) as refused:
+            all_keys(wrong)
+        assert str(refused.value) == f"no key or section is called {wrong}; {words}"
 
 
 def test_the_page_is_that_of_this_version() -> None:

@@ -48,6 +48,14 @@ def test_grade_and_data_check_import_nothing_heavy(tmp_path: Path, cot: str) -> 
     assert modules(RUN, "data", "check", str(tmp_path / "data.jsonl")) & HEAVY == set()
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_mistake_in_the_configuration_waits_for_no_import(tmp_path: Path, command: str) -> None:
+    (tmp_path / "my.toml").write_text("[ppo]\nkl_cof = 1\n")
+    refused = modules(RUN, command, str(tmp_path / "my.toml"))
+    assert refused & HEAVY == set()
+    assert "pydantic" in refused  # it was read
+
+
 def test_compare_and_report_import_nothing_heavy(tmp_path: Path) -> None:
     runs = [
         written_runs.write_run(tmp_path / f"s{seed}", {"sft": [0, 1, 1], "reft": [1, 1, 1]}, seed=seed)

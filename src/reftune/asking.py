@@ -45,40 +45,50 @@ OneOfRun = Annotated[
     typer.Option("--model", help="which one of a run, such as sft or reft; default: the last finished"),
 ]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 gives the most likely chain")]
+SampleSeed = Annotated[int, typer.Option("--seed", help="another seed gives another sample")]
+
+# Of `evaluate` alone.
 Asked = tuple[str, str, Path | None]  # what a model is called, where it is, the file for its answers
 Evaluated = tuple[dict[str, Any], list[AnsweredQuestion]]  # accuracies and answers
-SampleSeed = Annotated[int, typer.Option("--seed", help="another seed gives another sample")]
+Questions = Annotated[
+    str, typer.Option("--data", help='file, Hugging Face or reasoning_gym data set, or "synthetic"')
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(help="directories, GGUF files or Hugging Face names; several are compared"),
+]
+MoreModels = Annotated[
+    list[str] | None, typer.Option("--model", help="another way to name a model (repeatable)")
+]
+Samples = Annotated[int, typer.Option(min=0, help="samples per question for voting and pass@k")]
+Shots = Annotated[int, typer.Option(min=0, help="solved examples before each question")]
+ShotsFrom = Annotated[
+    str | None, typer.Option(help="file or data set with them; default: the train split")
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="text at which an answer is cut before it is judged, \\n a new line (repeatable)"),
+]
+AnswersOut = Annotated[
+    Path | None,
+    typer.Option(
+        help="write one JSON line per question here, as `compare` reads; several models get a file each"
+    ),
+]
+TestSplit = Annotated[str | None, typer.Option(help="of a Hugging Face data set; default: test")]
 
 
 def evaluate(
-    data: Annotated[str, typer.Option(help='file, Hugging Face data set, or "synthetic"')],
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(help="directories, GGUF files or Hugging Face names; several are compared"),
-    ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option("--model", help="another way to name a model (repeatable)")
-    ] = None,
+    data: Questions,
+    models: Models = None,
+    model: MoreModels = None,
     cot: CotOption = None,
-    samples: Annotated[int, typer.Option(help="samples per question for voting and pass@k")] = 0,
-    shots: Annotated[int, typer.Option(min=0, help="solved examples before each question")] = 0,
-    shots_from: Annotated[
-        str | None, typer.Option(help="file or data set with them; default: the train split")
-    ] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="text at which an answer is cut before it is judged, \\n a new line (repeatable)"
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="write one JSON line per question here, as `compare` reads; of several models"
-            " in a file each"
-        ),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="of a Hugging Face data set; default: test")] = None,
+    samples: Samples = 0,
+    shots: Shots = 0,
+    shots_from: ShotsFrom = None,
+    stop: Stop = None,
+    out: AnswersOut = None,
+    split: TestSplit = None,
     subset: Subset = None,
     columns: ColumnNames = None,
     most: Most = None,
@@ -91,10 +101,11 @@ def evaluate(
 
     The models answer the same questions: their differences are paired, and p-values corrected.
     """
-    from reftune.evaluation.inference import evaluate_on
-
     if shots_from is not None and not shots:
         raise UserError("--shots-from: has no effect without --shots; say how many examples")
+    asked = _named([*(models or ()), *(model or ())], out)
+    from reftune.evaluation.inference import evaluate_on  # seconds, for which a refusal need not wait
+
     ends = [text.replace("\\n", "\n") for text in stop or ()]
     settings = [*as_overrides(columns, most, reward, keep), *(overrides or [])]
 
@@ -104,7 +115,6 @@ def evaluate(
             shots=shots, shots_from=shots_from, stop=ends,
         )  # fmt: skip
 
-    asked = _named([*(models or ()), *(model or ())], out)
     (_tell_as_json if as_json else _tell)(asked, answer)
 
 
@@ -130,24 +140,25 @@ def _tell(asked: Sequence[Asked], answer: Callable[[str], Evaluated]) -> None:
 
 
 def _kept(evaluated: Evaluated, file: Path | None) -> Evaluated:
-    """Write the answers into a file, where one is wanted."""
+    """Write the answers into a file, where one is wanted, and say which."""
     from reftune.files import write_jsonl
 
     if file is not None:
         write_jsonl(file, evaluated[1])
+        say(f"answers: {file}")
     return evaluated
 
 
 def _named(models: Sequence[str], out: Path | None) -> list[Asked]:
     """Return what each model is called, where it is, and the file for its answers."""
-    from reftune.evaluation.pairing import names_of
+    from reftune.evaluation.pairing import model_names
     from reftune.files import check_writable
 
     if not models:
         raise UserError("name a model: a directory, GGUF file or Hugging Face name")
     if len({*models}) < len(models):
         raise UserError("a model is given twice; give each once")
-    names = names_of([Path(model) for model in models])
+    names = model_names(models)
     files = [out and (_file_of(out, name) if len(models) > 1 else out) for name in names]
     for file in filter(None, files):
         check_writable(file)
@@ -155,7 +166,8 @@ def _named(models: Sequence[str], out: Path | None) -> list[Asked]:
 
 
 def _file_of(out: Path, name: str) -> Path:
-    return out.with_name(f"{out.stem}-{name.replace('/', '-')}{out.suffix}")
+    part = name.replace("/", "-").replace(" ", "-")
+    return out.with_name(f"{out.stem}-{part}{out.suffix}")
 
 
 def _print_comparison(rows: dict[str, list[AnsweredQuestion]]) -> None:

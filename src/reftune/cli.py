@@ -28,6 +28,7 @@ from reftune.options import (
     Most,
     RewardPlace,
     Subset,
+    fill_help,
     named_columns,
     print_json,
 )
@@ -131,10 +132,12 @@ def plan(
     from rich.console import Console
 
     from reftune.config.files import load_config
+
+    settings = load_config(config, overrides or [], name)
     from reftune.planning.plan import plan_run
     from reftune.planning.table import tables
 
-    Console().print(tables(plan_run(load_config(config, overrides or [], name), gpu)))
+    Console().print(tables(plan_run(settings, gpu)))
 
 
 @app.command()
@@ -232,6 +235,8 @@ def report(
 app.command()(doctor)
 app.command()(compare)
 app.command()(power)
+for group in (app, data_app, reward_app):
+    fill_help(group)
 
 
 def main() -> None:
@@ -253,10 +258,11 @@ def _run_stages(
 ) -> Path:
     """Run some stages, all of them by default, and return the directory of the run."""
     from reftune.config.files import load_config
-    from reftune.pipeline import run_stages
 
     settings = load_config(path, overrides or [], name)
     _running.append(settings)
+    from reftune.pipeline import run_stages  # seconds, for which a mistake in the file need not wait
+
     if not run_stages(settings, stages, sys.argv):
         say(f"{settings.run_dir}: already finished, nothing to do")
     return settings.run_dir

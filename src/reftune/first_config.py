@@ -9,7 +9,7 @@ from typing import Any
 
 from reftune.config import Columns
 from reftune.data.problems import fitting_validation, load_problems, unseen_questions
-from reftune.files import writing_to
+from reftune.files import check_writable, writing_to
 from reftune.problem import Cot, UserError
 
 
@@ -50,6 +50,7 @@ def write_first_config(
     """
     if path.exists():
         raise UserError(f"{path}: is there already; name another file")
+    check_writable(path)
     read = partial(
         load_problems, subset=subset, columns=columns, keep=keep, check_answers=reward is None
     )
@@ -64,7 +65,7 @@ def write_first_config(
     with writing_to(path):
         given = {"max_train": most, "subset": subset, "keep_columns": list(keep)}
         text = _text(found, model, train, test, given, columns, reward)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(HEAD.format(path=path) + text, encoding="utf-8")
     return found
 
 
@@ -91,13 +92,13 @@ def _text(
         data += ["", "[data.columns]", *(f"{key} = {quoted(name)}" for key, name in names)]
     own = ["", "[reward]", f"function = {quoted(reward)}"] if reward else []
     return "\n".join(
-        [HEAD, "[data]", *data, *own, MODEL % quoted(model), SFT if found.chains else NO_SFT, REST]
+        ["", "[data]", *data, *own, MODEL % quoted(model), SFT if found.chains else NO_SFT, REST]
     )
 
 
 HEAD = """\
-# Every key: `reftune config`. What a run of this file takes: `reftune plan FILE`. To start it, or to go
-# on after an interruption: `reftune run FILE`.
+# Every key: `reftune config`. What a run of this file takes: `reftune plan {path}`.
+# To start it, or to go on after an interruption: `reftune run {path}`.
 """
 MODEL = """
 [model]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,13 @@ def as_overrides(
         **found, "data.max_test": most, "reward.function": reward, "data.keep_columns": keep
     }  # fmt: skip
     return [f"{key}={json.dumps(value)}" for key, value in settings.items() if value]
+
+
+def fill_help(app: typer.Typer) -> None:
+    """Let the terminal's width break the lines of the commands' help, not that of our docstrings."""
+    for command in app.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def print_json(found: Any) -> None:

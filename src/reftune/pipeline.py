@@ -16,8 +16,9 @@ from reftune.launcher import rank, tell_once
 from reftune.methods import methods_by_stage
 from reftune.planning.estimate import rough_seconds
 from reftune.planning.fitting import fit
-from reftune.planning.machine import this_machine
+from reftune.planning.machine import device_name
 from reftune.planning.outlook import outlook
+from reftune.planning.shapes import given_shape
 from reftune.problem import GivenReward, RunResult, UserError
 from reftune.reporting.run.report import write_report
 from reftune.runs.given_rows import with_problems
@@ -97,8 +98,7 @@ def run_stages(
     _check(run, stages)
     with only_start(config.run_dir) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
-            device = this_machine(accelerator.device).name.removeprefix("this machine with ")
-            open_run_dir(config, command, accelerator.num_processes, device)
+            open_run_dir(config, command, accelerator.num_processes, device_name(accelerator.device))
             start_trackers(accelerator, config)
         accelerator.wait_for_everyone()
         with tracked(accelerator):
@@ -112,11 +112,14 @@ def run_stages(
 def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
     accelerator, ran = run.accelerator, []
     left = [stage for stage in stages if not _is_finished(run.config, stage)]
-    run.config = config = fit(run.config, left, accelerator.device)
+    shape = given_shape(run.config) if left else None
+    run.config = config = fit(run.config, left, accelerator.device, shape)
     if left and accelerator.is_main_process:
         done = [stage for stage in stages_of(config) if _is_finished(config, stage)]
-        seconds = rough_seconds(run, left)
-        for sentence in outlook(config, run.splits, accelerator.device, left, done, seconds):
+        seconds = rough_seconds(run, left, shape)
+        for sentence in outlook(
+            config, run.splits, accelerator.device, left, done, shape=shape, seconds=seconds
+        ):
             tell_once(sentence)
     for stage in stages:
         if accelerator.is_main_process and stage in SHARED:

@@ -5,7 +5,7 @@ may take away the effect of what the files that it extends say: the fewer method
 whole sections of its parent without one. `[compute]` is the machine's, and may serve many runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,25 +189,29 @@ IDLE = (
 )  # fmt: skip
 
 
-def idle_setting(config: Config, layers: Sequence[Layer]) -> str | None:
-    """Return a sentence on the first setting that does nothing, None if there is none.
+def idle_settings(config: Config, layers: Sequence[Layer]) -> list[str]:
+    """Return a sentence on each setting that does nothing, one for each rule of IDLE.
 
     Args:
         config: what the layers say together.
         layers: what is said where, later ones on top of earlier ones.
     """
+    found: dict[str, str] = {}
     for rule in IDLE:
-        if not rule.when(config):
-            continue
-        since = max(last_layer(layers, cause) for cause in rule.causes.split())
-        for key in rule.keys.split():
-            place = last_layer(layers, key)
-            if place < max(since, 0) or not layers[place].judged:
-                continue
-            for leaf, value in flat(value_at(layers[place].values, key), key).items():
-                if value:
-                    return f"{layers[place].source}: {leaf} has no effect: {rule.reason}"
-    return None
+        for leaf, place in _said_in_vain(rule, layers) if rule.when(config) else ():
+            found.setdefault(leaf, f"{layers[place].source}: {leaf} has no effect: {rule.reason}")
+            break
+    return list(found.values())
+
+
+def _said_in_vain(rule: Idle, layers: Sequence[Layer]) -> Iterator[tuple[str, int]]:
+    """Yield the settings that a rule concerns, each with the number of the layer that says it."""
+    since = max(last_layer(layers, cause) for cause in rule.causes.split())
+    for key in rule.keys.split():
+        place = last_layer(layers, key)
+        if place >= max(since, 0) and layers[place].judged:
+            values = flat(value_at(layers[place].values, key), key)
+            yield from ((leaf, place) for leaf, value in values.items() if value)
 
 
 def last_layer(layers: Sequence[Layer], key: str) -> int:

@@ -5,14 +5,16 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from reftune.config import Config
-from reftune.config.checks import Layer, flat, idle_setting, last_layer
+from reftune.config.checks import Layer, flat, idle_settings, last_layer
 from reftune.config.data import PAPERS_TEMPLATE
 from reftune.config.ranges import Section
 from reftune.config.reference import all_keys
@@ -116,22 +118,20 @@ def _parse(files: Sequence[Layer], overrides: Sequence[str], reward_follows: boo
     try:
         config = Config.model_validate(reduce(_merge, (layer.values for layer in layers)))
     except ValidationError as error:
-        key, complaint = _first_problem(error)
-        place = last_layer(layers, key)
-        source = layers[place].source if place >= 0 else files[-1].source
-        raise UserError(f"{source}: {complaint}") from None
-    idle = idle_setting(config, layers)
-    if idle is not None and reward_follows and config.reward.function is None:
+        raise UserError("\n".join(_complaints(error, layers, files[-1].source))) from None
+    idle = idle_settings(config, layers)
+    if idle and reward_follows and config.reward.function is None:
         own = config.reward.model_copy(update={"function": "any"})
-        idle = idle_setting(config.model_copy(update={"reward": own}), layers)
-    if idle is not None:
-        raise UserError(idle)
+        idle = idle_settings(config.model_copy(update={"reward": own}), layers)
+    if idle:
+        raise UserError("\n".join(idle))
     return config
 
 
 def _read_with_parents(path: Path, seen: tuple[str, ...]) -> list[Layer]:
     """Return what a file says, after what the files say that it extends."""
-    with reading_from(path, "give a TOML file"):
+    record = path / "config.toml"  # of a run
+    with reading_from(path, f"give {record}" if record.is_file() else "give a TOML file"):
         place = os.path.realpath(path)
         if place in seen:
             raise UserError(f"{path}: extends itself; remove the circle")
@@ -164,16 +164,22 @@ def _with_parents(
     return [*layers, Layer(source, values)]
 
 
-def _as_tables(values: Mapping[str, Any]) -> dict[str, Any]:
+def _as_tables(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Return mappings as the tables of a TOML file, where "ppo.steps" is a key of the table "ppo"."""
     tables: dict[str, Any] = {}
     for key, value in values.items():
-        inner: Any = _as_tables(value) if isinstance(value, Mapping) else value
+        full = f"{above}.{key}".lstrip(".")
+        inner: Any = _as_tables(value, full) if isinstance(value, Mapping) else value
         inner = str(inner) if isinstance(inner, Path) else inner
-        for part in reversed(str(key).split(".")):
+        for part in [key] if "." in str(key) and _is_free(above) else reversed(str(key).split(".")):
             inner = {part: inner}
         tables = _merge(tables, inner)
     return tables
+
+
+def _is_free(name: str) -> bool:
+    """Tell whether a table's keys are the user's own, such as the files of data.mixture."""
+    return any(key.name == name and key.kind == "table" for key in all_keys())
 
 
 def _complete_old_record(values: dict[str, Any]) -> None:
@@ -214,10 +220,23 @@ def _parse_override(override: str) -> dict[str, Any]:
     raise UserError(f"--set {override}: write section.key=value, for example ppo.kl_coef=0.05")
 
 
-def _first_problem(error: ValidationError) -> tuple[str, str]:
-    """Return the key that is wrong, or the section of keys that do not fit, and a sentence on it."""
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+def _complaints(error: ValidationError, layers: Sequence[Layer], otherwise: str) -> list[str]:
+    """Return a sentence on each key that is wrong, with the place that set it, or else `otherwise`."""
+    keys = {key.name for key in all_keys()}
+    found: dict[str, str] = {}
+    for problem in error.errors():
+        parts = [part for part in map(str, problem["loc"]) if "[" not in part]  # that is a type
+        *_, key = path = ["", *accumulate(parts, "{}.{}".format)]
+        whole = next((one for one in path if one in keys), key)
+        if whole not in found:  # else it may be of several types, and is of none of them
+            place = last_layer(layers, whole)
+            source = layers[place].source if place >= 0 else otherwise
+            found[whole] = f"{source}: {_complaint(problem, key)}"
+    return list(found.values())
+
+
+def _complaint(problem: ErrorDetails, key: str) -> str:
+    """Return a sentence on a key that is wrong, or on a section of keys that do not fit."""
     message = problem["msg"].removeprefix("Value error, ")
     if key in _RENAMED:
         message = f"{key} is called {_RENAMED[key]} now; rename it"
@@ -232,11 +251,8 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
         message = f"{key}: {message[:1].lower()}{message[1:]}, not {shown(problem['input'])}"
         for known, argument in _GIVEN_TO_RUN.items():
             if key.startswith(known) and not isinstance(problem["input"], str | int | float):
-                key, message = (
-                    known,
-                    f"{known} is a name; give what it names to reftune.run as {argument}=",
-                )
-    return key, message
+                message = f"{known} is a name; give what it names to reftune.run as {argument}="
+    return message
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

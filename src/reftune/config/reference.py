@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from reftune.config import Config
-from reftune.config.synonyms import SYNONYMS, closest
+from reftune.config.synonyms import SYNONYMS, advice
 from reftune.problem import UserError
 
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+OTHERS = "TRL, verl or peft"  # whose names people bring; TRL's contain those of transformers
 _TELLING = 10**6  # a larger bound just keeps numbers from overflowing
 
 _PREFACE = """\
@@ -33,7 +34,7 @@ class Key:
     kind: str  # what it may be
     default: str  # as in the file; empty: there is none
     line: str  # what it is
-    elsewhere: str  # what TRL and transformers call it
+    elsewhere: str  # what other libraries call it
 
 
 def all_keys(section: str = "") -> list[Key]:
@@ -44,8 +45,10 @@ def all_keys(section: str = "") -> list[Key]:
     found = list(_keys(Config.model_json_schema(), ""))
     chosen = [key for key in found if f"{key.name}.".startswith(f"{section}." if section else "")]
     if not chosen:
-        sections = dict.fromkeys(key.name.partition(".")[0] for key in found)
-        raise UserError(f"no key or section is called {section}; {closest(section, sections)}")
+        names = [key.name for key in found]
+        above = f"{section.rpartition('.')[0]}.".lstrip(".")
+        known = {x.removeprefix(above).partition(".")[0] for x in names if x.startswith(above)}
+        raise UserError(f"no key or section is called {section}; {advice(section, known, names)}")
     return chosen
 
 
@@ -53,7 +56,7 @@ def listing(section: str, width: int) -> str:
     """Return keys as a terminal of so many columns shows them."""
     parts = []
     for key in all_keys(section):
-        told = key.line + (f" (elsewhere: {key.elsewhere})" if key.elsewhere else "")
+        told = key.line + (f" (in {OTHERS}: {key.elsewhere})" if key.elsewhere else "")
         lines = textwrap.wrap(told, width, initial_indent="    ", subsequent_indent="    ")
         head = f"{key.name} = {key.default}".rstrip(" =")
         heads = textwrap.wrap(f"{head}  [{key.kind}]", width, subsequent_indent="    ")
@@ -83,7 +86,7 @@ def markdown() -> str:
         title = f"## `[{section}]`" if section else "## At the top of the file"
         rows = [f"| `{key.name.rpartition('.')[2]}` | {_cell(key)} |" for key in keys]
         head = [
-            "| key | type | default | what it is | in TRL or transformers |",
+            f"| key | type | default | what it is | in {OTHERS} |",
             "|---|---|---|---|---|",
         ]
         parts.append("\n".join([title, "", *head, *rows]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -126,3 +127,7 @@ def split(
         return
     typer.echo(f"train    {found.train_rows:,} rows in {found.train}")
     typer.echo(f"test     {found.test_rows:,} rows in {found.test}")
+    first = ["reftune", "init", f"{Path(source).stem}.toml", "--model", "DIR_OR_NAME"]
+    first += ["--train", str(found.train), "--test", str(found.test)]
+    first += [part for pair in columns or () for part in ("--column", pair)]
+    typer.echo(f"reftune: next: {shlex.join(first)}", err=True)

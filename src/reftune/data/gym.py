@@ -5,6 +5,7 @@ A source `reasoning_gym:FAMILY?KEY=VALUE&...` names a family with its settings, 
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -58,7 +59,9 @@ def reward(completion: str, stated_answer: str | None, reasoning_gym: Mapping[st
 @lru_cache(maxsize=64)
 def _dataset(source: str, split: str) -> Any:
     try:
-        from reasoning_gym.factory import DATASETS, create_dataset
+        with warnings.catch_warnings():  # what it imports has faults of its own, which concern nobody
+            warnings.simplefilter("ignore")
+            from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError as error:
         raise UserError(_INSTALL) from error
     if split not in SPLITS:

@@ -83,8 +83,12 @@ def _kind_of(place: str, row: Row, metric: str | None) -> str:
     for kind, (keys, _) in FORMATS.items():
         if keys <= row.keys():
             return kind
-    if metric is not None and metric in row:
-        return "plain"
+    if metric is not None:
+        if metric in row:
+            return "plain"
+        raise UserError(
+            f"--metric {metric}: {place} has no such key; it has {shortened(', '.join(row)) or 'none'}"
+        )
     known = "; ".join(f"{kind}: {', '.join(sorted(keys))}" for kind, (keys, _) in FORMATS.items())
     raise UserError(
         f"{place}: has {shortened(', '.join(row)) or 'no keys'}, which no known format has ({known});"

@@ -60,8 +60,10 @@ def model_config(model: str, overrides: Sequence[str] = (), **data: Any) -> Conf
     values = saved | {"model": own, "data": saved.get("data", {}) | given}
     config = parse_config(values, overrides, source="--set")
     if "cot" not in config.data.model_fields_set:
+        known = "" if os.path.exists(model) else "; no such path is here, so it may be one of the hub's"
         raise UserError(
-            f"{model}: say with --cot, in Python with cot=, whether it writes natural or program chains"
+            f"{model}: say with --cot, in Python with cot=, whether it writes natural or program"
+            f" chains{known}"
         )
     return config
 
@@ -97,6 +99,8 @@ def evaluate_on(
         stop: texts at which an answer is cut before it is judged. Behind examples in plain text it is
             what the next question would begin with, if nothing else is said.
     """
+    if not all(stop):
+        raise UserError("stop: an empty text ends every answer at once; name one behind an answer")
     named = isinstance(data, str | Path)
     changes = [f"evaluation.samples={samples}", *overrides]
     changes += [f"data.test_split={json.dumps(split)}"] if split else []
@@ -194,8 +198,8 @@ def open_model(
     check_prompts(prompter, problems, model)
     policy = make_policy(model, config.model, device=accelerator.device)
     rows = config.compute.sampler_rows
-    generator = make_generator(policy, prompter, judge or _extractor(config), accelerator, rows)
-    return OpenModel(config, policy.policy, replace(generator, stop=stop))
+    generator = make_generator(policy, prompter, judge or _extractor(config), accelerator, rows, stop)
+    return OpenModel(config, policy.policy, generator)
 
 
 def _with_shots(

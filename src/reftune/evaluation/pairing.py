@@ -16,6 +16,7 @@ from reftune.evaluation.answer_formats import JudgedAnswer
 from reftune.evaluation.statistics import Array
 from reftune.methods import METHODS, label_of
 from reftune.problem import AnsweredQuestion, UserError, shown
+from reftune.runs.run_dir import model_of_run
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".gguf")
 ACCURACY = "accuracy"  # of all samples of a question; other aggregations make one answer of them
@@ -96,6 +97,14 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     while all(len(one) > 1 and one[-1] == parts[0][-1] for one in parts):
         parts = [one[:-1] for one in parts]
     return ["/".join(one) for one in parts]
+
+
+def model_names(models: Sequence[str]) -> list[str]:
+    """Name models as `names_of` does; one of a run by the run and its label: "my-run ReFT"."""
+    found = [model_of_run(model) for model in models]
+    places = [one[0] if one else Path(model) for one, model in zip(found, models, strict=True)]
+    labels = [f" {label_of(one[1])}" if one else "" for one in found]
+    return [name + label for name, label in zip(names_of(places), labels, strict=True)]
 
 
 def read_pooled(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reftune.config import Config
-from reftune.config.checks import Layer, idle_setting
+from reftune.config.checks import Layer, idle_settings
 from reftune.grading.rewards import GIVEN, RewardSpec
 from reftune.problem import GivenReward, UserError, shown
 
@@ -75,5 +75,5 @@ def _refuse_idle(config: Config) -> None:
         section: {key: said[section][key] for key in keys if key in said.get(section, {})}
         for section, keys in _OF_OWN.items()
     }
-    if idle := idle_setting(config, [Layer("config", values)]):
-        raise UserError(f"{idle}, or give reward=")
+    if idle := idle_settings(config, [Layer("config", values)]):
+        raise UserError(f"{idle[0]}, or give reward=")

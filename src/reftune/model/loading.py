@@ -259,6 +259,7 @@ def _is_nowhere(name: str | Path) -> bool:
     """Tell whether a name means a place here, and nothing is there; a hub's has one slash at most."""
     first, *others = Path(name).parts or ("",)
     here = len(others) > 1 or (bool(others) and os.path.isdir(first))
+    here = here or str(name).startswith((".", "/"))
     return here and not is_gguf(name) and not os.path.exists(name)
 
 
@@ -272,6 +273,8 @@ def _reason(name: str | Path, error: Exception) -> str:
         return "it is a file, neither a model's directory nor named *.gguf"
     if _is_nowhere(name):
         return "no such directory"
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        return "it is a directory without config.json, and so none of a model"
     if "ignore_mismatched_sizes" in str(error):  # an option of theirs
         return "weights have other shapes than config.json says"
     if isinstance(error, json.JSONDecodeError):

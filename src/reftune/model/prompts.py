@@ -133,6 +133,10 @@ class Prompter:
         """Return the prompt as the model gets it, special tokens included."""
         return self._text(self.encode_prompt(problem), special=True)
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text that tokens spell by themselves, special tokens left out."""
+        return self._text(list(tokens))
+
     def spell(self, tokens: Sequence[int]) -> list[str]:
         """Return the text of each token; one that only begins a letter has none, the next the whole."""
         if not self.tokenizer.is_fast:

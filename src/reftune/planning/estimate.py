@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from reftune.methods import BASE
 from reftune.model.loading import training_dtype
 from reftune.planning.pace import Card, Pace, assumed
-from reftune.planning.shapes import shape_of
+from reftune.planning.shapes import Shape
 from reftune.planning.workload import StageWork, counts_of, measure, works
+from reftune.problem import UserError
 from reftune.runs.run_dir import complete_checkpoints
 from reftune.stages.run import Run
 
@@ -16,23 +18,22 @@ LEAST = 120.0  # seconds; below, what is not counted, such as starting, takes as
 TRIES = 4  # the fastest one counts: others may be at work beside it
 
 
-def rough_seconds(run: Run, left: Sequence[str]) -> float | None:
+def rough_seconds(run: Run, left: Sequence[str], shape: Shape | None) -> float | None:
     """Guess how long the stages that are left take, what their checkpoints have done subtracted.
 
-    A new model, whose size is its vocabulary's, one of a kind that cannot be built, and stages that take
-    a minute or two tell nothing.
+    A model without known sizes and stages that take a minute or two tell nothing.
 
     Args:
         run: with its problems.
         left: its stages that are not finished.
+        shape: the model's sizes.
     """
     config = run.config
-    if config.model.name is None:
+    if shape is None:
         return None
     try:
-        architecture, prompter = run.base_architecture()
-        shape = shape_of(architecture, config, activations=False)
-    except Exception:  # whoever loads it says what is wrong
+        prompter = run.prompter(BASE)
+    except UserError:  # whoever needs it says so
         return None
     card = measured_card(run.accelerator.device, training_dtype(config.model.dtype))
     pace = assumed(card, shape, config)

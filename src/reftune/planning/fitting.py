@@ -6,10 +6,9 @@ import torch
 
 from reftune.config import Config
 from reftune.launcher import local_processes, tell_once
-from reftune.model.loading import load_architecture
 from reftune.planning.machine import Machine, this_machine
 from reftune.planning.memory import activation_bytes, chunk_bytes, gib, kept, replicas, total
-from reftune.planning.shapes import Shape, shape_of
+from reftune.planning.shapes import Shape
 from reftune.planning.workload import StageWork, has_reference
 from reftune.problem import UserError
 from reftune.training.token_budget import MOST_TOKENS, token_budget
@@ -17,25 +16,21 @@ from reftune.training.token_budget import MOST_TOKENS, token_budget
 LEARNING = ("sft", "offline_st", "online_st", "ppo", "reranker")
 
 
-def fit(config: Config, stages: Sequence[str], device: torch.device) -> Config:
+def fit(config: Config, stages: Sequence[str], device: torch.device, shape: Shape | None) -> Config:
     """Return the settings of a run with what they leave to the machine (see `with_microbatches`).
 
-    What depends on the data is left out, and so are new models, which are small. A model that is not
-    there, or of a kind that cannot be built without its weights, is left to whoever loads it.
+    What depends on the data is left out, and so is a model without known sizes (see `given_shape`).
 
     Args:
         stages: those that are still to run; without any nothing is looked at.
         device: where they run.
+        shape: the model's sizes.
 
     Raises UserError where a stage's weights, gradients, moments and reference alone are too much.
     """
-    if config.model.name is None or not stages:
+    if shape is None or not stages:
         return config
     is_open = config.compute.tokens_per_microbatch is None
-    try:
-        shape = shape_of(load_architecture(config.model.name), config, activations=is_open)
-    except Exception:
-        return config
     machine = this_machine(device)
     for stage in stages:
         items = kept(_work(stage, config), shape, config, machine)

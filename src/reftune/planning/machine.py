@@ -36,9 +36,16 @@ def this_machine(device: torch.device) -> Machine:
     with_limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
     memory = min(pages, int(with_limit)) if with_limit.isdigit() else pages
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    told = f"this machine with {device_name(device)}"
+    return Machine(told, memory, used, gpu=False, threads=torch.get_num_threads())
+
+
+def device_name(device: torch.device) -> str:
+    """Return what computes at hand: a GPU's name, or the CPU's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    told = f"this machine with {threads} CPU threads"
-    return Machine(told, memory, used, gpu=False, threads=threads)
+    return f"{threads} CPU thread{'s' * (threads > 1)}"
 
 
 def named_machine(name: str) -> Machine:

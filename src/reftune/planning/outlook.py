@@ -7,9 +7,8 @@ import torch
 
 from reftune.config import Config
 from reftune.data.problems import Splits
-from reftune.model.loading import load_architecture
 from reftune.planning.machine import this_machine
-from reftune.planning.shapes import shape_of
+from reftune.planning.shapes import Shape
 from reftune.progress import duration
 
 
@@ -19,6 +18,8 @@ def outlook(
     device: torch.device,
     left: Sequence[str],
     done: Sequence[str],
+    *,
+    shape: Shape | None = None,
     seconds: float | None = None,
 ) -> list[str]:
     """Say where a run works, which stages are to come, on which questions, and with which model.
@@ -29,6 +30,7 @@ def outlook(
         device: where it runs.
         left: the stages that are to come.
         done: those that are finished.
+        shape: the given model's sizes, as far as they are known.
         seconds: what the former take, as far as one can guess.
     """
     begins = f"{config.run_dir}: {'goes on' if done else 'begins'} with "
@@ -36,8 +38,8 @@ def outlook(
     if done:
         sentences[0] += f"; finished: {', '.join(done)}"
     sentences.append(_questions(splits))
-    if told := _model(config, device):
-        sentences.append(told)
+    if shape is not None:
+        sentences.append(_model(config, shape, device))
     if seconds is not None:
         guess = f"about {duration(seconds, 2)}, guessed from this machine's rates"
         sentences.append(f"{guess}; `reftune plan` tries the model, and tells memory and time")
@@ -50,12 +52,17 @@ def _stage(stage: str, config: Config, splits: Splits) -> str:
         return f"{stage} (that of {config.start_from}, where it has one)"
     if name == "sft":
         annotated = sum(problem.chain is not None for problem in splits.train)
-        return f"{stage} ({config.sft.epochs * math.ceil(annotated / config.sft.batch_size):,} steps)"
+        steps = config.sft.epochs * math.ceil(annotated / config.sft.batch_size)
+        return f"{stage} ({_counted(steps, 'step')})"
     if name in ("ppo", "online_st"):
-        return f"{stage} ({getattr(config, name).steps:,} steps)"
+        return f"{stage} ({_counted(getattr(config, name).steps, 'step')})"
     if name == "evaluation":
-        return f"{stage} ({len(config.lineup.models)} models)"
+        return f"{stage} ({_counted(len(config.lineup.models), 'model')})"
     return stage
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _questions(splits: Splits) -> str:
@@ -72,14 +79,7 @@ def _questions(splits: Splits) -> str:
     return f"{sentence}; left out of training: {', '.join(left_out)}" if left_out else sentence
 
 
-def _model(config: Config, device: torch.device) -> str | None:
-    """Describe a given model; a new one, and one of a kind that cannot be built, tell nothing yet."""
-    if config.model.name is None:
-        return None
-    try:
-        shape = shape_of(load_architecture(config.model.name), config, activations=False)
-    except Exception:  # whoever loads it says what is wrong
-        return None
+def _model(config: Config, shape: Shape, device: torch.device) -> str:
     trained = "all of them trained"
     if shape.adapted:
         trained = f"{shape.trained / 1e6:,.1f} million trained in an adapter of rank {config.lora.rank}"

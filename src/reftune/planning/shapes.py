@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from reftune.config import Config
 from reftune.model.forward import backbone_of
-from reftune.model.loading import set_trainable, training_dtype
+from reftune.model.loading import load_architecture, set_trainable, training_dtype
 from reftune.model.lora import adapted_layers
 
 TOKENS = 128  # of the text whose activations are counted
@@ -36,6 +36,21 @@ class Shape:
     def cache_bytes(self) -> int:
         """Return the bytes of one token's keys and values."""
         return self.layers * self.cache_width * self.bytes_each
+
+
+def given_shape(config: Config) -> Shape | None:
+    """Return the sizes of the model that is given, activations only where these decide something.
+
+    None for a new model, which is small; where it is not there, or of a kind that cannot be built
+    without its weights, whoever loads it says what is wrong.
+    """
+    if config.model.name is None:
+        return None
+    is_open = config.compute.tokens_per_microbatch is None
+    try:
+        return shape_of(load_architecture(config.model.name), config, activations=is_open)
+    except Exception:
+        return None
 
 
 def shape_of(architecture: PreTrainedConfig, config: Config, *, activations: bool = True) -> Shape:

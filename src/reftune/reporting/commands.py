@@ -24,7 +24,9 @@ def compare(
             " and files of one label are its seeds"
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="default: comparison/ beside the runs")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="directory; default: comparison/ beside the runs")
+    ] = None,
     k: Annotated[int | None, typer.Option(help="samples per question to use; default: all")] = None,
     reported: Annotated[
         Path | None,
@@ -63,7 +65,10 @@ def compare(
         comparison = _compare_runs(paths, k, reported, kind, metric)
     Console().print(terminal_tables(comparison))  # first: drawing the page takes a second
     directory = out or default_directory(paths)
-    typer.echo(f"reftune: comparison: {write_comparison(comparison, directory)}", err=True)
+    before = (directory / "comparison.html").exists()
+    page = write_comparison(comparison, directory)
+    told = f"reftune: comparison: {page}{', in place of the one that was there' * before}"
+    typer.echo(told, err=True)
 
 
 def _compare_runs(

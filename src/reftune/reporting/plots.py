@@ -6,7 +6,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,8 +169,17 @@ def curve_plots(prefix: str, curves: Curves) -> list[Plot]:
 
 
 @styled
-def bar_plot(name: str, title: str, caption: str, cells: Sequence[Cell]) -> Plot:
-    """Draw accuracies side by side: methods within groups, or alone if there is one group."""
+def bar_plot(
+    name: str,
+    title: str,
+    caption: str,
+    cells: Sequence[Cell],
+    called: Callable[[str], str] = label_of,
+) -> Plot:
+    """Draw accuracies side by side: methods within groups, or alone if there is one group.
+
+    `called` returns the name under which a method is shown.
+    """
     groups = list(dict.fromkeys(cell.group for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
     one = len(groups) == 1
@@ -181,11 +190,11 @@ def bar_plot(name: str, title: str, caption: str, cells: Sequence[Cell]) -> Plot
         shift = (place - (len(methods) - 1) / 2) * width
         x = place if one else groups.index(cell.group) + shift
         _bar(ax, cell, x, width, numbered=len(cells) <= MANY_BARS)
-    labels = list(map(label_of, methods)) if one else [textwrap.fill(group, 22) for group in groups]
+    labels = list(map(called, methods)) if one else [textwrap.fill(group, 22) for group in groups]
     ax.set_xticks(range(len(labels)), labels)
     reported = [cell.reported.share for cell in cells if cell.reported]
     ax.set_ylim(0, 1.1 * max(*(cell.interval[1] for cell in cells), *reported, 0) or 1)
-    handles: list[Artist] = [Patch(color=colour_of(m), label=label_of(m)) for m in methods if not one]
+    handles: list[Artist] = [Patch(color=colour_of(m), label=called(m)) for m in methods if not one]
     if reported:
         handles.append(ax.plot([], [], **REPORTED, label="as reported")[0])
     legend_above(ax, handles)

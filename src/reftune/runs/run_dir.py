@@ -63,6 +63,16 @@ def choose_model(source: str, model: str | None = None) -> tuple[str | None, str
     return chosen, str(places[chosen])
 
 
+def model_of_run(directory: str | Path) -> tuple[Path, str] | None:
+    """Return the run that a model's directory lies in, and the model's name there; None: in no run."""
+    path = Path(os.path.expanduser(directory)).absolute()
+    for name in METHODS:
+        run = path.parent.parent
+        if path == run / directory_of(name) / "model" and (run / "config.toml").is_file():
+            return run, name
+    return None
+
+
 def goes_on(config: Config) -> str:
     """Say where an interrupted run goes on when it is started again."""
     for stage in config.lineup.stages:

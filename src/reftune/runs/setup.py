@@ -100,13 +100,14 @@ def check_prompts(prompter: Prompter, problems: Sequence[Problem], model: PreTra
         if length > settings.max_prompt_tokens:
             raise UserError(
                 f"problem {problem.id}: its prompt has {length} tokens, the limit is"
-                f" {settings.max_prompt_tokens}; raise prompt.max_prompt_tokens or remove the problem"
+                f" {settings.max_prompt_tokens}; raise prompt.max_prompt_tokens, or"
+                " leave the problem out or ask shorter ones"
             )
         if length + settings.max_new_tokens > positions:
             raise UserError(
                 f"problem {problem.id}: its prompt of {length} tokens and prompt.max_new_tokens ="
                 f" {settings.max_new_tokens} exceed the model's {positions} positions;"
-                " lower prompt.max_new_tokens or remove the problem"
+                " lower prompt.max_new_tokens, or leave the problem out or ask shorter ones"
             )
 
 
@@ -123,7 +124,7 @@ def check_examples(prompter: Prompter, problems: Sequence[Problem], model: PreTr
         if length > positions:
             raise UserError(
                 f"problem {problem.id}: its prompt and chain of {length} tokens exceed the model's"
-                f" {positions} positions; remove the problem"
+                f" {positions} positions; leave the chain out or take shorter ones"
             )
 
 

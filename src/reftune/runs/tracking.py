@@ -72,6 +72,8 @@ def track_metrics(accelerator: Accelerator, stage: str, step: int, row: Mapping[
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
             tracker.log({**numbers, f"{stage}/step": step})
+        elif tracker.name == "mlflow":
+            tracker.log({mlflow_name(key): value for key, value in numbers.items()}, step=step)
         else:
             tracker.log(numbers, step=step)
 
@@ -89,6 +91,11 @@ def track_samples(accelerator: Accelerator, stage: str, rows: Sequence[Mapping[s
             tracker.log({name: Table(columns=list(COLUMNS), data=newest)})
         elif tracker.name == "tensorboard":
             tracker.log({name: _markdown(newest)}, step=0)
+        elif tracker.name == "mlflow":
+            import mlflow
+
+            columns = map(list, zip(*newest, strict=True))
+            mlflow.log_table(dict(zip(COLUMNS, columns, strict=True)), f"{name}.json")
 
 
 def track_accuracies(accelerator: Accelerator, accuracies: Mapping[str, float]) -> None:
@@ -117,7 +124,16 @@ def _settings(config: Config) -> dict[str, Any]:
     """Return all settings that say something, as TensorBoard takes them: lists as texts."""
     found = flat(config.model_dump(mode="json")).items()
     said = {key: value for key, value in found if value is not None}
-    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in said.items()}
+    return {
+        mlflow_name(key): json.dumps(value) if isinstance(value, list) else value
+        for key, value in said.items()
+    }
+
+
+def mlflow_name(key: str) -> str:
+    """Return a name as mlflow takes it, which refuses most signs, and parts that make no path."""
+    parts = re.sub(r"[^\w./: -]", "_", key).split("/")
+    return "/".join(part for part in parts if part.strip("."))
 
 
 def _cell(value: object) -> str:

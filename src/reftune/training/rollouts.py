@@ -23,12 +23,12 @@ from reftune.model.loading import response_ends
 from reftune.model.lora import plain_weights
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
-from reftune.model.wording import PROGRAM_HEAD
 from reftune.problem import GradedRow, Problem, UserError
 from reftune.progress import counting
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.sampler import Sample, Sampler
 from reftune.training.sharded_map import sharded_map
+from reftune.training.stop_strings import completion, stopped
 from reftune.training.types import GradedSample, Rollouts
 
 Key = Sequence[object]  # names a source of randomness, for example (seed, "ppo", step)
@@ -107,11 +107,9 @@ class Generator:
 
     def _grade(self, problems: Sequence[Problem], samples: Sequence[Sample]) -> list[GradedSample]:
         pairs = list(zip(problems, samples, strict=True))
-        texts = [self.prompter.decode(problem, s.tokens, s.finished) for problem, s in pairs]
-        whole, texts = texts, [before(text, self.stop) for text in texts]
+        read = [completion(self.prompter, problem, s, self.stop) for problem, s in pairs]
+        texts, finished = [text for text, _ in read], [ended for _, ended in read]
         with counting("judging"):
-            ended = [text != cut for text, cut in zip(whole, texts, strict=True)]
-            finished = [s.finished or end for s, end in zip(samples, ended, strict=True)]
             tokens = [len(s.tokens) for s in samples]
             verdicts = self.judge(problems, texts, finished, tokens)
         if verdicts and all(verdict.status == "sandbox_error" for verdict in verdicts):
@@ -122,20 +120,19 @@ class Generator:
         return [GradedSample(problem, s, text, verdict) for (problem, s), text, verdict in graded]
 
 
-def before(text: str, stop: Sequence[str]) -> str:
-    """Return a completion up to the first of some texts that stands behind a program's first line."""
-    head = len(PROGRAM_HEAD) if text.startswith(PROGRAM_HEAD) else 0
-    found = [place for one in stop if (place := text.find(one, head)) >= 0]
-    return text[: min(found)] if found else text
-
-
 def make_generator(
-    policy: PolicyWithValue, prompter: Prompter, judge: Judge, accelerator: Accelerator, max_rows: int
+    policy: PolicyWithValue,
+    prompter: Prompter,
+    judge: Judge,
+    accelerator: Accelerator,
+    max_rows: int,
+    stop: tuple[str, ...] = (),
 ) -> Generator:
     """Return a generator whose built-in sampler always reads the current weights of `policy`.
 
     Args:
         max_rows: responses decoded at once.
+        stop: texts behind which nothing counts: a response that holds one is not sampled further.
     """
     sampler = BuiltinSampler(
         policy.policy,
@@ -144,8 +141,9 @@ def make_generator(
         packed_forward=policy.packed_forward,
         context=nullcontext if accelerator.mixed_precision == "no" else accelerator.autocast,
         value_head=policy.value_head if policy.value_backbone is None else None,
+        enough=stopped(prompter, stop),
     )
-    return Generator(sampler, judge, prompter, accelerator)
+    return Generator(sampler, judge, prompter, accelerator, stop)
 
 
 def collect(

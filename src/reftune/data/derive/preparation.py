@@ -106,20 +106,14 @@ def prepare(
     """
     if name not in DATA_SETS:
         raise UserError(f"{name}: unknown data set; choose {', '.join(DATA_SETS)}")
-    data_set = DATA_SETS[name]
-    source = source or data_set.source
+    source = source or DATA_SETS[name].source
     local = Path(os.path.expanduser(source))
     origin = local.stem if local.is_file() else split
     out = out or Path(f"{name}_{cot}_{origin}.jsonl")
     if local.exists() and out.resolve() == local.resolve():
         raise UserError(f"{out}: is the source; give another --out")
     check_writable(out)
-    subset = None if local.exists() else data_set.subset
-    rows = list(islice(load_rows(source, split, subset), most))
-    if columns or not rows:
-        require_columns(source, rows, columns)
-    else:
-        _require_columns(name, rows[0])
+    rows = _rows(name, source, None if local.exists() else DATA_SETS[name].subset, split, columns, most)
     dropped: defaultdict[str, list[str]] = defaultdict(list)
     problems = _correct(_read(rows, columns, name, f"{name}-{origin}", cot, dropped), cot, dropped)
     reasons = dict(sorted(dropped.items(), key=lambda item: -len(item[1])))
@@ -144,6 +138,18 @@ def describe(preparation: Preparation) -> list[str]:
     for reason, ids in preparation.dropped.items():
         lines.append(f"dropped  {len(ids):,}: {reason} (first: {ids[0]})")
     return lines
+
+
+def _rows(
+    name: str, source: str, subset: str | None, split: str, columns: Columns | None, most: int | None
+) -> list[PlacedRow]:
+    """Return the rows of a source in which the data set can be."""
+    rows = list(islice(load_rows(source, split, subset), most))
+    if columns or not rows:
+        require_columns(source, rows, columns)
+    else:
+        _require_columns(name, rows[0])
+    return rows
 
 
 def _require_columns(name: str, row: PlacedRow) -> None:

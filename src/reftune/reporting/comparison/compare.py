@@ -10,7 +10,7 @@ import numpy as np
 
 from reftune.evaluation.aggregation import AGGREGATIONS
 from reftune.evaluation.pairing import ACCURACY, Contender, Paired
-from reftune.methods import MAIN, METHODS
+from reftune.methods import MAIN, METHODS, label_of
 from reftune.reporting.comparison.finished_runs import (
     Curves,
     FinishedRun,
@@ -51,6 +51,10 @@ class Comparison:
     source: str = ""  # of reported numbers
     paired: Paired | None = None  # files that are compared instead of groups of runs
     flips: list[Flips] = field(default_factory=list)  # questions that one of two answers, and not both
+
+    def called(self, model: str) -> str:
+        """Return the name under which a model is shown: of a run our label, of others' files theirs."""
+        return label_of(model) if self.groups else model
 
 
 def compare_runs(

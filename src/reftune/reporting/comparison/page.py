@@ -29,7 +29,9 @@ FLIPS_SHOWN = 100  # of two models, on the page
 
 def default_directory(directories: Sequence[Path]) -> Path:
     """Return where a comparison of these runs or files is written: beside them."""
-    return Path(os.path.commonpath([path.absolute().parent for path in directories]), "comparison")
+    beside = Path(os.path.commonpath([os.path.dirname(os.path.abspath(x)) for x in directories]))
+    given = beside if any(x.is_absolute() for x in directories) else Path(os.path.relpath(beside))
+    return given / "comparison"
 
 
 def write_comparison(comparison: Comparison, directory: Path) -> Path:
@@ -94,8 +96,8 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "notes": tables.notes(comparison),
         "explanations": lambda row: tables.explanations(comparison, row),
         "flips": [
-            (tables.flips_title(flips), tables.flipped_names(flips), flips.questions)
-            for flips in comparison.flips
+            (tables.flips_title(comparison, x), tables.flipped_names(comparison, x), x.questions)
+            for x in comparison.flips
         ],
         "flips_shown": FLIPS_SHOWN,
     }
@@ -131,7 +133,8 @@ def _plots(comparison: Comparison) -> dict[str, list[Plot]]:
     for name, column in zip(comparison.aggregations, tables.columns(comparison), strict=True):
         cells = [cell for cell in comparison.cells if cell.aggregation == name]
         title = column[0].upper() + column[1:]
-        plot = bar_plot(f"bars_{name.replace(' ', '_')}", title, "With 95% intervals.", cells)
+        file = f"bars_{name.replace(' ', '_')}"
+        plot = bar_plot(file, title, "With 95% intervals.", cells, comparison.called)
         plots["Methods side by side"].append(plot)
     if len(comparison.groups) > 1:
         plots["Groups over each other"] = sample_plots(comparison.groups, comparison.curves)

@@ -8,7 +8,7 @@ from typing import Any
 
 from reftune.evaluation.pairing import Paired
 from reftune.evaluation.seeds import ONE_SEED
-from reftune.methods import MAIN, label_of
+from reftune.methods import MAIN
 from reftune.problem import Row
 from reftune.reporting.comparison.compare import Cell, Comparison, Difference
 from reftune.reporting.comparison.flips import Flips
@@ -43,7 +43,8 @@ def headline(comparison: Comparison) -> str:
         models = len({cell.method for cell in comparison.cells})
         return sentences(comparison)[0] if models == 2 else f"{models} models on the same questions."
     parts = []
-    for pair, found in groupby(main, _pair):  # groups may have other baselines
+    # groups may have other baselines
+    for pair, found in groupby(main, lambda row: _pair(comparison, row)):
         gains = [f"{signed(row.difference)} points ({row.group})" for row in found]
         parts.append(f"{pair}: {', '.join(gains)}")
     return f"{'; '.join(parts)}."
@@ -73,7 +74,8 @@ def accuracy_sections(comparison: Comparison) -> Sections:
         for method, of_method in groupby(mine, attrgetter("method")):
             first, *_ = cells = list(of_method)
             fewer = f" ({first.seeds} of {seeds} seeds)" if first.seeds < seeds else ""
-            rows.append(TableRow(label_of(method) + fewer, method, _by_aggregation(comparison, cells)))
+            called = comparison.called(method) + fewer
+            rows.append(TableRow(called, method, _by_aggregation(comparison, cells)))
         title = f"{label}, {seeds} seeds" if label and seeds > 1 else label
         sections[title] = rows
     return sections
@@ -87,7 +89,7 @@ def difference_sections(comparison: Comparison) -> Sections:
         rows = []
         for _, pair in groupby(section, attrgetter("base_method", "method")):
             first, *_ = cells = list(pair)
-            label = _pair(first) if base == group else label_of(first.method)
+            label = _pair(comparison, first) if base == group else comparison.called(first.method)
             fewer = " (one seed)" if several and first.scope else ""
             rows.append(TableRow(label + fewer, first.method, _by_aggregation(comparison, cells)))
         sections[group if base == group else f"{group} against {base}"] = rows
@@ -102,17 +104,17 @@ def explanations(comparison: Comparison, row: TableRow) -> list[str]:
             for name, cell in found if cell and cell.explained]  # fmt: skip
 
 
-def flipped_names(flips: Flips) -> tuple[str, str]:
+def flipped_names(comparison: Comparison, flips: Flips) -> tuple[str, str]:
     """Name the two models, with their groups where these differ."""
-    base, method = label_of(flips.base_method), label_of(flips.method)
+    base, method = comparison.called(flips.base_method), comparison.called(flips.method)
     if flips.group != flips.base_group:
         return f"{base} ({flips.base_group})", f"{method} ({flips.group})"
     return base, method
 
 
-def flips_title(flips: Flips) -> str:
+def flips_title(comparison: Comparison, flips: Flips) -> str:
     """Say which two models differ on how many questions."""
-    base, method = flipped_names(flips)
+    base, method = flipped_names(comparison, flips)
     if flips.group == flips.base_group and flips.group:
         method = f"{flips.group}: {method}"
     lost = len(flips.questions) - flips.gained
@@ -198,8 +200,8 @@ def _sentence(comparison: Comparison, row: Difference) -> str:
     asked = f"{row.questions} {'' if comparison.paired else 'unseen '}questions"
     answers = f"answers {percent(greedy[row.group, row.method])} of {asked}"
     gain = f"{signed(row.difference)} points, 95% interval {interval(row.interval)}"
-    base = f"{label_of(row.base_method)} {percent(greedy[row.group, row.base_method])}"
-    better, p = label_of(row.method), p_value(row.p_holm)
+    base = f"{comparison.called(row.base_method)} {percent(greedy[row.group, row.base_method])}"
+    better, p = comparison.called(row.method), p_value(row.p_holm)
     return f"{group}{better} {answers}{seeds}, {base}: {gain}, corrected {p}."
 
 
@@ -221,8 +223,8 @@ def _main(comparison: Comparison) -> list[Difference]:
     return list(found.values())
 
 
-def _pair(row: Difference) -> str:
-    return f"{label_of(row.method)} against {label_of(row.base_method)}"
+def _pair(comparison: Comparison, row: Difference) -> str:
+    return f"{comparison.called(row.method)} against {comparison.called(row.base_method)}"
 
 
 def _by_aggregation(comparison: Comparison, found: Sequence[Any]) -> list[Any]:
