@@ -169,6 +169,6 @@ def critic_blind(rows: Rows, settings: Settings) -> str | None:
         return None
     return (
         f"the critic explains {median(found):.2f} of the variance of returns {steps_of(last)}, no more"
-        " than a constant: train it with another ppo.value_head_learning_rate or more"
-        ' ppo.critic_warmup_steps, or do without it by ppo.advantage = "group"'
+        ' than a constant: let it go by ppo.value_features = ["group", "surprise"], or do without it by'
+        ' ppo.advantage = "group"'
     )
