@@ -222,6 +222,15 @@ def test_groups_of_different_seeds_are_compared_by_their_means(tmp_path: Path) -
     assert reft.scope == "one seed of ReFT (kl_coef = 0): this model, not this method"
 
 
+def test_as_many_seeds_of_other_names_do_not_belong_together(tmp_path: Path) -> None:
+    shares = {("0.01", 1): 0.8, ("0.01", 2): 0.6, ("0", 3): 0.5, ("0", 4): 0.3}
+    reft = [d for d in compare_runs(groups_of(tmp_path, shares)).differences if d.method == "reft"][-1]
+    rows = [np.array([answers(share, seed)]) for (_, seed), share in shares.items()]
+    before, after = np.concatenate(rows[:2]), np.concatenate(rows[2:])
+    assert reft.p == pytest.approx(of_difference(before, after, paired=False).p())
+    assert reft.p != pytest.approx(of_difference(before, after, paired=True).p())
+
+
 def test_means_over_different_numbers_of_seeds_weigh_every_seed_alike(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"ppo": {"kl_coef": 0.0}}
     one = write_run(tmp_path / "1", {"sft": [0, 0, 1, 0]}, seed=1)

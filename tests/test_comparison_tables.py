@@ -175,6 +175,9 @@ def test_a_difference_of_one_seed_among_several_is_marked() -> None:
     rows = [difference("sft", "reft", seeds=3, base_seeds=3), difference("sft", "online_st")]
     labels = [row.label for row in difference_sections(comparison(cells, rows))[""]]
     assert labels == ["ReFT against SFT", "Online-ST against SFT (one seed)"]
+    mixed = difference("online_st", "reft", seeds=3)
+    (row,) = difference_sections(comparison(cells, [mixed]))[""]
+    assert row.label == "ReFT against Online-ST (one seed of Online-ST)"
     assert [row.label for row in difference_sections(ONE)[""]] == ["ReFT against SFT"]  # all are
     assert [row.scope for row in rows] == ["", "one seed: this model, not this method"]
     half = difference("sft", "reft", seeds=3, base_seeds=1)

@@ -37,7 +37,7 @@ FAULTS: dict[str, tuple[list[str], str, str]] = {
     "rate": (["ppo.learning_rate=0.3"], "kl_runaway", "ppo.learning_rate from 0.3 to 0.1"),
     "unheld": (
         ["ppo.learning_rate=0.005", "ppo.kl_coef=0", "ppo.ppo_epochs=8"],
-        "clipped_everywhere", "ppo.learning_rate from 0.005 to 0.00167, or ppo.ppo_epochs from 8 to 1",
+        "clipped_everywhere", "ppo.learning_rate from 0.005 to 0.002, or ppo.ppo_epochs from 8 to 1",
     ),
     "asleep": (["ppo.learning_rate=1e-10"], "clipped_nowhere", "ppo.learning_rate from 1e-10 to 1e-09"),
     "always": (['reward.function="REWARDS:always"'], "all_right", "100% of the samples were right"),

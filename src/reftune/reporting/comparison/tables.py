@@ -90,7 +90,7 @@ def difference_sections(comparison: Comparison) -> Sections:
         for _, pair in groupby(section, attrgetter("base_method", "method")):
             first, *_ = cells = list(pair)
             label = _pair(comparison, first) if base == group else comparison.called(first.method)
-            fewer = " (one seed)" if several and first.scope else ""
+            fewer = f" ({first.scope.partition(':')[0]})" if several and first.scope else ""
             rows.append(TableRow(label + fewer, first.method, _by_aggregation(comparison, cells)))
         sections[group if base == group else f"{group} against {base}"] = rows
     return sections
