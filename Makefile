@@ -19,7 +19,7 @@ PIP_INSTALL := $(BIN)/pip install --no-compile -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
-USED := reftune.pipeline reftune.stages.sft reftune.stages.ppo reftune.stages.evaluation reftune.reporting.run.report \
+USED := reftune.pipeline reftune.stages.sft reftune.stages.ppo.step reftune.stages.evaluation reftune.reporting.run.report \
 	reftune.reporting.comparison.page reftune.reporting.plots reftune.evaluation.inference transformers.models.llama.modeling_llama datasets
 
 .DEFAULT_GOAL := help

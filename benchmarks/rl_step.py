@@ -51,8 +51,8 @@ from benchmarks.workload import Workload, described, open_workload, repeated
 from reftune.heap import keep_freed_memory
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import Problem, Verdict
-from reftune.stages.ppo_targets import compute_advantages
-from reftune.stages.ppo_update import update
+from reftune.stages.ppo.targets import compute_advantages
+from reftune.stages.ppo.update import update
 from reftune.training.advantages import whiten
 from reftune.training.rollouts import collect, make_generator
 

@@ -1,4 +1,4 @@
-"""(b) The update: `stages.ppo_update.update` against a plainly padded loop (`padded.py`).
+"""(b) The update: `stages.ppo.update.update` against a plainly padded loop (`padded.py`).
 
     python -m benchmarks.update [--model-size 135m | --device cuda --dtype bfloat16 --model-size 0.5b]
 
@@ -37,7 +37,7 @@ from reftune.model.batch import length_mask
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import Verdict
 from reftune.sampling.sampler import Sample
-from reftune.stages.ppo_update import update
+from reftune.stages.ppo.update import update
 from reftune.training.learner import Learner
 from reftune.training.microbatches import make_microbatches
 from reftune.training.optimizer import make_optimizer
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def reftune(turns: Turns, options: Options) -> None:
-    """Update with `stages.ppo_update.update`."""
+    """Update with `stages.ppo.update.update`."""
     keep_freed_memory()  # as in reftune's runs
     turns.serve(reftune_update(make_experience(options), options))
 

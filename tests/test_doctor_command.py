@@ -265,8 +265,8 @@ def test_sentences_name_the_keys_of_other_libraries_too() -> None:
         'raise ppo.kl_coef from 0.01 to 0.05, set model.dtype = "float32", read a/b.jsonl'
     )
     assert said == (
-        "raise ppo.kl_coef (beta or init_kl_coef or kl_loss_coef) from 0.01 to 0.05, set model.dtype (torch_dtype or"
-        ' bf16 or fp16) = "float32", read a/b.jsonl'
+        "raise ppo.kl_coef (beta or init_kl_coef or kl_loss_coef) from 0.01 to 0.05, set model.dtype"
+        ' (torch_dtype or bf16 or fp16) = "float32", read a/b.jsonl'
     )
 
 

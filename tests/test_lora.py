@@ -25,7 +25,7 @@ from reftune.model.saving import save_policy
 from reftune.problem import UserError
 from reftune.runs.checkpoints import load_checkpoint, load_trained, save_checkpoint, trained_weights
 from reftune.sampling.engine import BuiltinSampler
-from reftune.stages.ppo import MAX_LOGPROB_GAP
+from reftune.stages.ppo.step import MAX_LOGPROB_GAP
 from reftune.stages.reranker import Reranker
 from reftune.training.learner import Learner
 from reftune.training.optimizer import make_optimizer

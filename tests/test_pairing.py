@@ -162,7 +162,7 @@ def test_others_labels_stay_as_they_are_on_every_part_of_the_page(tmp_path: Path
         assert "sft against base" in text
         assert not re.search(r"\b(Base|SFT)\b", text)
     assert "sft answers 2 that base does not" in page.read_text()
-    assert headline(found).startswith("sft answers 75.0% of 4 questions, base 50.0%")
+    assert headline(found).startswith("sft answers 75.0% of 4 questions (one seed), base 50.0%")
 
 
 def test_the_page_lets_flipped_questions_be_read(tmp_path: Path) -> None:

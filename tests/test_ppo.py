@@ -26,10 +26,10 @@ from reftune.model.scratch import train_tokenizer
 from reftune.model.value_head import ValueHead
 from reftune.problem import Problem, UserError, Verdict
 from reftune.sampling.sampler import Sample
-from reftune.stages import ppo as module
-from reftune.stages import ppo_update
-from reftune.stages.ppo import run_ppo
-from reftune.stages.ppo_targets import compute_advantages
+from reftune.stages.ppo import step as module
+from reftune.stages.ppo import update as ppo_update
+from reftune.stages.ppo.step import run_ppo
+from reftune.stages.ppo.targets import compute_advantages
 from reftune.stages.stage import Stage
 from reftune.training.learner import Learner
 from reftune.training.rollouts import Generator, sequence_seed

@@ -18,9 +18,9 @@ from made_rollouts import graded_sample, make_rollouts
 from reftune.config import Ppo
 from reftune.problem import Problem, Verdict
 from reftune.sampling.sampler import Sample
-from reftune.stages.ppo_batch import PATIENCE, Agenda, Batch, draw_batch, overlong_penalty, shape
-from reftune.stages.ppo_metrics import describe
-from reftune.stages.ppo_targets import compute_advantages
+from reftune.stages.ppo.batch import PATIENCE, Agenda, Batch, draw_batch, overlong_penalty, shape
+from reftune.stages.ppo.metrics import describe
+from reftune.stages.ppo.targets import compute_advantages
 from reftune.stages.stage import Stage
 from reftune.training.rollouts import Generator, sequence_seed
 from reftune.training.types import GradedSample

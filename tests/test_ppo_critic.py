@@ -23,7 +23,7 @@ from reftune.config.files import parse_config
 from reftune.model.batch import collate
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.value_head import ValueHead
-from reftune.stages.ppo_critic import (
+from reftune.stages.ppo.critic import (
     Beside,
     critic_loss,
     learns_alone,
@@ -31,8 +31,8 @@ from reftune.stages.ppo_critic import (
     set_units,
     value_head,
 )
-from reftune.stages.ppo_targets import compute_advantages
-from reftune.stages.ppo_update import value_passes
+from reftune.stages.ppo.targets import compute_advantages
+from reftune.stages.ppo.update import value_passes
 from reftune.training.learner import Learner, LossFn
 from reftune.training.losses import two_hot_loss, value_loss
 from reftune.training.optimizer import make_optimizer

@@ -19,8 +19,8 @@ from reftune.files import read_json, read_jsonl
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import Problem, Verdict
 from reftune.runs.run_dir import complete_checkpoints
-from reftune.stages.ppo import run_ppo
-from reftune.stages.ppo_reference import FILE, ReferenceReset
+from reftune.stages.ppo.reference import FILE, ReferenceReset
+from reftune.stages.ppo.step import run_ppo
 from reftune.stages.stage import Stage
 from tiny_stage import make_policy, make_stage
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from made_rollouts import graded_sample, make_rollouts
 from reftune.config import Ppo
-from reftune.stages.ppo_metrics import describe
-from reftune.stages.ppo_targets import compute_advantages
+from reftune.stages.ppo.metrics import describe
+from reftune.stages.ppo.targets import compute_advantages
 from reftune.training.rollouts import group_shares
 from reftune.training.types import Rollouts
 

@@ -22,7 +22,7 @@ from reftune.config.files import parse_config
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.sampling.sampler import Sample
-from reftune.stages.ppo_update import update
+from reftune.stages.ppo.update import update
 from reftune.training.learner import Learner, LossFn
 from reftune.training.types import AdvantagesAndReturns, Rollouts
 from tiny_models import tiny_model

@@ -24,8 +24,8 @@ from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.model.scratch import new_model
 from reftune.problem import Cot, Verdict
-from reftune.stages.ppo_targets import compute_advantages
-from reftune.stages.ppo_update import update
+from reftune.stages.ppo.targets import compute_advantages
+from reftune.stages.ppo.update import update
 from reftune.training.learner import Learner
 from reftune.training.optimizer import make_optimizer
 from reftune.training.rollouts import compute_logprobs, question_groups

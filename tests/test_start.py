@@ -23,7 +23,8 @@ from reftune.model.policy import PolicyWithValue
 from reftune.model.scratch import new_model, train_tokenizer
 from reftune.model.wording import resolved
 from reftune.problem import Problem, Status, UserError, Verdict
-from reftune.stages import ppo, reranker, self_training, sft, warmup_samples
+from reftune.stages import reranker, self_training, sft, warmup_samples
+from reftune.stages.ppo import step as ppo
 from reftune.stages.reranker import Reranker
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage

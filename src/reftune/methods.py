@@ -56,7 +56,7 @@ METHODS: dict[str, Method] = {
         "reftune.stages.self_training:start_online", (), "step", ("#1f8a80", "#58c4b8"),
     ),
     "reft": Method(
-        "ReFT", "Reinforced fine-tuning (PPO)", "ppo", "reftune.stages.ppo:start", (), "step",
+        "ReFT", "Reinforced fine-tuning (PPO)", "ppo", "reftune.stages.ppo.step:start", (), "step",
         ("#2458c5", "#7fabff"),
     ),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from reftune.files import write_json
 from reftune.problem import UserError
 from reftune.progress import counting
 from reftune.runs.run_dir import complete_checkpoints
-from reftune.stages.ppo_loss import counted_and_read, make_loss
+from reftune.stages.ppo.loss import counted_and_read, make_loss
 from reftune.training.learner import Learner, non_finite
 from reftune.training.losses import next_entropy_coef
 from reftune.training.microbatches import minibatches, shuffled

@@ -11,17 +11,17 @@ from typing import Any
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.progress import seconds_spent
-from reftune.stages.ppo_batch import Agenda, draw_batch, shape
-from reftune.stages.ppo_critic import (
+from reftune.stages.ppo.batch import Agenda, draw_batch, shape
+from reftune.stages.ppo.critic import (
     Beside,
     learns_alone,
     note_pretraining,
     set_units,
 )
-from reftune.stages.ppo_metrics import describe, timings
-from reftune.stages.ppo_reference import ReferenceReset, make_reference
-from reftune.stages.ppo_targets import compute_advantages
-from reftune.stages.ppo_update import update, value_passes
+from reftune.stages.ppo.metrics import describe, timings
+from reftune.stages.ppo.reference import ReferenceReset, make_reference
+from reftune.stages.ppo.targets import compute_advantages
+from reftune.stages.ppo.update import update, value_passes
 from reftune.stages.run import Run
 from reftune.stages.stage import Stage
 from reftune.stages.traces import traced

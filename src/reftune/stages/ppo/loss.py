@@ -12,7 +12,7 @@ from reftune.config import Config, Ppo
 from reftune.model.batch import collate
 from reftune.model.policy import TokenStats
 from reftune.model.value_head import ValueHead
-from reftune.stages.ppo_critic import critic_loss, value_head
+from reftune.stages.ppo.critic import critic_loss, value_head
 from reftune.training.advantages import ADVANTAGES
 from reftune.training.losses import (
     AGGREGATIONS,
