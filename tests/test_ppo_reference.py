@@ -115,6 +115,22 @@ def test_a_run_that_is_broken_off_anywhere_goes_on_as_if_it_were_not(
         assert torch.equal(found[name], weight), name
 
 
+def test_a_run_that_was_resumed_keeps_the_reference_that_it_found(tmp_path: Path, whole: Any) -> None:
+    _, weights, rows, _ = whole
+    draws = [row["draws"] for row in rows]
+    for step, calls in ((5, sum(draws[:4])), (6, draws[4])):  # the reference moved before step 4
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, Parity(calls + 1, ctrl_c), **FILTERS)
+        interrupts.forget()
+        [newest] = complete_checkpoints(tmp_path / "run/ppo")
+        assert read_json(newest / "state.json")["step"] == step - 1
+        assert (newest / FILE).exists()
+    _, found, logged = run(tmp_path, Parity(), **FILTERS)
+    assert logged == rows
+    for name, weight in weights.items():
+        assert torch.equal(found[name], weight), name
+
+
 def test_by_default_nothing_is_reset_and_no_reference_kept(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Parity(5, power_cut), reference_reset_steps=0)
