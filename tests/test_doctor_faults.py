@@ -36,8 +36,12 @@ FAULTS: dict[str, tuple[list[str], str, str]] = {
     "cut": (["prompt.max_new_tokens=3"], "cut_off", "cut off at 3 tokens"),
     "rate": (["ppo.learning_rate=0.3"], "kl_runaway", "ppo.learning_rate from 0.3 to 0.1"),
     "unheld": (
+        ["ppo.learning_rate=0.03", "ppo.kl_coef=0"],
+        "clipped_everywhere", "ppo.learning_rate from 0.03 to 0.01, or ppo.ppo_epochs from 2 to 1",
+    ),
+    "dead": (
         ["ppo.learning_rate=0.03", "ppo.kl_coef=0", "ppo.ppo_epochs=4"],
-        "clipped_everywhere", "ppo.learning_rate from 0.03 to 0.01, or ppo.ppo_epochs from 4 to 1",
+        "collapsed", "one step has destroyed the policy: step 1 ",
     ),
     "asleep": (["ppo.learning_rate=1e-10"], "clipped_nowhere", "ppo.learning_rate from 1e-10 to 1e-09"),
     "always": (['reward.function="REWARDS:always"'], "all_right", "100% of the samples were right"),
