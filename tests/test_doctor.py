@@ -149,6 +149,16 @@ PLANTED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "collapsed", {"accuracy": lambda over: 0.6 if over < 0.5 else 0.1, "reward": 0.2},
         ["60% of the samples were right around step ", "10% in steps 16-20", "the best model is kept"],
     ),
+    "one step destroys the policy": (
+        "collapsed",
+        {
+            "accuracy": lambda over: 0.5 if over < 0.3 else 0.0, "reward": 0.2, "clip_fraction": 0.0,
+            "approx_kl": lambda over: 2.0 if 0.25 < over < 0.3 else 0.0, "steps": 18,
+            "truncated": lambda over: 0.0 if over < 0.3 else 1.0, "entropy": line(0.3, 0.0),
+        },
+        ["step 6 moved it by 2 nats per token, and right samples fell from 50% to",
+         "ppo.learning_rate from 3e-05 to 1e-05"],
+    ),
     "samples agree": (
         "samples_alike", {"groups_all_right": 0.5, "groups_all_wrong": 0.49, "steps": 40},
         ["on 99% of the questions in steps 33-40 (all right on 50%, all wrong on 49%)",

@@ -36,8 +36,12 @@ FAULTS: dict[str, tuple[list[str], str, str]] = {
     "cut": (["prompt.max_new_tokens=3"], "cut_off", "cut off at 3 tokens"),
     "rate": (["ppo.learning_rate=0.3"], "kl_runaway", "ppo.learning_rate from 0.3 to 0.1"),
     "unheld": (
-        ["ppo.learning_rate=0.005", "ppo.kl_coef=0", "ppo.ppo_epochs=8"],
-        "clipped_everywhere", "ppo.learning_rate from 0.005 to 0.002, or ppo.ppo_epochs from 8 to 1",
+        ["ppo.learning_rate=0.03", "ppo.kl_coef=0"],
+        "clipped_everywhere", "ppo.learning_rate from 0.03 to 0.01, or ppo.ppo_epochs from 2 to 1",
+    ),
+    "dead": (
+        ["ppo.learning_rate=0.03", "ppo.kl_coef=0", "ppo.ppo_epochs=4"],
+        "collapsed", "one step has destroyed the policy: step 1 ",
     ),
     "asleep": (["ppo.learning_rate=1e-10"], "clipped_nowhere", "ppo.learning_rate from 1e-10 to 1e-09"),
     "always": (['reward.function="REWARDS:always"'], "all_right", "100% of the samples were right"),
@@ -49,7 +53,7 @@ FAULTS: dict[str, tuple[list[str], str, str]] = {
     ),
 }  # fmt: skip
 # Such a step throws the policy anywhere, and where hangs on rounding: more may be wrong behind it.
-WILD = ("rate", "unheld")
+WILD = ("rate", "unheld", "dead")
 SEEDS = range(1, 21)
 
 

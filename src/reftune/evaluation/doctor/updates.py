@@ -1,6 +1,7 @@
 """Symptoms of updates that go wrong: too large, too small, in a wrong direction, on wrong samples."""
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from statistics import fmean, median
 
@@ -23,6 +24,7 @@ from reftune.evaluation.doctor.windows import (
 
 FAR = 1.0  # nats per token: the start gives each token an e-th of the policy's probability
 MUCH_CLIPPED = 0.3  # share of tokens; steps that teach clip some 1%, large ones 10 to 20%
+LEAP = 1.0  # approx_kl of a step; those of runs that learn stay below a third of it
 STANDS_STILL = 1e-6  # approx_kl: below, what an update changes is next to rounding
 LOGPROB_GAP = 0.05  # nats; bfloat16 makes 0.01 to 0.02
 PROBABILITY_GAP = 0.01  # what verl's documentation calls a fault of precision
@@ -132,6 +134,8 @@ def collapsed(rows: Rows, settings: Settings) -> str | None:
     """Find a policy that could do far more than it can now."""
     rows = having(rows, "accuracy")
     found, count = numbers(rows, "accuracy"), size(rows)
+    if destroyed := _at_once(rows, found, settings):
+        return destroyed
     if len(found) < 2 * STEPS:
         return None
     sums = [0.0, *accumulate(found)]
@@ -144,6 +148,21 @@ def collapsed(rows: Rows, settings: Settings) -> str | None:
         f" {rows[means.index(best)]['step']:g}, {last:.0%} {steps_of(recent(rows))}; lower"
         f" {now(settings, LESS_RATE, LOWER)}, or raise ppo.kl_coef; the best model is kept"
     )
+
+
+def _at_once(rows: Rows, found: Sequence[float], settings: Settings) -> str | None:
+    """Find a step behind which hardly anything is right."""
+    for i, row in enumerate(rows[: 1 - STEPS]):
+        if not having([row], "approx_kl") or row["approx_kl"] < LEAP:
+            continue
+        before, after = fmean(found[: i + 1]), fmean(found[i + 1 :])
+        if before > ABLE and after < HALF * before:
+            return (
+                f"one step has destroyed the policy: step {row['step']:g} moved it by"
+                f" {row['approx_kl']:.2g} nats per token, and right samples fell from {before:.0%} to"
+                f" {after:.0%}; lower {now(settings, LESS_RATE, LOWER)}, or raise ppo.kl_coef"
+            )
+    return None
 
 
 def entropy_collapsed(rows: Rows, settings: Settings) -> str | None:
