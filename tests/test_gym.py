@@ -197,11 +197,13 @@ def test_a_whole_run_on_a_family_counts_what_the_verifier_takes(
     assert {name: one["greedy"]["correct"] for name, one in found.models.items()} == dict.fromkeys(
         ("base", "reft"), right
     )
-    samples = read_jsonl(found.directory / "ppo/samples.jsonl")
-    stated = [row["completion"].partition(Prompt().trigger)[2] for row in samples]
-    judged = {(said == row["answer"], row["reward"] == 1, row["correct"]) for said, row in
-              zip(stated, samples, strict=True)}  # fmt: skip
-    assert judged == {(True, True, True), (False, False, False)}
+    exact, other = set(), set()
+    for row in read_jsonl(found.directory / "ppo/samples.jsonl"):
+        if row["completion"].endswith(f"{Prompt().trigger}{row['answer']}"):
+            exact.add((row["reward"] == 1, row["correct"]))
+        elif row["answer"] not in row["completion"]:  # what contains it may be taken, or be worth a part
+            other.add((row["reward"] == 1, row["correct"]))
+    assert (exact, other) == ({(True, True)}, {(False, False)})
     assert run(config).ran == []  # the family's problems are the same ones again
     asked = ["evaluate", found.directory / "ppo/model", "--data", ANIMAL, "--json"]
     assert start(monkeypatch, *asked) == 0
