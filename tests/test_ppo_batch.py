@@ -233,6 +233,15 @@ def test_questions_out_of_the_range_are_left_out_and_looked_at_again(tmp_path: P
     assert memory["rates"]["t1"][0] == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_question_that_is_looked_at_again_waits_anew_even_if_nobody_can_judge_it(
+    tmp_path: Path,
+) -> None:
+    rates = {"t2": [1.0, PATIENCE], "t1": [1.0, PATIENCE - 1]}
+    agenda = Agenda(stage_of(tmp_path, difficulty_range=[0.2, 0.8]), 0, rates)
+    assert [problem.id for problem in agenda.take(2)] == ["t2", "t4"]
+    assert agenda.rates == {"t2": [1.0, 0], "t1": [1.0, PATIENCE]}
+
+
 def test_bounds_belong_to_the_range(tmp_path: Path) -> None:
     stage, script = stage_of(tmp_path, difficulty_range=[0.5, 1.0]), Script(t2=2, t1=0)
     memory: dict[str, Any] = {}
