@@ -13,6 +13,7 @@ from reftune.problem import UserError
 from reftune.stages.run import Run
 from reftune.stages.stage import RESULT_KEYS, Stage
 from reftune.stages.supervised import fit
+from reftune.stages.warmup_choice import chosen
 
 
 def start(run: Run) -> None:
@@ -39,7 +40,9 @@ def run_sft(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     examples = [stage.prompter.encode_example(problem) for problem in stage.train]
     state = fit(stage, policy, settings, examples, settings.warmup_epochs)
     result = {key: state[key] for key in ("best_epoch", *RESULT_KEYS)}
-    if settings.warmup_epochs:
+    if settings.warmup_epochs == "auto":
+        result |= chosen(stage.config, state)
+    elif settings.warmup_epochs:
         key = "warmup_validation_accuracy"
         result |= {key: state[key], "warmup_epoch": settings.warmup_epochs}
     return stage.finish(result)
