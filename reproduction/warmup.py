@@ -57,12 +57,12 @@ WORLDS = {
     "few": World(
         "Built-in problems, 400 chains for SFT", "configs/mini/program.toml",
         ("data.synthetic.test_size=1000", "data.max_chains=400", "sft.epochs=48",
-         "sft.validate_every_epochs=8"), (48, 40, 24, 16),
+         "sft.validate_every_epochs=8", "ppo.steps=16"), (48, 40, 24, 16),
     ),
     "legs": World(
         "leg_counting of reasoning_gym", "configs/mini/program.toml",
         ("sft.epochs=10", "prompt.max_prompt_tokens=160", "prompt.max_new_tokens=100",
-         "sft.validate_every_epochs=1"), (10, 8, 6, 4),
+         "sft.validate_every_epochs=2", "ppo.steps=16"), (10, 8, 6, 4),
     ),
     "svamp": World(
         "SVAMP", "configs/svamp_program.toml", ("sft.validate_every_epochs=2",), (12, 8, 4),

@@ -62,7 +62,9 @@ def auto_stage(folder: Path, *right: int, epochs: int = 3, **sft: Any) -> Stage:
     return make_stage(folder, "sft", ScriptedJudge(*right), sft=settings | sft)
 
 
-def test_the_epoch_with_the_best_samples_is_the_warm_up(tmp_path: Path) -> None:
+def test_the_epoch_with_the_best_samples_is_the_warm_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage = auto_stage(tmp_path, 3, 1, 2, 6, 4, 5)  # the last one has the best greedy answers
     result = run_sft(stage, make_policy())
     first = {
@@ -91,6 +93,8 @@ def test_the_epoch_with_the_best_samples_is_the_warm_up(tmp_path: Path) -> None:
     assert chosen == {"warmup_k": 4} | {f"warmup_{key}": value for key, value in second.items()}
     assert trained_at(tmp_path / "run/warmup/model") == {"stage": "sft", **second}
     assert result["best_epoch"] == 3
+    told = "sft: the methods start from epoch 2: pass@1 37.5%, pass@4 50.0% on validation\n"
+    assert capsys.readouterr().err.endswith(told)
     rows = read_jsonl(tmp_path / "run/sft/metrics.jsonl")
     assert [row["pass_at_k"] for row in rows if "pass_at_k" in row] == [0.25, 0.5, 0.5]
     assert read_json(tmp_path / "run/sft/result.json") == result
@@ -132,17 +136,17 @@ def test_all_epochs_are_sampled_alike_at_temperature_1(
 SCRIPT = [(1, 4), (1, 9), (1, 6), (1, 8)]  # by epoch: the second is the best start
 
 
-@pytest.mark.parametrize("survived", [1, 2, 3])
+@pytest.mark.parametrize("survived", [2, 3, 4, 5, 6])
 def test_a_run_that_breaks_off_chooses_what_one_that_does_not_would_have(
     tmp_path: Path, survived: int
 ) -> None:
     numbers = [number for pair in SCRIPT for number in pair]
     whole = run_sft(auto_stage(tmp_path / "whole", *numbers, epochs=4), make_policy())
     assert whole["warmup_epoch"] == 2
-    broken = auto_stage(tmp_path / "broken", *numbers[: 2 * survived], epochs=4)
-    with pytest.raises(IndexError):  # the script ends in the next epoch's validation
+    broken = auto_stage(tmp_path / "broken", *numbers[:survived], epochs=4)
+    with pytest.raises(IndexError):  # the script ends in an epoch's greedy answers, or in its samples
         run_sft(broken, make_policy())
-    rest = auto_stage(tmp_path / "broken", *numbers[2 * survived :], epochs=4)
+    rest = auto_stage(tmp_path / "broken", *numbers[survived // 2 * 2 :], epochs=4)
     resumed = run_sft(rest, make_policy())
     assert resumed | {"seconds": 0} == whole | {"seconds": 0}
     models = [tmp_path / name / "run/warmup/model" for name in ("whole", "broken")]
