@@ -52,17 +52,17 @@ class World:
 WORLDS = {
     "mini": World(
         "Built-in problems", "configs/mini/program.toml",
-        ("data.synthetic.test_size=1000", "sft.validate_every_epochs=2"), (14, 16, 12, 8, 4),
+        ("data.synthetic.test_size=1000", "sft.validate_every_epochs=2"), (14, 16, 12, 10, 8, 4),
     ),
     "few": World(
         "Built-in problems, 400 chains for SFT", "configs/mini/program.toml",
         ("data.synthetic.test_size=1000", "data.max_chains=400", "sft.epochs=48",
-         "sft.validate_every_epochs=8", "ppo.steps=16"), (48, 40, 24, 16),
+         "sft.validate_every_epochs=8", "ppo.steps=16"), (48, 40, 32, 24),
     ),
     "legs": World(
         "leg_counting of reasoning_gym", "configs/mini/program.toml",
-        ("sft.epochs=10", "prompt.max_prompt_tokens=160", "prompt.max_new_tokens=100",
-         "sft.validate_every_epochs=2", "ppo.steps=16"), (10, 8, 6, 4),
+        ("sft.epochs=12", "prompt.max_prompt_tokens=160", "prompt.max_new_tokens=100",
+         "sft.validate_every_epochs=2", "ppo.steps=16"), (12, 10, 8, 6),
     ),
     "svamp": World(
         "SVAMP", "configs/svamp_program.toml", ("sft.validate_every_epochs=2",), (12, 8, 4),
@@ -203,10 +203,11 @@ def _legs() -> list[str]:
     from reasoning_gym.factory import create_dataset
 
     rows = []
-    for entry in create_dataset("leg_counting", seed=1, size=2700, min_animals=2, max_animals=6):
+    for entry in create_dataset("leg_counting", seed=1, size=2700, min_animals=1, max_animals=3):
         sums = [f"{count} * {ANIMALS[name]}" for name, count in entry["metadata"]["animals"].items()]
         chain = f"def solution():\n    return {' + '.join(sums)}"
-        rows.append({"question": entry["question"], "answer": entry["answer"], "chain": chain})
+        question = entry["question"].strip().rpartition("\n")[2].removeprefix("Now, ")
+        rows.append({"question": question, "answer": entry["answer"], "chain": chain})
     return _written("legs", rows[1000:], rows[:1000])
 
 
