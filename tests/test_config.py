@@ -177,6 +177,23 @@ def test_unknown_key_names_the_nearest(tmp_path: Path, text: str, message: str) 
             "sft.warmup_epochs must not exceed sft.epochs; set both to 0 to leave SFT out",
         ),
         (
+            "[sft]\nepochs = 0\nwarmup_epochs = 'auto'",
+            "sft.warmup_epochs must not exceed sft.epochs; .*",
+        ),
+        (
+            "[sft]\nwarmup_epochs = -1",
+            'sft.warmup_epochs: a number of epochs from 0 on, or "auto", not -1',
+        ),
+        (
+            "[sft]\nwarmup_epochs = 'best'",
+            "sft.warmup_epochs: a number of epochs from 0 on, or \"auto\", not 'best'",
+        ),
+        (
+            "[sft]\nwarmup_gate = 0.2",
+            "sft.warmup_gate has no effect: the start is not chosen by samples; set sft.warmup_epochs ="
+            ' "auto"',
+        ),
+        (
             "[sft]\nepochs = 0",
             r"sft.epochs = 0: the methods would start from a new model \(model.scratch\), which knows"
             " nothing that could be reinforced; set model.name, or raise it",
@@ -201,6 +218,8 @@ def test_wrong_value_names_the_key(tmp_path: Path, text: str, message: str) -> N
 
 def test_warmup_may_be_the_whole_sft_run(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "[sft]\nepochs = 4\nwarmup_epochs = 4")).sft.warmup_epochs == 4
+    auto = write(tmp_path, "[sft]\nepochs = 4\nwarmup_epochs = 'auto'\nwarmup_k = 8\nwarmup_gate = 0.2")
+    assert load_config(auto).sft.warmup_epochs == "auto"
 
 
 def test_without_sft_there_is_no_warm_up_either(tmp_path: Path) -> None:

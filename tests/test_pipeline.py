@@ -402,6 +402,24 @@ def test_sft_without_a_warm_up_is_taken_over_alone(tmp_path: Path, work: Work) -
     assert not (config.run_dir / "warmup").exists()
 
 
+def test_the_gate_of_a_start_may_be_moved_without_another_start(tmp_path: Path, work: Work) -> None:
+    auto = {"epochs": 4, "warmup_epochs": "auto"}
+    run_stages(make_config(tmp_path, "reft", name="first", sft=auto), ("sft",))
+    open_to_all = make_config(tmp_path, "reft", name="first", sft=auto | {"warmup_gate": 0.0})
+    assert run_stages(open_to_all) == ["ppo", "evaluation"]
+    assert load_config(open_to_all.run_dir / "config.toml").sft.warmup_gate == 0.0
+    for changes in ({"warmup_gate": 0.5}, {"warmup_k": 8}):
+        start = {"name": f"second-{min(changes)}", "start_from": str(open_to_all.run_dir)}
+        config = make_config(tmp_path, "reft", sft=auto | changes, **start)
+        if "warmup_k" not in changes:
+            assert run_stages(config) == ["ppo", "evaluation"]
+            continue
+        with pytest.raises(
+            UserError, match=r"first: that run differs in sft\.warmup_k; make them equal"
+        ):
+            run_stages(config)
+
+
 def test_what_a_run_does_not_need_it_does_not_take_over(tmp_path: Path, work: Work) -> None:
     first = make_config(tmp_path, "offline_st", name="first")
     run_stages(first)

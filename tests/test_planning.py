@@ -222,6 +222,11 @@ def test_what_the_stages_of_a_run_do() -> None:
     assert sft.updates == 1
     assert sft.microbatch == 2 * 80  # two of the longest fit into 200
     assert sft.targets == pytest.approx(160 * (1 - 30 / 50))
+    assert sft.validates is not None
+    assert (sft.validates.questions, sft.validates.samples) == (11, 1)
+    auto, *_ = works(make_config(sft={"warmup_epochs": "auto", "warmup_k": 8}), LENGTHS, counts)
+    assert auto.validates is not None
+    assert (auto.validates.questions, auto.validates.samples) == (11, 9)  # one of them greedy
     distinct = 4 * 30 + 20 * 20.0
     assert (ppo.steps, ppo.learns, ppo.reads, ppo.updates) == (7, 2 * distinct, distinct, 4)
     [_, free, _] = works(make_config(ppo={"kl_coef": 0.0}), LENGTHS, counts)

@@ -158,6 +158,24 @@ def test_the_page_shows_tables_curves_settings_and_samples(tmp_path: Path) -> No
     assert data["rollouts"][0]["steps"][0]["samples"][0]["status"] == "ok"
 
 
+def test_the_pages_show_which_start_was_chosen_and_what_there_was(tmp_path: Path) -> None:
+    run = finish_run(tmp_path / "run")
+    shares = {"validation_accuracy": 0.405, "pass_at_1": 0.192, "mixed": 0.785}
+    rows = [shares | {"epoch": epoch, "pass_at_k": epoch / 10} for epoch in (6, 8)]
+    chosen = {"warmup_epoch": 8, "warmup_validation_accuracy": 0.405, "warmup_k": 16, "starts": rows}
+    put(run / "sft/result.json", {"best_epoch": 2, "best_validation_accuracy": 0.715} | chosen)
+    path = write_report(run)
+    words = "epoch of SFT greedy pass@1 pass@16 right and wrong 6 40.5% 19.2% 60.0% 78.5% 8 40.5% 19.2%"
+    assert f"{words} 80.0% 78.5% chosen" in Page(path).words
+    lines = path.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    first = lines.index("| 6 | 40.5% | 19.2% | 60.0% | 78.5% |  |")
+    assert lines[first - 2] == "| epoch of SFT | greedy | pass@1 | pass@16 | right and wrong | |"
+    assert lines[first + 1] == "| 8 | 40.5% | 19.2% | 80.0% | 78.5% | **chosen** |"
+    put(run / "sft/result.json", {"best_epoch": 2, "best_validation_accuracy": 0.715, "starts": [{}]})
+    with pytest.raises(UserError, match=r"result.json: starts"):
+        write_report(run)
+
+
 def test_only_stages_beside_the_baseline_are_drawn_with_its_level(tmp_path: Path) -> None:
     run = finish_run(tmp_path / "run")
     put(run / "ppo/metrics.jsonl", [{"step": 1, "validation_accuracy": 0.8}])

@@ -14,7 +14,7 @@ from reftune.config.files import load_config
 from reftune.methods import OPTIONAL
 from reproduction import __main__ as main
 from reproduction import claims as module
-from reproduction import plan, results, series
+from reproduction import plan, results, series, warmup
 from reproduction.claims import Expected, Finding, Side, Verdict, claims, find, judge
 from reproduction.plan import cell, cells
 from reproduction.results import claim_table, write_results
@@ -150,3 +150,33 @@ def test_reranking_stands_beside_one_sample_and_the_vote(
 
 
 CLAIM = module.Claim("ReFT beats SFT", "P-CoT", Side("program"), Side("program", "sft"))
+
+
+def test_the_table_of_starts_tells_the_chosen_one_from_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmup, "RUNS", tmp_path)
+    row = {"validation_accuracy": 0.5, "pass_at_1": 0.25, "pass_at_k": 0.75, "mixed": 0.5}
+    starts = {"warmup_epoch": 8, "starts": [row | {"epoch": epoch} for epoch in (4, 8, 12)]}
+    answers = {("mini-4", "reft"): "1110", ("mini-8", "reft"): "1100"}  # from 12 PPO was not run
+    files = {f"{run}/evaluation/{model}.jsonl": text for (run, model), text in answers.items()}
+    files |= {f"{run}/evaluation/warmup.jsonl": "1000" for run in ("mini-4", "mini-8")}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("".join(json.dumps({"correct": a == "1"}) + "\n" for a in text))
+        (tmp_path / name).with_name("result.json").touch()
+    (tmp_path / "mini/sft").mkdir(parents=True)
+    (tmp_path / "mini/sft/result.json").write_text(json.dumps(starts))
+    lines = warmup.table("mini").splitlines()
+    shares = "50.0% | 25.0% | 75.0% | 50.0%"
+    assert f"| 4 | {shares} | 25.0% | 75.0% [30.1, 95.4] | best |" in lines
+    assert f"| 8 | {shares} | 25.0% | 50.0% [15.0, 85.0] |  **chosen** |" in lines
+    assert f"| 12 | {shares} |  |  |  |" in lines
+    assert lines[-1].startswith("Chosen - best: \N{MINUS SIGN}25.0 points")
+
+
+def test_the_worlds_start_ppo_from_epochs_that_are_validated() -> None:
+    for world in warmup.WORLDS.values():
+        config = load_config(plan.ROOT / world.config, [*warmup.COMMON, *world.changes])
+        every, epochs = config.sft.validate_every_epochs, config.sft.epochs
+        assert {*world.starts} <= {*range(every, epochs + 1, every), epochs}

@@ -11,6 +11,7 @@ from reftune.reporting.run.summary import (
     cut_off,
     headline,
     outcomes,
+    starts,
     verdict,
 )
 
@@ -187,3 +188,23 @@ def test_answers_that_were_cut_off_are_told_from_a_twentieth_on() -> None:
         "5% of SFT's greedy answers were cut off at 24 tokens; a higher prompt.max_new_tokens gives them"
         " room."
     )
+
+
+START = {"validation_accuracy": 0.5, "pass_at_1": 0.25, "pass_at_k": 0.75, "mixed": 0.5}
+
+
+def test_the_starts_that_were_considered_are_told_and_which_was_chosen() -> None:
+    run, considered = run_of(), [START | {"epoch": epoch} for epoch in (2, 4)]
+    assert starts(run) == {"k": None, "rows": []}
+    run.metrics["sft"] = [{"step": 1, "epoch": 0.5}, START | {"step": 2, "epoch": 2.0}]  # not finished
+    [row] = starts(run)["rows"]
+    assert (row["epoch"], row["pass_at_k"], row["chosen"]) == (2.0, 0.75, False)
+    run.results["sft"] = {"starts": considered, "warmup_epoch": 4, "warmup_k": 16}
+    assert starts(run)["k"] == 16
+    assert [(row["epoch"], row["chosen"]) for row in starts(run)["rows"]] == [(2, False), (4, True)]
+
+
+def test_a_run_whose_user_chose_the_start_has_no_table_of_starts() -> None:
+    run = run_of()
+    run.results["sft"] = {"warmup_epoch": 4, "best_epoch": 6}
+    assert starts(run)["rows"] == []

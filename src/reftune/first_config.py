@@ -116,7 +116,7 @@ max_new_tokens = 400
 SFT = """\
 [sft]
 epochs = 10  # the SFT baseline is the best of these by validation
-warmup_epochs = 2  # ReFT starts from the model after this epoch
+warmup_epochs = 2  # ReFT starts from the model after this epoch; "auto" draws samples to choose it
 batch_size = 16
 learning_rate = 2e-5
 """

@@ -74,14 +74,14 @@ class Lineup:
         rerank: as `evaluation.rerank`.
         base: whether the given model is compared, too; where the methods start from it, it always is.
         epochs: of SFT; with 0 there is none.
-        warmup_epochs: after how many the methods start; with 0 from the given model.
+        warmup_epochs: after how many the methods start; with 0 from the given model; "auto" is chosen.
     """
 
     methods: Sequence[str]
     rerank: bool = False
     base: bool = False
     epochs: int = 1
-    warmup_epochs: int = 1
+    warmup_epochs: int | Literal["auto"] = 1
 
     @property
     def start(self) -> str:

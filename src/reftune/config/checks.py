@@ -53,6 +53,8 @@ def _estimates(name: str) -> Callable[[Config], bool]:
 IDLE = (
     Idle("sft", lambda c: not c.sft.epochs, "sft.epochs",
          "sft.epochs = 0 leaves the SFT stage out; leave the key out, too, or raise sft.epochs"),
+    Idle("sft.warmup_k sft.warmup_gate", lambda c: c.sft.warmup_epochs != "auto", "sft.warmup_epochs",
+         'the start is not chosen by samples; set sft.warmup_epochs = "auto"'),
     Idle("offline_st", lambda c: "offline_st" not in c.methods, "methods",
          'no offline self-training is run; add "offline_st" to methods'),
     Idle("online_st", lambda c: "online_st" not in c.methods, "methods",

@@ -125,6 +125,8 @@ def _keys(schema: dict[str, Any], prefix: str) -> Iterator[Key]:
 
 def _kind(said: dict[str, Any]) -> str:
     """Return in words what a schema says that a value may be."""
+    if "const" in said:
+        return f'"{said["const"]}"'
     if "enum" in said:
         return ", ".join(f'"{value}"' for value in said["enum"])
     if said["type"] == "array":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from reftune.config.ranges import Amount, Count, Few, Limit, Rate, Section, Temperature, Weight
 
@@ -34,9 +34,22 @@ class Sft(Supervised):
     epochs: Amount = Field(
         40, description="length of the run; its best epoch is the model. 0: no SFT, and no chain needed"
     )
-    warmup_epochs: Amount = Field(
-        2, description="the other methods start from this epoch's model; 0: from the given model"
+    warmup_epochs: Amount | Literal["auto"] = Field(
+        2,
+        description="the other methods start from this epoch's model; 0: from the given model;"
+        ' "auto": from the validated epoch with the best pass@1 and pass@k',
     )
+    warmup_k: Few = Field(16, description='"auto": samples of each validation question, the k of pass@k')
+    warmup_gate: float = Field(
+        0.05, ge=0, le=1, description='"auto": least pass@k from which the other methods start; 0: any'
+    )
+
+    @field_validator("warmup_epochs", mode="before")
+    @classmethod
+    def _a_number_or_auto(cls, given: Any) -> Any:
+        if given == "auto" or (isinstance(given, int) and given >= 0):
+            return given
+        raise ValueError(f'sft.warmup_epochs: a number of epochs from 0 on, or "auto", not {given!r}')
 
     @model_validator(mode="before")
     @classmethod
@@ -47,7 +60,7 @@ class Sft(Supervised):
 
     @model_validator(mode="after")
     def _warmup_within(self) -> Sft:
-        if self.warmup_epochs > self.epochs:
+        if (1 if self.warmup_epochs == "auto" else self.warmup_epochs) > self.epochs:
             both = "; set both to 0 to leave SFT out" if self.epochs == 0 else ""
             raise ValueError(f"sft.warmup_epochs must not exceed sft.epochs{both}")
         return self

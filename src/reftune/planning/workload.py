@@ -126,13 +126,14 @@ def _epochs(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, i
     per_epoch = math.ceil(examples / settings.batch_size)
     batch = min(settings.batch_size, examples)
     every = getattr(settings, "validate_every_epochs", 1)
+    tries = config.sft.warmup_k if name == "sft" and config.sft.warmup_epochs == "auto" else 0
     largest = _microbatch(config, batch, lengths.longest_example)
     return StageWork(
         stage,
         steps=settings.epochs * per_epoch,
         learns=batch * lengths.example,
         updates=1,
-        validates=lengths.draw(counts["validation"]) if name != "reranker" else None,
+        validates=lengths.draw(counts["validation"], 1 + tries) if name != "reranker" else None,
         validations=math.ceil(settings.epochs / every),
         microbatch=largest,
         targets=largest * (1 - lengths.prompt / max(1.0, lengths.example)),

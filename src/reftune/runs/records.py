@@ -124,6 +124,16 @@ class Settings(TypedDict, total=False):
     reranker: Row
 
 
+class Considered(TypedDict):
+    """An epoch of SFT as a start of the other methods, in sft/result.json."""
+
+    epoch: Whole
+    validation_accuracy: Drawable
+    pass_at_1: Drawable
+    pass_at_k: Drawable
+    mixed: Drawable
+
+
 class Start(TypedDict, total=False):
     """The facts of run.json."""
 
@@ -214,6 +224,8 @@ def read_result(run_dir: Path, stage: str) -> Row:
     row = read_object(path, RUN_AGAIN)
     for key in (*needed, *(key for key in row if key.startswith(("best_", "warmup_")))):
         require_shape(row.get(key), Drawable, f"{path}: {key}", RUN_AGAIN)
+    if "starts" in row:
+        require_shape(row["starts"], list[Considered], f"{path}: starts", RUN_AGAIN)
     return row
 
 

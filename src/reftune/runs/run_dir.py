@@ -22,6 +22,7 @@ from reftune.problem import UserError, shown
 # What a stage has saved: from then on a directory belongs to its configuration and its problems.
 SAVED = ("*/result.json", "*/model", "*/checkpoints/step-*", "*/samples.jsonl", "evaluation/*.jsonl")
 
+GATE = "sft.warmup_gate"  # of whether the methods start, and not of what they start from
 RESUMED_BY_ROWS = ("warmup_samples", "evaluation")  # stages without checkpoints
 
 
@@ -112,13 +113,13 @@ def open_run_dir(config: Config, command: Sequence[str], processes: int, device:
     """Create the run directory, or make sure that it belongs to this very configuration.
 
     Raises UserError if it holds a run of another one; budgets of the machine, `methods`
-    with the settings of those that are new, and `evaluation.base` may differ.
+    with the settings of those that are new, `evaluation.base` and `sft.warmup_gate` may differ.
     """
     path = config.run_dir / "config.toml"
     if path.exists() and has_begun(config.run_dir):
         old = load_config(path)
         _compare_configs(old, config)
-        if old.lineup != config.lineup:
+        if (old.lineup, old.sft) != (config.lineup, config.sft):
             _write_config(path, config)
         return
     make_directory(config.run_dir)
@@ -185,7 +186,7 @@ def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
 
 
 def _compare_configs(old: Config, new: Config) -> None:
-    free = ("compute.", "output_dir", "name", "methods", "evaluation.base", *_added(old, new))
+    free = ("compute.", "output_dir", "name", "methods", "evaluation.base", GATE, *_added(old, new))
     if keys := [key for key in sorted(changed_settings(old, new)) if not key.startswith(free)]:
         own = old.reward.function if "reward.function" in keys else None
         again = "" if own is None else f"give it the reward {shown(own)} again, "
@@ -206,7 +207,9 @@ def _matters_to_start(key: str, stage: str) -> bool:
     if stage == "warmup_samples" and key.startswith("warmup_samples."):
         return True
     sections = ("seed", "data.", "prompt.", "model.", "lora.", "sft.")
-    return key == "reward.function" or (key.startswith(sections) and key != "model.value_model")
+    return key == "reward.function" or (
+        key.startswith(sections) and key not in ("model.value_model", GATE)
+    )
 
 
 def _link(source: str, target: str) -> None:

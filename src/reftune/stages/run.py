@@ -30,6 +30,7 @@ from reftune.runs.listener import Listener
 from reftune.runs.run_dir import has_begun
 from reftune.runs.setup import check_examples, check_prompts, judge_of, with_prompt
 from reftune.stages.stage import Stage
+from reftune.stages.warmup_choice import require_start
 
 
 @dataclass
@@ -114,10 +115,14 @@ class Run:
     def first_policy(
         self, *, critic: bool = False, trainable: bool = False
     ) -> tuple[PolicyWithValue, Prompter]:
-        """Load the model that the methods start from: the warm-up, or the given one."""
+        """Load the model that the methods start from: the warm-up, or the given one.
+
+        Raises UserError where the warm-up has nothing to reinforce (`sft.warmup_gate`).
+        """
         start = self.config.lineup.start
         if start == BASE:  # whose prompts no SFT stage has looked at
             return self.base_policy(critic=critic, trainable=trainable)
+        require_start(self.config)
         return self.load_policy(start, critic=critic, trainable=trainable), self.prompter(start)
 
     def base_policy(

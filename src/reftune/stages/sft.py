@@ -13,6 +13,7 @@ from reftune.problem import UserError
 from reftune.stages.run import Run
 from reftune.stages.stage import RESULT_KEYS, Stage
 from reftune.stages.supervised import fit
+from reftune.stages.warmup_choice import chosen
 
 
 def start(run: Run) -> None:
@@ -39,10 +40,21 @@ def run_sft(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     examples = [stage.prompter.encode_example(problem) for problem in stage.train]
     state = fit(stage, policy, settings, examples, settings.warmup_epochs)
     result = {key: state[key] for key in ("best_epoch", *RESULT_KEYS)}
-    if settings.warmup_epochs:
+    if settings.warmup_epochs == "auto":
+        result |= chosen(stage.config, state)
+        _tell_start(stage, result)
+    elif settings.warmup_epochs:
         key = "warmup_validation_accuracy"
         result |= {key: state[key], "warmup_epoch": settings.warmup_epochs}
     return stage.finish(result)
+
+
+def _tell_start(stage: Stage, result: dict[str, Any]) -> None:
+    """Say which epoch was chosen, and by what."""
+    if stage.accelerator.is_main_process:
+        found = f"pass@1 {result['warmup_pass_at_1']:.1%}, pass@{result['warmup_k']}"
+        found += f" {result['warmup_pass_at_k']:.1%} on validation"
+        print(f"sft: the methods start from epoch {result['warmup_epoch']}: {found}", file=sys.stderr)
 
 
 def _tell_shares(run: Run) -> None:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.stages.stage import Stage
 from reftune.stages.steps import Metrics, State
+from reftune.stages.warmup_choice import consider
 from reftune.training.learner import Learner, linear_schedule, non_finite
 from reftune.training.losses import cross_entropy
 from reftune.training.microbatches import length_sorted, shuffled
@@ -29,18 +31,20 @@ def fit(
     policy: PolicyWithValue,
     settings: Supervised,
     examples: Sequence[Example],
-    warmup_epochs: int | None = None,
+    warmup_epochs: int | Literal["auto"] | None = None,
 ) -> State:
     """Train on examples; the best epoch's model goes into the stage's directory.
 
     Args:
         policy: the model to train.
         examples: prompts and responses; those beyond `settings.max_tokens` are left out.
-        warmup_epochs: also export the model after this epoch, to `warmup/model`.
+        warmup_epochs: also export the model after this epoch, to `warmup/model`; "auto": that after the
+            best start among the validated epochs.
 
-    Returns the final state: `best_epoch`, `best_validation_accuracy`, `seconds`, and
-    `warmup_validation_accuracy` where there is a warm-up. Goes on from the newest checkpoint if there is
-    one. Raises UserError where no example is short enough, or the loss becomes non-finite.
+    Returns the final state: `best_epoch`, `best_validation_accuracy`, `seconds`, and of the warm-up
+    `warmup_validation_accuracy`, or `starts` of all epochs that were considered. Goes on from the newest
+    checkpoint if there is one. Raises UserError where no example is short enough, or the loss becomes
+    non-finite.
     """
     examples = short_enough(stage, examples, settings.max_tokens)
     learner = stage.learner(policy, settings)
@@ -59,12 +63,15 @@ def fit(
             return {}
         generator.update_weights(policy)
         solved = stage.validate(generator)
-        if epoch == warmup_epochs:
+        found: dict[str, float] = {"validation_accuracy": solved}
+        if warmup_epochs == "auto":
+            found |= consider(stage, policy, generator, state, epoch, solved)
+        elif epoch == warmup_epochs:
             state["warmup_validation_accuracy"] = solved
             target = stage.config.run_dir / "warmup" / "model"
             stage.export(policy, target, epoch=epoch, validation_accuracy=solved)
         stage.keep_best(policy, state, "epoch", epoch, solved)
-        return {"validation_accuracy": solved}
+        return found
 
     lengths = [len(prompt) + len(response) for prompt, response in examples]
     start = {"best_validation_accuracy": -1.0}

@@ -20,7 +20,15 @@ from reftune.reporting.run.diagnosis import diagnosis
 from reftune.reporting.run.metadata import facts, stage_states, stage_titles
 from reftune.reporting.run.run_files import Run, read_run
 from reftune.reporting.run.sample_browser import browser, packed
-from reftune.reporting.run.summary import accuracies, comparisons, cut_off, headline, outcomes, verdict
+from reftune.reporting.run.summary import (
+    accuracies,
+    comparisons,
+    cut_off,
+    headline,
+    outcomes,
+    starts,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from reftune.reporting.plots import Plot
@@ -117,6 +125,7 @@ def _context(run: Run) -> dict[str, Any]:
         "config": (run.directory / "config.toml").read_text(encoding="utf-8"),
         "costs": costs(run, stage_titles(run)),
         "outcomes": outcomes(run),
+        "starts": starts(run),
         "reload": 0,
         "browser": browsed,
         "packed": text,

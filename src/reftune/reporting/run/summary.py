@@ -91,6 +91,17 @@ def accuracies(evaluation: Row) -> dict[str, Any]:
     return {"columns": [_column(name, models) for name in names], "ks": ks, "models": rows}
 
 
+def starts(run: Run) -> dict[str, Any]:
+    """Lay out the epochs of SFT from which the methods could start: none, unless one is chosen.
+
+    The row of that one is `chosen`; `k` is the number of samples, None until SFT is finished.
+    """
+    result = run.results.get("sft", {})
+    found = result.get("starts") or [row for row in run.metrics.get("sft", []) if "pass_at_k" in row]
+    rows = [row | {"chosen": row["epoch"] == result.get("warmup_epoch")} for row in found]
+    return {"k": result.get("warmup_k"), "rows": rows}
+
+
 def outcomes(run: Run) -> dict[str, Any]:
     """Count what became of the models' greedy answers: right, wrong, or a status that is no answer."""
     counts = {model: Counter(map(_outcome, rows)) for model, rows in run.answers.items()}
