@@ -43,27 +43,28 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
         **kl,
         "response_length": sum(len(a.sample.tokens) for a in graded) / len(graded),
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),
-        **_explained(estimates, mask, critic=ADVANTAGES[ppo.advantage].critic),
+        "explained_variance": explained(rollouts, estimates),
+        **(_by_quarter(estimates, mask) if ADVANTAGES[ppo.advantage].critic else {}),
         "sampler_weight": float(weights.mean().nan_to_num(1.0)),
         "sampler_truncated": float(cut.float().mean().nan_to_num(0.0)),
         "statuses": dict(Counter(a.verdict.status for a in graded)),
     }
 
 
-def _explained(estimates: AdvantagesAndReturns, mask: Tensor, *, critic: bool) -> dict[str, float]:
-    """Return how much of what followed the critic explains, over all tokens and in each quarter."""
-    values, followed = estimates.values, estimates.monte_carlo
-    overall = {"explained_variance": explained_variance(values, followed, mask)}
-    if not critic:
-        return overall
+def explained(rollouts: Rollouts, estimates: AdvantagesAndReturns) -> float:
+    """Return how much of what followed the critic explains, over all tokens."""
+    return explained_variance(estimates.values, estimates.monte_carlo, rollouts.mask)
+
+
+def _by_quarter(estimates: AdvantagesAndReturns, mask: Tensor) -> dict[str, float]:
+    """Return the same of the tokens in each quarter of a response."""
     place = 4 * torch.arange(mask.shape[1]) / mask.sum(dim=1, keepdim=True).clamp(min=1)
-    quarters = {
+    return {
         f"explained_variance/quarter_{k + 1}": explained_variance(
-            values, followed, mask * ((place >= k) & (place < k + 1))
+            estimates.values, estimates.monte_carlo, mask * ((place >= k) & (place < k + 1))
         )
         for k in range(4)
     }
-    return overall | quarters
 
 
 def timings(rollouts: Rollouts, started: float, sampled: float, ended: float) -> dict[str, float]:

@@ -12,13 +12,8 @@ from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.progress import seconds_spent
 from reftune.stages.ppo.batch import Agenda, draw_batch, shape
-from reftune.stages.ppo.critic import (
-    Beside,
-    learns_alone,
-    note_pretraining,
-    set_units,
-)
-from reftune.stages.ppo.metrics import describe, timings
+from reftune.stages.ppo.critic import Beside, learns_alone, note_pretraining, set_units
+from reftune.stages.ppo.metrics import describe, explained, timings
 from reftune.stages.ppo.reference import ReferenceReset, make_reference
 from reftune.stages.ppo.targets import compute_advantages
 from reftune.stages.ppo.update import update, value_passes
@@ -27,7 +22,7 @@ from reftune.stages.stage import Stage
 from reftune.stages.traces import traced
 from reftune.training.advantages import ADVANTAGES
 from reftune.training.rollouts import read_batch
-from reftune.training.types import GradedSample
+from reftune.training.types import AdvantagesAndReturns, GradedSample, Rollouts
 
 # Rounding in float32 makes a thousandth of it; beyond, the sampler speaks of another policy.
 MAX_LOGPROB_GAP = 0.02
@@ -53,18 +48,18 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
     generator = stage.generator(policy)
     reset = ReferenceReset(ppo.reference_reset_steps, reference, policy, learner)
 
-    def take_step(step: int, memory: dict[str, Any]) -> tuple[dict[str, Any], Sequence[GradedSample]]:
-        seconds_spent()  # on what was before
-        started = time.perf_counter()
+    def sample(agenda: Agenda, step: int) -> tuple[Rollouts, dict[str, Any]]:
         moved = reset.before(step)
-        agenda = Agenda.of(stage, memory, step)
         batch = draw_batch(agenda, generator, step)
         rollouts = read_batch(
             generator, policy, reference, batch.samples,
             temperature=ppo.temperature, token_budget=stage.token_budget,
         )  # fmt: skip
-        rollouts = shape(rollouts, batch, stage)
-        sampled = time.perf_counter()
+        return shape(rollouts, batch, stage), batch.told | moved
+
+    def learn(
+        rollouts: Rollouts, step: int, memory: dict[str, Any]
+    ) -> tuple[AdvantagesAndReturns, dict[str, float]]:
         alone, beside = learns_alone(step, ppo, memory), Beside(rollouts, ppo, memory)
         estimates = compute_advantages(rollouts, ppo, beside.values, 1.0 if alone else ppo.value_lambda)
         set_units(policy.value_head, estimates.returns, rollouts.mask, memory)
@@ -73,20 +68,23 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
         losses = update(learner, rollouts, estimates, config, step, memory)
         value_passes(learner, rollouts, estimates, config, step)
         beside.learn(rollouts, estimates, memory)
+        if alone:
+            note_pretraining(step, explained(rollouts, estimates), ppo, memory)
         if generator.sampler.exact and losses.get("logprob_gap", 0.0) > MAX_LOGPROB_GAP:
             _stop_on_gap(losses["logprob_gap"], step)
-        metrics = (
-            describe(rollouts, estimates, ppo)
-            | batch.told
-            | moved
-            | losses
-            | timings(rollouts, started, sampled, time.perf_counter())
-        )
-        if alone:
-            note_pretraining(step, metrics["explained_variance"], ppo, memory)
+        return estimates, losses | {"learning_rate": ppo.learning_rate * factor}
+
+    def take_step(step: int, memory: dict[str, Any]) -> tuple[dict[str, Any], Sequence[GradedSample]]:
+        seconds_spent()  # on what was before
+        started = time.perf_counter()
+        agenda = Agenda.of(stage, memory, step)
+        rollouts, told = sample(agenda, step)
+        sampled = time.perf_counter()
+        estimates, losses = learn(rollouts, step, memory)
+        spent = timings(rollouts, started, sampled, time.perf_counter())
         agenda.keep(memory)
         logged = traced(stage.prompter, rollouts, estimates, ppo.samples_logged_per_step)
-        return metrics | {"learning_rate": ppo.learning_rate * factor}, logged
+        return describe(rollouts, estimates, ppo) | told | losses | spent, logged
 
     with reset.kept(stage.accelerator):
         return stage.run_online(ppo, policy, generator, take_step)
