@@ -114,7 +114,7 @@ def without_packing() -> AbstractContextManager[Any]:
             prompt_index=torch.arange(len(index)),
         )  # fmt: skip
 
-    return mock.patch("reftune.stages.ppo.update.collate", collate_apart)
+    return mock.patch("reftune.stages.ppo.loss.collate", collate_apart)
 
 
 def both(*switches: Switch) -> Switch:

@@ -33,7 +33,7 @@ from tiny_stage import OneOf
 PLACES = {
     "sft": "sft.start", "warmup_samples": "warmup_samples.start",
     "offline_st": "self_training.start_offline", "online_st": "self_training.start_online",
-    "ppo": "ppo.start", "reranker": "reranker.start", "evaluation": "evaluation.start",
+    "ppo": "ppo.step.start", "reranker": "reranker.start", "evaluation": "evaluation.start",
 }  # fmt: skip
 ALL = ("offline_st", "online_st", "reft")
 RERANK = {"samples": 2, "rerank": True}

@@ -428,7 +428,7 @@ def graded_of(*statuses: Status) -> list[GradedSample]:
 def test_logprobs_are_those_of_each_row_by_itself(budget: int) -> None:
     policy, graded = make_policies("shared")[0], graded_of("ok", "ok", "ok", "ok")
     stats = compute_logprobs(policy, graded, 0.5, budget, Accelerator(cpu=True))
-    for tensor, numbers in zip(stats, row_by_row(policy, 0.5), strict=True):
+    for tensor, numbers in zip(stats[:3], row_by_row(policy, 0.5), strict=True):
         close(tensor, numbers)
     assert not stats.logprobs.requires_grad
 
@@ -439,7 +439,7 @@ def test_processes_share_the_scoring() -> None:
     first, second = (compute_logprobs(policy, graded, 0.5, 4096, OneOf(i, 2)) for i in (0, 1))
     # The second question's rows are the shorter ones: the first process gets the other's.
     expected = row_by_row(policy, 0.5)
-    for mine, other, numbers in zip(first, second, expected, strict=True):
+    for mine, other, numbers in zip(first[:3], second[:3], expected, strict=True):
         assert not mine[2:].any()
         assert not other[:2].any()
         close(mine + other, numbers)
