@@ -54,7 +54,7 @@ from reftune.problem import Problem, Verdict
 from reftune.stages.ppo.targets import compute_advantages
 from reftune.stages.ppo.update import update
 from reftune.training.advantages import whiten
-from reftune.training.rollouts import collect, make_generator
+from reftune.training.rollouts import make_generator, read_batch
 
 MICRO_BATCH, REAL_MICRO_BATCH = 64, 4  # rows
 FOREVER = 10**6  # steps; the harness ends the training
@@ -91,10 +91,11 @@ def reftune(turns: Turns, options: Options) -> None:
     )
     while True:
         turn, begin = turns.wait(), time.perf_counter()
-        rollouts = collect(
-            generator, policy, reference, workload.problems,
-            samples=options.samples, temperature=config.ppo.temperature,
-            token_budget=budget_of(config), key=(config.seed, "benchmark", turn),
+        temperature, key = config.ppo.temperature, (config.seed, "benchmark", turn)
+        graded = generator.generate(workload.problems, options.samples, temperature, key=key)
+        rollouts = read_batch(
+            generator, policy, reference, graded,
+            temperature=temperature, token_budget=budget_of(config),
         )  # fmt: skip
         middle = time.perf_counter()
         estimates = compute_advantages(rollouts, config.ppo)

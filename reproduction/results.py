@@ -13,7 +13,7 @@ from reftune.reporting.comparison.finished_runs import CHAINS
 from reftune.reporting.pages import interval, p_value, percent, signed
 from reproduction.claims import Finding, answers, cost, wrong_chains
 from reproduction.plan import MAIN
-from reproduction.series import seconds_of
+from reproduction.series import put_between, seconds_of
 
 BEGIN, END = "<!-- reproduce-mini: begin -->\n", "<!-- reproduce-mini: end -->\n"
 
@@ -25,16 +25,15 @@ def write_results(
 
     Raises ValueError where the marks are missing.
     """
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{path}: the marks {BEGIN!r} and {END!r} are missing")
-    parts = [
-        claim_table(findings), reranking(seeds), costs(ablation_seeds), hacking(seeds, ablation_seeds),
-        times(),
-    ]  # fmt: skip
-    text = "\n\n".join(part for part in parts if part)
-    path.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
+
+    def text() -> str:
+        parts = [
+            claim_table(findings), reranking(seeds), costs(ablation_seeds),
+            hacking(seeds, ablation_seeds), times(),
+        ]  # fmt: skip
+        return "\n\n".join(part for part in parts if part)
+
+    put_between(path, BEGIN, END, text)
 
 
 def claim_table(findings: Sequence[Finding]) -> str:

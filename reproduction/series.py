@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -80,6 +80,18 @@ def seconds_of(config: str, series: str = "mini") -> list[float]:
     """Return how long the whole runs of a config took, by what was remembered."""
     known = _times(RUNS / series / TIMES)
     return [seconds for name, seconds in known.items() if name.rpartition("-")[0] == config]
+
+
+def put_between(path: Path, begin: str, end: str, make: Callable[[], str]) -> None:
+    """Put a text, made once they are found, between two marks of a document; the rest of it stays.
+
+    Raises ValueError where a mark is missing.
+    """
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise ValueError(f"{path}: the marks {begin!r} and {end!r} are missing")
+    path.write_text(f"{before}{begin}\n{make()}\n\n{end}{after}", encoding="utf-8")
 
 
 def _times(path: Path) -> dict[str, float]:

@@ -12,17 +12,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from reftune.config.files import load_config
 from reftune.evaluation.seeds import ONE_SEED, compare
 from reftune.evaluation.statistics import holm
 from reftune.files import read_jsonl
 from reftune.problem import UserError
 from reftune.reporting.pages import interval, p_value, percent, signed
-from reproduction.series import ROOT, Cell, run_all
+from reproduction.series import ROOT, Cell, put_between, run_all
 
 SERIES, START, BASELINE = "techniques", "sft", "demo"
 CONFIGS = ROOT / "configs" / SERIES
@@ -42,7 +40,7 @@ def main() -> None:
     names = [BASELINE, *(n for n in options.only or techniques() if n != BASELINE)]
     try:
         run_all(cells(names, options.seeds))
-        write_table(ROOT / "docs" / "results.md", table(names, options.seeds))
+        put_between(ROOT / "docs" / "results.md", BEGIN, END, lambda: table(names, options.seeds))
     except UserError as error:
         sys.exit(f"reproduction: {error}")
 
@@ -85,13 +83,6 @@ def table(names: Sequence[str], seeds: Sequence[int]) -> str:
     return "\n".join([*lines, "", f"({told}.)"])
 
 
-def write_table(path: Path, text: str) -> None:
-    """Put the table between the marks in a document; the rest of it stays."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
-
-
 def _right(name: str, seed: int) -> list[int]:
     rows = read_jsonl(Cell(name, seed, SERIES).run_dir / "evaluation" / "reft.jsonl")
     return [int(row["correct"]) for row in rows]
@@ -113,7 +104,6 @@ def _explained(name: str, seeds: Sequence[int]) -> tuple[str, str]:
 
 def _purpose(name: str) -> str:
     """Return what a config's first line says of it."""
-    load_config(CONFIGS / f"{name}.toml")  # or it is no technique
     return (CONFIGS / f"{name}.toml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 

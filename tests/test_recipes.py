@@ -86,7 +86,7 @@ def product_step(
 def read_with_the_product(
     graded: list[GradedSample], policy: PolicyWithValue, reference: PolicyWithValue, temperature: float
 ) -> Rollouts:
-    """Return rollouts as `collect` makes them of samples from an engine of its own."""
+    """Return rollouts as `read_batch` makes them of samples from an engine of its own."""
     reading = (graded, temperature, 4096, Accelerator(cpu=True))
     stats = compute_logprobs(policy, *reading)
     logprobs, values = stats.logprobs, stats.values

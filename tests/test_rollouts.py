@@ -24,20 +24,37 @@ from reftune.training import rollouts as module
 from reftune.training.rollouts import (
     Generator,
     accuracy,
-    collect,
     compute_logprobs,
     graded_rows,
     make_generator,
     question_groups,
+    read_batch,
     sequence_seed,
     visiting,
 )
-from reftune.training.types import GradedSample
+from reftune.training.types import GradedSample, Rollouts
 from tiny_models import tiny_model
 from tiny_stage import OneOf
 
 SETTINGS: dict[str, Any] = {"samples": 3, "temperature": 1.0, "token_budget": 4096, "key": ("key",)}
 PROBLEMS = [Problem(str(i), f"what is {i}?", str(i)) for i in range(4)]
+
+
+def collect(
+    generator: Generator,
+    policy: PolicyWithValue,
+    reference: PolicyWithValue | None,
+    problems: Sequence[Problem],
+    *,
+    samples: int,
+    temperature: float,
+    token_budget: int,
+    key: tuple[str, ...],
+) -> Rollouts:
+    """Sample and read a batch, as a step of PPO does."""
+    graded = generator.generate(problems, samples, temperature, key=key)
+    reading = {"temperature": temperature, "token_budget": token_budget}
+    return read_batch(generator, policy, reference, graded, **reading)
 
 
 class Inexact:

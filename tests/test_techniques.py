@@ -9,8 +9,8 @@ import pytest
 
 from reftune.config.files import load_config
 from reproduction import series, techniques
-from reproduction.series import Cell
-from reproduction.techniques import BEGIN, END, SERIES, START, cells, table, write_table
+from reproduction.series import Cell, put_between
+from reproduction.techniques import BEGIN, END, SERIES, START, cells, table
 
 
 def test_every_technique_is_one_change_of_the_demos_ppo() -> None:
@@ -60,5 +60,5 @@ def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_stands_around_the_table_stays(tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     page.write_text(f"before\n{BEGIN}old\n{END}after\n", encoding="utf-8")
-    write_table(page, "new")
+    put_between(page, BEGIN, END, lambda: "new")
     assert page.read_text(encoding="utf-8") == f"before\n{BEGIN}\nnew\n\n{END}after\n"

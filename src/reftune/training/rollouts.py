@@ -146,24 +146,6 @@ def make_generator(
     return Generator(sampler, judge, prompter, accelerator, stop)
 
 
-def collect(
-    generator: Generator,
-    policy: PolicyWithValue,
-    reference: PolicyWithValue | None,
-    problems: Sequence[Problem],
-    *,
-    samples: int,
-    temperature: float,
-    token_budget: int,
-    key: Key,
-) -> Rollouts:
-    """Sample, judge and read one batch; for the arguments see `Generator.generate` and `read_batch`."""
-    graded = generator.generate(problems, samples, temperature, key=key)
-    return read_batch(
-        generator, policy, reference, graded, temperature=temperature, token_budget=token_budget
-    )
-
-
 def read_batch(
     generator: Generator,
     policy: PolicyWithValue,

@@ -11,7 +11,7 @@ from reftune.problem import UserError
 from reftune.progress import counting
 from reftune.runs.run_dir import complete_checkpoints
 from reftune.stages.ppo.loss import counted_and_read, make_loss
-from reftune.training.learner import Learner, non_finite
+from reftune.training.learner import Learner, LossFn, non_finite
 from reftune.training.losses import next_entropy_coef
 from reftune.training.microbatches import minibatches, shuffled
 from reftune.training.rollouts import graded_rows
@@ -35,8 +35,7 @@ def update(
         memory: from step to step; the coefficient of the entropy bonus changes there.
     """
     ppo, memory = config.ppo, {} if memory is None else memory
-    lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples]
-    groups, history = rollouts.groups.tolist(), []
+    history = []
     batches = _minibatches(rollouts, config, ppo.ppo_epochs, "update", step)
     counts, teaches = counted_and_read(rollouts, estimates, ppo)
     entropy_coef = _entropy_coef(ppo, memory)
@@ -48,10 +47,7 @@ def update(
                 continue
             given = (rollouts, estimates, counted, read, config)
             loss_fn = make_loss(*given, learner.accelerator.device, entropy_coef)
-            sums = learner.step(read, lengths, loss_fn, groups)
-            if what := non_finite(sums):
-                _stop_on_non_finite(config, rollouts, rows, step, what, learner.accelerator)
-            history.append(sums)
+            history.append(_optimize(learner, rollouts, rows, read, loss_fn, config, step))
             count.advance()
     if not history:
         return {}
@@ -63,17 +59,34 @@ def value_passes(
     learner: Learner, rollouts: Rollouts, estimates: AdvantagesAndReturns, config: Config, step: int
 ) -> None:
     """Pass over the batch `value_epochs` more times with the policy at rest: the critic alone learns."""
-    lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples]
     batches = _minibatches(rollouts, config, config.ppo.value_epochs, "value", step)
     learner.set_learning_rates(0.0, 1.0)
     with counting("critic", len(batches)) as count:
         for rows in batches:
             given, device = (rollouts, estimates, rows, rows, config), learner.accelerator.device
             loss_fn = make_loss(*given, device, critic_alone=True)
-            sums = learner.step(rows, lengths, loss_fn, rollouts.groups.tolist())
-            if what := non_finite(sums):
-                _stop_on_non_finite(config, rollouts, rows, step, what, learner.accelerator)
+            _optimize(learner, rollouts, rows, rows, loss_fn, config, step)
             count.advance()
+
+
+def _optimize(
+    learner: Learner,
+    rollouts: Rollouts,
+    rows: Sequence[int],
+    read: Sequence[int],
+    loss_fn: LossFn,
+    config: Config,
+    step: int,
+) -> dict[str, float]:
+    """Take one optimizer step on those rows of a minibatch that are read; return its sums.
+
+    Raises UserError where they are not finite, with the minibatch's samples saved.
+    """
+    lengths = [len(a.sample.prompt) + len(a.sample.tokens) for a in rollouts.samples]
+    sums = learner.step(read, lengths, loss_fn, rollouts.groups.tolist())
+    if what := non_finite(sums):
+        _stop_on_non_finite(config, rollouts, rows, step, what, learner.accelerator)
+    return sums
 
 
 def _minibatches(
