@@ -28,17 +28,24 @@ class Cell:
         seed: of training.
         series: name of the folder below `configs/` and `runs/`.
         start: config whose run with the same seed this one starts from.
+        over: name of a file in `configs/SERIES/ppo` that is laid over the config.
     """
 
     config: str
     seed: int
     series: str = "mini"
     start: str | None = None
+    over: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return what runs have in common that differ in their seed alone."""
+        return f"{self.config}-{self.over}" if self.over else self.config
 
     @property
     def run_dir(self) -> Path:
         """Return where the run lies."""
-        return RUNS / self.series / f"{self.config}-{self.seed}"
+        return RUNS / self.series / f"{self.kind}-{self.seed}"
 
     @property
     def command(self) -> list[str]:
@@ -46,6 +53,9 @@ class Cell:
         config = Path("configs") / self.series / f"{self.config}.toml"
         command = [sys.executable, "-m", "reftune", "run", str(config), "--name", self.run_dir.name]
         command += ["--set", f"seed={self.seed}"]
+        if self.over is not None:
+            command += ["--set", f"extends={config.parent / 'ppo' / self.over}.toml"]
+            command += ["--set", 'methods=["reft"]']
         if self.start is not None:
             start = os.path.relpath(Cell(self.start, self.seed, self.series).run_dir, ROOT)
             command += ["--set", f"start_from={start}"]
@@ -57,13 +67,17 @@ class Cell:
         return (self.run_dir / "evaluation" / "result.json").exists()
 
 
-def run_all(cells: Sequence[Cell]) -> None:
+def run_all(cells: Sequence[Cell], finish: Callable[[Cell], None] = lambda cell: None) -> None:
     """Run what is not finished, one after the other, and say how long the rest will take.
+
+    Args:
+        finish: is told of each run that is finished, also of one that was before.
 
     Raises UserError where a run fails; whatever was done before stays.
     """
     for number, cell in enumerate(cells, start=1):
         if cell.is_finished:
+            finish(cell)
             continue
         left = _time_left(cells[number - 1 :])
         print(f"[{number}/{len(cells)}] {cell.run_dir.name}{left}", flush=True)
@@ -74,12 +88,13 @@ def run_all(cells: Sequence[Cell]) -> None:
             raise UserError(f"{cell.run_dir.name} ended with exit code {code}; start the same again")
         if not resumed:  # the time of a part says nothing about the whole
             _remember(cell, time.monotonic() - started)
+        finish(cell)
 
 
-def seconds_of(config: str, series: str = "mini") -> list[float]:
-    """Return how long the whole runs of a config took, by what was remembered."""
+def seconds_of(kind: str, series: str = "mini") -> list[float]:
+    """Return how long the whole runs of a kind took, by what was remembered."""
     known = _times(RUNS / series / TIMES)
-    return [seconds for name, seconds in known.items() if name.rpartition("-")[0] == config]
+    return [seconds for name, seconds in known.items() if name.rpartition("-")[0] == kind]
 
 
 def put_between(path: Path, begin: str, end: str, make: Callable[[], str]) -> None:
@@ -106,9 +121,9 @@ def _remember(cell: Cell, seconds: float) -> None:
 def _time_left(rest: Sequence[Cell]) -> str:
     """Guess from the runs of the same config; where there is none, from those of all."""
     left = [cell for cell in rest if not cell.is_finished]
-    every = [s for config, series in {(c.config, c.series) for c in rest}
-             for s in seconds_of(config, series)]  # fmt: skip
+    every = [s for kind, series in {(c.kind, c.series) for c in rest}
+             for s in seconds_of(kind, series)]  # fmt: skip
     if not every:
         return f", {len(left)} to go"
-    guesses = [median(seconds_of(cell.config, cell.series) or every) for cell in left]
+    guesses = [median(seconds_of(cell.kind, cell.series) or every) for cell in left]
     return f", {len(left)} to go, about {sum(guesses) / 60:.0f} min left"

@@ -1,4 +1,4 @@
-"""The table of what helps PPO, from runs that are written here."""
+"""The table of what helps PPO, from runs and outcomes that are written here."""
 
 from __future__ import annotations
 
@@ -8,53 +8,108 @@ from pathlib import Path
 import pytest
 
 from reftune.config.files import load_config
-from reproduction import series, techniques
-from reproduction.series import Cell, put_between
-from reproduction.techniques import BEGIN, END, SERIES, START, cells, table
+from reproduction import outcomes, series, techniques
+from reproduction.outcomes import Outcome, keep, kept
+from reproduction.series import Cell, put_between, run_all
+from reproduction.techniques import BEGIN, CHAINS, END, SERIES, cells, table
 
 
-def test_every_technique_is_one_change_of_the_demos_ppo() -> None:
-    base = load_config(techniques.CONFIGS / "demo.toml")
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let runs and their outcomes lie in a folder of the test's own."""
+    monkeypatch.setattr(series, "RUNS", tmp_path)
+    monkeypatch.setattr(outcomes, "KEPT", tmp_path / "outcomes")
+    return tmp_path
+
+
+@pytest.mark.parametrize("chains", CHAINS)
+def test_every_technique_is_one_change_of_the_baseline(chains: str) -> None:
+    folder = techniques.CONFIGS.parent
+    start = load_config(folder / f"{chains}.toml")
+    base = load_config(folder / f"{chains}.toml", [f"extends={techniques.CONFIGS / 'demo.toml'}"])
+    assert base == start
     for name in techniques.techniques():
-        config = load_config(techniques.CONFIGS / f"{name}.toml")
+        over = [f"extends={techniques.CONFIGS / name}.toml", 'methods=["reft"]']
+        config = load_config(folder / f"{chains}.toml", over)
         assert config.sft == base.sft, "or it could not start from the same warm-up"
         assert config.data == base.data
-        assert config.methods == ["reft"]
         assert name == "demo" or (config.ppo, config.model) != (base.ppo, base.model)
 
 
-def test_all_start_from_the_warm_up_of_their_seed_which_comes_first() -> None:
-    plan = cells(["demo", "group"], [1, 2])
-    assert plan[:2] == [Cell(START, 1, SERIES), Cell(START, 2, SERIES)]
-    assert [one.run_dir.name for one in plan[2:]] == ["demo-1", "group-1", "demo-2", "group-2"]
-    assert "start_from=runs/techniques/sft-2" in plan[-1].command
+def test_all_start_from_the_warm_up_of_their_seed_which_comes_first(places: Path) -> None:
+    plan = cells("program", ["demo", "group"], [1, 2])
+    assert [one.run_dir.name for one in plan] == [
+        "program-1", "program-demo-1", "program-group-1",
+        "program-2", "program-demo-2", "program-group-2",
+    ]  # fmt: skip
+    command = plan[-1].command
+    assert command[4] == "configs/techniques/program.toml"
+    assert "extends=configs/techniques/ppo/group.toml" in command
+    assert any(part.startswith("start_from=") and part.endswith("/program-2") for part in command)
+    assert 'methods=["reft"]' in command
+    assert not any("extends" in part for part in plan[0].command)
 
 
-def write_run(folder: Path, name: str, right: str, explained: list[float]) -> None:
-    run = folder / SERIES / name
+def write_run(cell: Cell, right: str, explained: list[float]) -> None:
+    run = cell.run_dir
     for part in ("evaluation", "ppo"):
         (run / part).mkdir(parents=True)
     rows = [json.dumps({"correct": answer == "1"}) for answer in right]
     (run / "evaluation" / "reft.jsonl").write_text("\n".join(rows) + "\n")
+    (run / "evaluation" / "result.json").write_text("{}")
     keys = ["explained_variance", *(f"explained_variance/quarter_{k}" for k in (1, 2, 3, 4))]
     first, last = dict.fromkeys(keys, 9.0), dict(zip(keys, explained, strict=False))
     rows = [json.dumps(row) for row in [first, *[last] * 5]]
     (run / "ppo" / "metrics.jsonl").write_text("\n".join(rows) + "\n")
 
 
-def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(series, "RUNS", tmp_path)
-    write_run(tmp_path, "demo-1", "1100" * 5, [0.1, 0.0, 0.1, 0.2, 0.3])
-    write_run(tmp_path, "group-1", "1110" * 5, [0.0])
-    head, _, demo, group, _, told = table(["demo", "group"], [1]).splitlines()
-    assert head.startswith("| technique | what it is | accuracy")
-    assert demo.startswith("| `demo` | The demo's PPO: ")
-    assert demo.endswith("| 50.0% |  |  | 0.10 | 0.00 0.10 0.20 0.30 |")
-    # five questions of 20 are won and none is lost: 2 chances in 32
-    assert group.endswith("| 75.0% | +25.0 [10.0, 45.0] | 0.062 |  |  |")
-    assert "one seed: this model, not this method" in told
-    write_run(tmp_path, "demo-2", "1100" * 5, [0.3, 0.2, 0.3, 0.4, 0.5])
-    assert "| 0.20 | 0.10 0.20 0.30 0.40 |" in table(["demo"], [1, 2])
+def a_cell(name: str, seed: int = 1) -> Cell:
+    return Cell("program", seed, SERIES, start="program", over=name)
+
+
+def test_what_a_run_came_to_is_kept_and_not_run_again(places: Path) -> None:
+    write_run(a_cell("demo"), "1100", [0.1, 0.0, 0.1, 0.2, 0.3])
+    write_run(a_cell("group"), "1110", [0.0])
+    told: list[Cell] = []
+    run_all([a_cell("demo"), a_cell("group")], finish=told.append)
+    assert [cell.over for cell in told] == ["demo", "group"]
+    for cell in told:
+        keep(cell)
+    assert kept(SERIES) == {
+        "program-demo-1": Outcome("program-demo-1", "1100", (0.1, 0.0, 0.1, 0.2, 0.3)),
+        "program-group-1": Outcome("program-group-1", "1110"),
+    }
+    names = [one.run_dir.name for one in cells("program", ["demo", "group", "rloo"], [1])]
+    assert names == ["program-1", "program-rloo-1"]
+    assert cells("program", ["demo", "group"], [1]) == [], "no warm-up is needed, either"
+
+
+def test_the_table_by_hand() -> None:
+    demo = {1: Outcome("", "1100" * 5, (0.1, 0.0, 0.1, 0.2, 0.3))}
+    found = {"demo": demo, "group": {1: Outcome("", "1110" * 5)}, "rloo": {1: Outcome("", "1110" * 5)}}
+    head, _, *rows = table(found).splitlines()
+    assert head.startswith("| technique | what it is | seeds | accuracy | less `demo`, points |")
+    assert rows[0].startswith("| `demo` | PPO as the start has it: ")
+    assert rows[0].endswith(
+        "| 1 | 50.0% |  |  | \N{MINUS SIGN}25.0 [\N{MINUS SIGN}45.0, \N{MINUS SIGN}10.0] |"
+        " 0.10 | 0.00 0.10 0.20 0.30 |"
+    )
+    # five questions of 20 are won and none is lost: 2 chances in 32, twice that with two techniques
+    assert rows[1].endswith("| 1 | 75.0% | +25.0 [10.0, 45.0] | 0.12 |  |  |  |")
+    assert rows[2].endswith("| 1 | 75.0% | +25.0 [10.0, 45.0] | 0.12 | +0.0 [0.0, 0.0] |  |  |")
+
+
+def test_differences_are_over_the_seeds_that_both_have() -> None:
+    demo = {1: Outcome("", "1100"), 2: Outcome("", "0000")}
+    _, _, first, second = table({"demo": demo, "group": {1: Outcome("", "1110")}}).splitlines()
+    assert "| 2 | 25.0% |" in first
+    assert "| 1 | 75.0% | +25.0 [" in second
+
+
+def test_the_critic_of_several_seeds_is_a_mean() -> None:
+    one, two = (0.1, 0.0, 0.1, 0.2, 0.3), (0.3, 0.2, 0.3, 0.4, 0.5)
+    found = table({"demo": {1: Outcome("", "10", one), 2: Outcome("", "10", two)}})
+    assert found.endswith("| 0.20 | 0.10 0.20 0.30 0.40 |")
 
 
 def test_what_stands_around_the_table_stays(tmp_path: Path) -> None:
