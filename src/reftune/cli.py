@@ -140,6 +140,35 @@ def plan(
     Console().print(tables(plan_run(settings, gpu)))
 
 
+@app.command("check")
+def check_command(
+    config: Annotated[Path | None, typer.Argument(help="a run that the machine is for")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what will work on this machine and what will not, each with the fix.
+
+    It looks at torch, GPUs, precisions, threads, memory, the executor of programs, the disk, optional
+    packages, trackers, the model hub, and whether processes find each other. Exit code 1: a run would
+    fail here.
+    """
+    from reftune.config.files import load_config
+
+    settings = load_config(config, overrides or []) if config is not None else None
+    from reftune.planning.checkup.finding import shown
+    from reftune.planning.checkup.machine_check import check_machine
+
+    findings, width = [], shutil.get_terminal_size().columns
+    for found in check_machine(settings):
+        findings.append(found)
+        if not as_json and rank() == 0:
+            print(shown(found, width), flush=True)
+    if as_json and rank() == 0:
+        print_json([asdict(found) for found in findings])
+    if any(found.state == "fails" for found in findings):
+        raise typer.Exit(1)
+
+
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="the new TOML file")],

@@ -1,0 +1,1 @@
+"""What of a machine will work, and what will not: `reftune check`."""
