@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from reftune.files import atomic_directory, atomic_file, read_json, write_json
+from reftune.launcher import tell_once
 from reftune.model.policy import PolicyWithValue
 from reftune.model.saving import save_policy
 from reftune.model.scratch import train_tokenizer
@@ -68,6 +69,9 @@ class DeadlyList(list[int]):
         die()
 
 
+deadly = {"a": DeadlyList([1])}  # as a state, which is written when the weights are
+
+
 def test_a_resumed_training_goes_on_exactly_where_the_other_went(tmp_path: Path) -> None:
     training = Training()
     training.steps(2)
@@ -82,12 +86,16 @@ def test_a_resumed_training_goes_on_exactly_where_the_other_went(tmp_path: Path)
     assert all(torch.equal(a, b) for a, b in zip(resumed.weights(), expected, strict=True))
 
 
-def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("keep", "left"), [(1, [100]), (2, [10, 100]), (3, [9, 10, 100]), (9, [8, 9, 10, 100])]
+)
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int, left: list[int]) -> None:
     training = Training()
-    for step in (9, 10, 100):
+    for step in (8, 9, 10, 100):
         training.steps(1)
-        save_checkpoint(training.accelerator, tmp_path, step, {"step": -1, "note": f"at {step}"})
-    assert os.listdir(tmp_path / "checkpoints") == ["step-00000100"]
+        save_checkpoint(training.accelerator, tmp_path, step, {"step": -1, "note": f"at {step}"}, keep)
+    names = [f"step-{step:08d}" for step in left]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == names
     assert load_checkpoint(training.accelerator, tmp_path) == {"step": 100, "note": "at 100"}
     remove_checkpoints(tmp_path)
     assert os.listdir(tmp_path) == []
@@ -97,7 +105,6 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
 
 def test_a_crash_before_the_rename_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     training = Training()
-    deadly = {"a": DeadlyList([1])}  # the state is written last
     assert killed(lambda: save_checkpoint(training.accelerator, tmp_path, 1, deadly))
     assert load_checkpoint(training.accelerator, tmp_path) is None
     training.steps(1)
@@ -113,7 +120,15 @@ def test_a_crash_before_the_rename_leaves_the_checkpoint_before(tmp_path: Path) 
     assert load_checkpoint(training.accelerator, tmp_path) == {"step": 1}
     assert all(torch.equal(a, b) for a, b in zip(training.weights(), expected, strict=True))
     save_checkpoint(training.accelerator, tmp_path, 2, {})  # the same step again
-    assert os.listdir(tmp_path / "checkpoints") == ["step-00000002"]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000001", "step-00000002"]
+
+
+def test_what_killed_starts_have_left_half_written_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    training = Training()
+    for step in (3, 4):  # after another number of steps each
+        assert killed(lambda step=step: save_checkpoint(training.accelerator, tmp_path, step, deadly))
+    save_checkpoint(training.accelerator, tmp_path, 5, {})
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000005"]
 
 
 def test_a_directory_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -163,10 +178,10 @@ def interrupt() -> NoReturn:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 800 kB; skip the test where that is not allowed."""
+    """Mount a file system of 1 MB; skip the test where that is not allowed."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -228,35 +243,94 @@ def directory(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "words"),
-    [
-        ("state.json", truncated, "state.json:2: not JSON"),
-        ("state.json", directory, "state.json: cannot be read"),
-        ("state.json", lambda path: void(path.write_text("[1]")), "state.json: not an object"),
-        ("state.json", lambda path: void(path.write_text("{}")), "state.json: step is no number"),
-        ("state.json", lambda path: void(path.write_text('{"step": "2"}')), "step is no number"),
-        ("state.json", lambda path: void(path.write_text('{"step": 2}')), "best is no number"),
-        ("state.json", Path.unlink, "state.json: cannot be read"),
-        ("model.safetensors", truncated, "step-00000002: cannot be loaded (SafetensorError"),
-        ("model.safetensors", Path.unlink, "step-00000002: cannot be loaded ("),
-        ("optimizer.bin", truncated, "step-00000002: cannot be loaded ("),
-        ("optimizer.bin", lambda path: void(path.write_bytes(b"")), "step-00000002: cannot be loaded ("),
-        ("optimizer.bin", lambda path: void(path.write_text("x")), "step-00000002: cannot be loaded ("),
-    ],
-)
-def test_a_damaged_checkpoint_is_named_with_what_to_delete(
-    tmp_path: Path, name: str, damage: Callable[[Path], None], words: str
+def one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def zeros(path: Path) -> None:  # as after a power cut, of a file system that keeps sizes
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+CHANGED = "{} is not what was written there"
+DAMAGES = [
+    ("state.json", truncated, CHANGED),
+    ("state.json", directory, CHANGED),
+    ("state.json", Path.unlink, CHANGED),
+    ("state.json", lambda path: void(path.write_text('{"step": 1}')), CHANGED),
+    ("model.safetensors", truncated, CHANGED),
+    ("model.safetensors", one_bit, CHANGED),
+    ("model.safetensors", Path.unlink, CHANGED),
+    ("optimizer.bin", zeros, CHANGED),
+    ("optimizer.bin", one_bit, CHANGED),
+    ("random_states_0.pkl", truncated, CHANGED),
+    ("checksums.json", truncated, "{}:3: not JSON ("),
+    ("checksums.json", Path.unlink, "{}: cannot be read ("),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "words"), DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[Path], None],
+    words: str,
 ) -> None:
     training = Training()
     training.steps(1)
+    save_checkpoint(training.accelerator, tmp_path, 1, {"best": 0.5})
+    expected = training.weights()
+    training.steps(1)
     save_checkpoint(training.accelerator, tmp_path, 2, {"best": 0.5})
-    damage(tmp_path / "checkpoints/step-00000002" / name)
+    newest = tmp_path / "checkpoints/step-00000002"
+    damage(newest / name)
+    tell_once.cache_clear()
+    assert load_checkpoint(training.accelerator, tmp_path) == {"step": 1, "best": 0.5}
+    assert all(torch.equal(a, b) for a, b in zip(training.weights(), expected, strict=True))
+    told = capfd.readouterr().err
+    assert told.startswith(f"reftune: {newest}: is passed over, {words.format(name)}")
+    assert told.count("\n") == 1
+    assert newest.exists(), "until there is a newer one"
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_damaged_checkpoint_gives_way_to_the_next_whole_one(tmp_path: Path, step: int) -> None:
+    """Whether the stage writes its next one before, at, or behind the damaged one."""
+    training = Training()
+    for number in (1, 3):
+        save_checkpoint(training.accelerator, tmp_path, number, {})
+    truncated(tmp_path / "checkpoints/step-00000003/model.safetensors")
+    assert load_checkpoint(training.accelerator, tmp_path) == {"step": 1}
+    save_checkpoint(training.accelerator, tmp_path, step, {})
+    left = sorted(os.listdir(tmp_path / "checkpoints"))
+    assert f"step-{step:08d}" in left
+    assert step == 4 or left == ["step-00000001", f"step-{step:08d}"]
+    assert load_checkpoint(training.accelerator, tmp_path) == {"step": step}
+
+
+def test_without_a_whole_checkpoint_nothing_is_thrown_away(tmp_path: Path) -> None:
+    training = Training()
+    for number in (1, 3):
+        save_checkpoint(training.accelerator, tmp_path, number, {})
+        truncated(tmp_path / f"checkpoints/step-0000000{number}/optimizer.bin")
+    place = tmp_path / "checkpoints"
+    fix = f"delete {place}, and the stage begins anew"
     with pytest.raises(UserError) as told:
-        load_checkpoint(training.accelerator, tmp_path, ["best"])
-    assert words in str(told.value)
-    end = f"; delete {tmp_path / 'checkpoints/step-00000002'}, and the stage begins anew"
-    assert str(told.value).endswith(end)
+        load_checkpoint(training.accelerator, tmp_path)
+    words = f"{place}: none is whole (optimizer.bin is not what was written there); {fix}"
+    assert str(told.value) == words
+    assert len(os.listdir(place)) == 2
+
+
+def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
+    training, other = Training(), Accelerator(cpu=True)
+    save_checkpoint(training.accelerator, tmp_path, 2, {})
+    model = other.prepare(torch.nn.Linear(2, 2))
+    other.prepare(torch.optim.AdamW(model.parameters()))
+    with pytest.raises(UserError, match=r"step-00000002: cannot be loaded \(RuntimeError: .*; delete "):
+        load_checkpoint(other, tmp_path)
 
 
 def void(_: object) -> None:

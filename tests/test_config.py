@@ -20,7 +20,7 @@ from reftune.problem import UserError
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = CONFIGS / "paper"
 COMMITTED = sorted(
-    path for path in CONFIGS.rglob("*.toml") if path.parent.name not in ("parts", "recipes")
+    path for path in CONFIGS.rglob("*.toml") if path.parent.name not in ("parts", "ppo", "recipes")
 )
 
 

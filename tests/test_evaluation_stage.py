@@ -32,7 +32,7 @@ from tiny_pipeline import (
     with_model,
     write_models,
 )
-from tiny_stage import NORM, OneOf
+from tiny_stage import NORM, OneOf, look_oneself
 
 ALL = ("offline_st", "online_st", "reft")
 RERANK = {"samples": 2, "rerank": True, "bootstrap": 100}
@@ -185,18 +185,23 @@ class Watching(OneOf):
         self.found: list[list[str]] = []
 
     def wait_for_everyone(self) -> None:
-        self.found.append(sorted(path.name for path in self.directory.iterdir()))
+        self.found.append(sorted(path.name for path in self.directory.glob("*")))
 
     def log(self, *_: Any, **__: Any) -> None:
         pass  # there are no trackers
 
 
-def test_the_main_process_writes_before_the_others_read(tmp_path: Path, asked: Asked) -> None:
+def test_the_main_process_writes_before_the_others_read(
+    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_config(tmp_path)
+    monkeypatch.setattr(module, "by_main", look_oneself)
     accelerator = Watching(0, config.run_dir / "evaluation")
     start(Run(config, accelerator))
     assert accelerator.found == [
+        [],  # is it there?
         ["warmup.jsonl"],
+        ["metrics.jsonl", "warmup.jsonl"],
         ["metrics.jsonl", "sft.jsonl", "warmup.jsonl"],
         ["metrics.jsonl", "result.json", "sft.jsonl", "warmup.jsonl"],
     ]
@@ -213,9 +218,12 @@ def test_the_other_processes_read_what_the_first_has_written(
         return answers(2)
 
     monkeypatch.setattr(module, "answer_with", answer)
+    monkeypatch.setattr(module, "by_main", look_oneself)
     accelerator = Watching(1, directory)
     start(Run(config, accelerator))
-    assert len(accelerator.found) == 3  # for each model's answers, and for the result
+    assert (
+        len(accelerator.found) == 5
+    )  # whether each model's answers are there, for them, for the result
     assert accelerator.found[-1] == ["sft.jsonl", "warmup.jsonl"]
     assert read_jsonl(directory / "sft.jsonl") == answers(1)
 

@@ -65,7 +65,7 @@ def test_a_run_that_is_interrupted_everywhere_ends_as_an_uninterrupted_one(confi
         stage = moment.partition(":")[0]
         kept = sorted((run / stage / "checkpoints").glob("*"))
         if step is None:
-            step = int(kept[0].name.removeprefix("step-"))
+            step = int(kept[-1].name.removeprefix("step-"))
             assert step % (steps_of_sft(config) // 2) == 0, "a validation comes at an epoch's end"
         promise = told.format(stage=stage, step=step, run=run).replace(
             "0000000" + str(step), f"{step:08d}"
@@ -75,7 +75,7 @@ def test_a_run_that_is_interrupted_everywhere_ends_as_an_uninterrupted_one(confi
         ahead = [x for x in said if x.startswith(f"reftune: {run}: ") or "questions to train on" in x]
         assert len(said) - len(ahead) == 1 + bool(announced), output
         assert announced in output
-        assert [path.name for path in kept] == ([f"step-{step:08d}"] if step else []), moment
+        assert [path.name for path in kept][-1:] == ([f"step-{step:08d}"] if step else []), moment
     Child("reftune", "run", str(config), "--name", "broken").finish()
     for name in FILES:
         found = [(config.parent / "runs" / one / name).read_bytes() for one in ("whole", "broken")]
@@ -107,7 +107,7 @@ def test_several_processes_stop_together_whichever_gets_the_signal(config: Path)
         assert f"exitcode  : {143 if 'TERM' in moment else 130}" in output
         place = runs / f"two/ppo/checkpoints/step-0000000{step}"
         assert f"the same command goes on with ppo behind step {step}, saved in {place}" in output
-        assert [path.name for path in place.parent.iterdir()] == [place.name]
+        assert max(path.name for path in place.parent.iterdir()) == place.name
         assert len(list(place.glob("random_states_*.pkl"))) == 2, "both have saved"
         assert output.count("Traceback (most recent call last)") == 1, "torchrun's own"
     Child("reftune", *start).finish()

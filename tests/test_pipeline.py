@@ -28,7 +28,7 @@ from reftune.problem import UserError
 from reftune.runs.setup import make_accelerator
 from reftune.stages.run import Run
 from tiny_pipeline import make_config, with_model
-from tiny_stage import OneOf
+from tiny_stage import OneOf, look_oneself
 
 PLACES = {
     "sft": "sft.start", "warmup_samples": "warmup_samples.start",
@@ -113,6 +113,7 @@ class Watching(OneOf):
 
 def use(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator) -> None:
     monkeypatch.setattr(module, "make_accelerator", lambda config: accelerator)
+    monkeypatch.setattr(module, "by_main", look_oneself)
 
 
 # Order.
@@ -548,9 +549,10 @@ def test_the_main_process_writes_before_the_others_go_on(
     use(monkeypatch, Watching(0, look))
     assert run_stages(config, ("sft", "ppo")) == ["ppo"]
     opened = [".lock", "config.toml", "run.json"]
-    # when the directory is open, and before each stage
-    begun = [".lock", "config.toml", "data", "run.json", "sft", "warmup"]
-    assert there == [opened, begun, begun]
+    taken = [*opened[:2], "data", *opened[2:], "sft", "warmup"]
+    # When the directory is open, for which stages are left, and for the settings that fit the machine;
+    # then whether each stage is finished, behind what was taken over, and for what PPO needs.
+    assert there == [opened] * 3 + [taken] * 3
     assert read_json(config.run_dir / "run.json")["processes"] == 2
 
 
@@ -561,7 +563,8 @@ def test_other_processes_write_nothing_and_wait(
     config = make_config(tmp_path, start_from=str(tmp_path / "nowhere"))
     assert run_stages(config, ("sft",)) == ["sft"]  # whose start the first process looks for
     assert not config.run_dir.exists()
-    assert accelerator.waits == 2  # for the directory, and for what is taken over
+    # For the directory, the stages left, the settings that fit, what is taken over, and SFT's needs.
+    assert accelerator.waits == 5
 
 
 def test_other_processes_see_what_the_first_has_taken_over(
@@ -570,7 +573,7 @@ def test_other_processes_see_what_the_first_has_taken_over(
     config = make_config(tmp_path, "reft")
 
     def take_over(waits: int) -> None:
-        if waits == 2:
+        if waits == 4:
             finish(config, "sft")
 
     use(monkeypatch, Watching(1, take_over))

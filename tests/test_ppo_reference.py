@@ -122,7 +122,7 @@ def test_a_run_that_was_resumed_keeps_the_reference_that_it_found(tmp_path: Path
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, Parity(calls + 1, ctrl_c), **FILTERS)
         interrupts.forget()
-        [newest] = complete_checkpoints(tmp_path / "run/ppo")
+        newest = complete_checkpoints(tmp_path / "run/ppo")[-1]
         assert read_json(newest / "state.json")["step"] == step - 1
         assert (newest / FILE).exists()
     _, found, logged = run(tmp_path, Parity(), **FILTERS)
@@ -134,7 +134,7 @@ def test_a_run_that_was_resumed_keeps_the_reference_that_it_found(tmp_path: Path
 def test_by_default_nothing_is_reset_and_no_reference_kept(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Parity(5, power_cut), reference_reset_steps=0)
-    [newest] = complete_checkpoints(tmp_path / "run/ppo")
+    newest = complete_checkpoints(tmp_path / "run/ppo")[-1]
     assert read_json(newest / "state.json")["memory"] == {}
     assert not (newest / FILE).exists()
     rows = read_jsonl(tmp_path / "run/ppo/metrics.jsonl")

@@ -101,9 +101,11 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, Any]]]:
     """Return the checkpoints that are saved: (number of the step, state)."""
     seen: list[tuple[int, dict[str, Any]]] = []
 
-    def save(accelerator: Accelerator, directory: Path, step: int, state: dict[str, Any]) -> None:
+    def save(
+        accelerator: Accelerator, directory: Path, step: int, state: dict[str, Any], keep: int
+    ) -> None:
         seen.append((step, copy.deepcopy(state)))
-        original(accelerator, directory, step, state)
+        original(accelerator, directory, step, state, keep)
 
     original = module.save_checkpoint
     monkeypatch.setattr(module, "save_checkpoint", save)
@@ -439,24 +441,6 @@ def test_a_full_disk_at_the_end_keeps_the_checkpoint_before(
         stage.run_online(stage.config.online_st, policy, stage.generator(policy), Ends(policy, clock))
     [kept] = (stage.directory / "checkpoints").iterdir()
     assert kept.name == "step-00000002"
-
-
-@pytest.mark.parametrize(
-    ("learnt", "words"),
-    [("4", r"state\.json: learnt: input should be"), ('{"metrics": {}}', "learnt: samples: field req")],
-)
-def test_a_damaged_half_of_a_step_is_named(
-    tmp_path: Path, clock: Clock, learnt: str, words: str
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        take_steps(tmp_path, clock, 1, broken=3)
-    path = tmp_path / "run/online_st/checkpoints/step-00000002/state.json"
-    state = read_json(path)
-    path.write_text(json.dumps(state)[:-1] + f', "learnt": {learnt}}}')
-    with pytest.raises(
-        UserError, match=words + ".*; delete .*step-00000002, and the stage begins anew$"
-    ):
-        take_steps(tmp_path, clock, 1)
 
 
 def test_settings_of_a_method_need_not_be_those_of_another(tmp_path: Path, clock: Clock) -> None:

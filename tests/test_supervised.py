@@ -106,9 +106,9 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, State]]:
     """Return the checkpoints that are saved: (number of the step, state)."""
     seen: list[tuple[int, State]] = []
 
-    def save(accelerator: Accelerator, directory: Path, step: int, state: State) -> None:
+    def save(accelerator: Accelerator, directory: Path, step: int, state: State, keep: int) -> None:
         seen.append((step, dict(state)))
-        original(accelerator, directory, step, state)
+        original(accelerator, directory, step, state, keep)
 
     original = steps_module.save_checkpoint
     monkeypatch.setattr(steps_module, "save_checkpoint", save)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from reftune.planning.estimate import rough_seconds
 from reftune.planning.fitting import fit
 from reftune.planning.machine import device_name
 from reftune.planning.outlook import outlook
-from reftune.planning.shapes import given_shape
+from reftune.planning.shapes import Shape, given_shape
 from reftune.problem import GivenReward, RunResult, UserError
 from reftune.reporting.run.report import write_report
 from reftune.runs.given_rows import with_problems
 from reftune.runs.listener import Listener, OnStep
+from reftune.runs.processes import by_main
 from reftune.runs.records import read_result
 from reftune.runs.run_dir import only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
@@ -111,9 +113,9 @@ def run_stages(
 
 def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
     accelerator, ran = run.accelerator, []
-    left = [stage for stage in stages if not _is_finished(run.config, stage)]
+    left = by_main(accelerator, lambda: [one for one in stages if not _is_finished(run.config, one)])
     shape = given_shape(run.config) if left else None
-    run.config = config = fit(run.config, left, accelerator.device, shape)
+    run.config = config = _fitted(run, left, shape)
     if left and accelerator.is_main_process:
         done = [stage for stage in stages_of(config) if _is_finished(config, stage)]
         seconds = rough_seconds(run, left, shape)
@@ -124,8 +126,7 @@ def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
     for stage in stages:
         if accelerator.is_main_process and stage in SHARED:
             take_over(config, stage)
-        accelerator.wait_for_everyone()
-        if _is_finished(config, stage):
+        if by_main(accelerator, partial(_is_finished, config, stage)):
             continue
         set_seed(config.seed)
         _start(run, stage)
@@ -136,11 +137,16 @@ def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
     return ran
 
 
+def _fitted(run: Run, left: Sequence[str], shape: Shape | None) -> Config:
+    """Return the settings with the main process's choices: all must cut their batches alike."""
+    return by_main(run.accelerator, lambda: fit(run.config, left, run.accelerator.device, shape))
+
+
 def _start(run: Run, stage: str) -> None:
     """Run one stage, once the stages that it needs are finished."""
     name, _, model = stage.partition("/")
     place = OTHER_STAGES.get(name) or methods_by_stage()[name].run
-    run.require(run.config.lineup.needs(stage))
+    by_main(run.accelerator, lambda: run.require(run.config.lineup.needs(stage)))
     module, _, function = place.partition(":")
     start: Callable[..., None] = getattr(import_module(module), function)
     start(run, model) if model else start(run)

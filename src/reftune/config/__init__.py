@@ -67,6 +67,9 @@ class Compute(Section):
     checkpoint_every_minutes: float = Field(
         10.0, ge=0, le=10**5, description="beside checkpoint_every_steps; 0: by steps alone"
     )
+    checkpoints_kept: Count = Field(
+        2, description="of the stage at work; an older one serves if need be"
+    )
     trackers: list[str] = Field([], description="accelerate's: tensorboard, wandb, trackio, mlflow")
     tracker_project: str = Field("reftune", description="under which name trackers keep runs")
     tracker_group: str | None = Field(

@@ -1,6 +1,7 @@
 """Answer questions with a model, and compare models on the same questions."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from reftune.grading.extraction import reasoning
 from reftune.model.wording import PROGRAM_HEAD
 from reftune.problem import AnsweredQuestion, GradedRow, Problem, SampledAnswer
 from reftune.progress import counting
+from reftune.runs.processes import by_main
 from reftune.runs.records import Answered
 from reftune.training.rollouts import Generator, graded_rows
 
@@ -65,14 +67,18 @@ def _ask(
         while (first := len(rows) // samples) < len(problems):
             count.done, count.note = first, _so_far(rows)
             path = None if pieces is None else pieces / f"{key[1]}-{first:08d}.jsonl"
-            if path is not None and path.exists():
-                rows += read_jsonl(path, Answered)
+            if path is not None and (before := by_main(generator.accelerator, partial(_read, path))):
+                rows += before
                 continue
             piece = problems[first : first + size]
             rows += graded_rows(generator.generate(piece, samples, temperature, key=key, first=first))
             if path is not None and generator.accelerator.is_main_process:
                 write_jsonl(path, rows[first * samples :])
     return rows
+
+
+def _read(piece: Path) -> list[GradedRow]:
+    return read_jsonl(piece, Answered) if piece.exists() else []
 
 
 def _so_far(rows: Sequence[GradedRow]) -> str:

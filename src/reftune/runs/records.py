@@ -69,13 +69,6 @@ class LoggedSample(Judged):
     advantages: NotRequired[list[Number]]
 
 
-class Learnt(TypedDict):
-    """What is to be logged of a step that has trained but not validated, in a checkpoint's state."""
-
-    metrics: Row
-    samples: list[Row]
-
-
 class Counted(TypedDict):
     """A row of warmup_samples/samples.jsonl."""
 

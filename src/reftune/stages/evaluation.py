@@ -3,11 +3,13 @@
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from reftune.evaluation.evaluate import answer_questions, write_result
 from reftune.files import RUN_AGAIN, read_jsonl, read_rows, write_jsonl
 from reftune.problem import AnsweredQuestion, Problem, UserError, is_judged
+from reftune.runs.processes import by_main
 from reftune.runs.records import Answered
 from reftune.runs.run_log import RunLog
 from reftune.runs.tracking import track_accuracies
@@ -29,15 +31,14 @@ def start(run: Run) -> None:
     with RunLog(directory, run.accelerator, "evaluation", total, listener=run.listener) as log:
         for done, name in enumerate(models, start=1):
             path = directory / f"{name}.jsonl"
-            if not path.exists():
+            if not by_main(run.accelerator, path.exists):
                 started = time.perf_counter()
                 found = answer_with(run, name)
                 seconds[name] = time.perf_counter() - started
                 if run.accelerator.is_main_process:
                     write_jsonl(path, found)
                     shutil.rmtree(directory / PIECES, ignore_errors=True)
-            run.accelerator.wait_for_everyone()
-            answers[name] = read_answers(path, run.splits.test)
+            answers[name] = by_main(run.accelerator, partial(read_answers, path, run.splits.test))
             judged = [row["correct"] for row in answers[name] if is_judged(row["status"])]
             shares[name] = sum(judged) / max(1, len(judged))
             taken = {"seconds": seconds[name]} if name in seconds else {}

@@ -23,6 +23,7 @@ from reftune.problem import Problem, Row
 from reftune.progress import counting
 from reftune.runs.checkpoints import remove_checkpoints
 from reftune.runs.listener import Listener
+from reftune.runs.processes import by_main
 from reftune.runs.run_log import RunLog
 from reftune.stages.steps import EndStep, Loop, Metrics, State, TakeStep
 from reftune.training.first_prompts import check_first_prompts
@@ -154,8 +155,8 @@ class Stage:
 
         Returns the state after the last step.
         """
-        seconds = 60 * self.config.compute.checkpoint_every_minutes
-        loop = Loop(self.accelerator, self.directory, total, checkpoint_every, seconds)
+        compute, given = self.config.compute, (self.accelerator, self.directory, total, checkpoint_every)
+        loop = Loop(*given, 60 * compute.checkpoint_every_minutes, compute.checkpoints_kept)
         state = loop.begin({"seconds": 0.0, **start})
         self._know_export(state)
         with self.log(total, state["step"]) as log:
@@ -204,7 +205,7 @@ class Stage:
 
         Where steps do not repeat bit for bit, that model may come from steps that will not come again.
         """
-        trained = trained_at(self.directory / "model")
+        trained = by_main(self.accelerator, lambda: trained_at(self.directory / "model"))
         if trained.get("validation_accuracy", -1.0) > state.get("best_validation_accuracy", math.inf):
             state["best_validation_accuracy"] = trained["validation_accuracy"]
             state |= {f"best_{unit}": trained[unit] for unit in ("epoch", "step") if unit in trained}

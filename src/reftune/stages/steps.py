@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from reftune.files import require_shape
 from reftune.interrupts import Stopped, deferred, received, stop
-from reftune.runs.checkpoints import STATE_FILE, load_checkpoint, save_checkpoint
-from reftune.runs.records import Learnt
-from reftune.runs.run_dir import complete_checkpoints
+from reftune.runs.checkpoints import load_checkpoint, save_checkpoint
 from reftune.runs.run_log import RunLog
 from reftune.training.rollouts import graded_rows
 from reftune.training.types import GradedSample
@@ -39,6 +36,7 @@ class Loop:
         total: steps of the whole stage.
         every: steps between two checkpoints; none is written after the last one.
         seconds: time after which a checkpoint is written, whatever the steps say; 0: never.
+        keep: how many checkpoints stay.
     """
 
     accelerator: Accelerator
@@ -46,17 +44,15 @@ class Loop:
     total: int
     every: int
     seconds: float
+    keep: int = 2
     saved: float = 0.0  # when the last checkpoint was, or the beginning
-    kept: int = 0  # its number
+    kept: int = 0  # its number, or that of the one that was loaded
 
     def begin(self, start: State) -> State:
         """Load the newest checkpoint and return its state, or `start` if there is none."""
-        state = load_checkpoint(self.accelerator, self.directory, start) or {"step": 0, **start}
+        state = load_checkpoint(self.accelerator, self.directory) or {"step": 0, **start}
         self.kept = state["step"]
         if LEARNT in state:
-            newest = complete_checkpoints(self.directory)[-1]
-            fix = f"delete {newest}, and the stage begins anew"
-            require_shape(state[LEARNT], Learnt, f"{newest / STATE_FILE}: {LEARNT}", fix)
             state["step"] -= 1  # it is not finished
         return state
 
@@ -89,7 +85,7 @@ class Loop:
         """Write a checkpoint of a state, unless it is there already, or nothing has been done yet."""
         number = state["step"] + (LEARNT in state)
         if number != self.kept:
-            save_checkpoint(self.accelerator, self.directory, number, state)
+            save_checkpoint(self.accelerator, self.directory, number, state, self.keep)
         self.saved, self.kept = time.monotonic(), number
 
 

@@ -16,6 +16,7 @@ from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import trained_at
 from reftune.problem import UserError
 from reftune.progress import counting
+from reftune.runs.processes import by_main
 from reftune.runs.records import read_result
 from reftune.stages.stage import Stage
 from reftune.stages.steps import Metrics, State
@@ -37,7 +38,7 @@ def consider(
     Returns what is logged of the epoch.
     """
     target, k = _place(stage.config), stage.config.sft.warmup_k
-    held = trained_at(target)  # before the samples are gathered: until then no process exports anything
+    held = by_main(stage.accelerator, lambda: trained_at(target))
     with counting("pass@k"):
         key = (stage.config.seed, "warmup")  # the same for all epochs, which are compared
         graded = generator.generate(stage.validation, k, TEMPERATURE, key=key)

@@ -12,6 +12,7 @@ from typing import Any
 from reftune.files import read_jsonl, read_object
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import CountedRow, UserError
+from reftune.runs.processes import by_main
 from reftune.runs.records import Counted
 from reftune.runs.run_log import steps_done
 from reftune.stages.run import Run
@@ -39,7 +40,7 @@ def run_warmup_samples(stage: Stage, policy: PolicyWithValue) -> dict[str, Any]:
     settings, problems = stage.config.warmup_samples, [*stage.train, *stage.validation]
     steps = list(minibatches(range(len(problems)), QUESTIONS_PER_STEP))
     generator = stage.generator(policy)
-    done = steps_done(stage.directory)
+    done = by_main(stage.accelerator, lambda: steps_done(stage.directory))
     with stage.log(len(steps), done) as log:
         for step, chunk in enumerate(steps[done:], start=done + 1):
             started = time.perf_counter()
