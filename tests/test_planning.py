@@ -116,6 +116,19 @@ def test_memory_while_samples_are_drawn() -> None:
     assert sampling["working space"] == 8192 * 350  # no more prompts than that are read at once
 
 
+def test_what_samples_while_the_policy_learns_has_a_copy_and_a_cache_of_its_own() -> None:
+    one, two = ({"ppo": {"async_rollouts": ahead}} for ahead in (False, True))
+    apart = memory(work(), SHAPE, make_config(**one), CPU)
+    update = memory(work(), SHAPE, make_config(**two), CPU)["update"]
+    cache = apart["sampling"]["cache"]
+    assert update["copy that samples"] == 4000
+    assert update["cache"] == cache
+    assert update["logits"] == apart["update"]["logits"] + apart["sampling"]["logits"]
+    assert update["optimizer"] == apart["update"]["optimizer"]
+    evaluation = StageWork("evaluation", steps=1, draws=work().draws)
+    assert "copy that samples" not in memory(evaluation, SHAPE, make_config(**two), CPU)["sampling"]
+
+
 def test_on_a_gpu_each_row_has_its_prompt_for_itself() -> None:
     """Eight rows of 85 tokens, in 128 columns; sums of probabilities are float64."""
     sampling = memory(work(), SHAPE, make_config(), GPU)["sampling"]

@@ -1,11 +1,14 @@
 """Ctrl-C and SIGTERM while a step is at work: the first one waits until the work can be kept.
 
+Signals are the main thread's: one that works `aside` is neither broken off nor counted on the screen.
+
 Three kinds of code: by default a signal ends the work at once; within `deferred` it waits for the next
 call of `check`; and there, within `breakable`, which changes nothing that would have to be kept, it
 ends the work at once again.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +23,28 @@ class _State:
     number = 0  # of the first signal that this process got, or another one that works with it
     since = 0.0  # when it came
     deferred = breakable = False
+
+
+class _Local(threading.local):
+    aside = False
+
+
+_local = _Local()
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Let this thread work beside the main one while the block runs."""
+    _local.aside = True
+    try:
+        yield
+    finally:
+        _local.aside = False
+
+
+def is_aside() -> bool:
+    """Tell whether this thread works beside the main one."""
+    return _local.aside
 
 
 def receive(number: int) -> None:
@@ -78,6 +103,9 @@ def deferred() -> Iterator[None]:
 @contextmanager
 def breakable() -> Iterator[None]:
     """Let a signal end the block at once, though work is `deferred`: it changes nothing."""
+    if is_aside():  # the signal would break off what the main thread does
+        yield
+        return
     _State.breakable = True
     try:
         check()

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from reftune.interrupts import is_aside
+
 
 @dataclass
 class Count:
@@ -49,12 +51,15 @@ _spent: dict[str, float] = {}  # seconds of what is over, by label
 
 @contextmanager
 def counting(label: str, total: int = 0, done: int = 0) -> Iterator[Count]:
-    """Yield a count for the work of the block."""
-    _counts.append(count := Count(label, total, done, time.monotonic()))
+    """Yield a count for the work of the block; nobody sees that of a thread that works aside."""
+    count, shown = Count(label, total, done, time.monotonic()), not is_aside()
+    if shown:
+        _counts.append(count)
     try:
         yield count
     finally:
-        _counts.remove(count)
+        if shown:
+            _counts.remove(count)
         _spent[label] = _spent.get(label, 0.0) + time.monotonic() - count.started
 
 
@@ -67,7 +72,7 @@ def seconds_spent() -> dict[str, float]:
 
 def advance(parts: int = 1) -> None:
     """Note that so many parts more of the innermost count are done; without any this does nothing."""
-    if _counts:
+    if _counts and not is_aside():
         _counts[-1].advance(parts)
 
 

@@ -44,6 +44,11 @@ class Sampling(Section):
         description="such as [0.2, 0.8]: questions with a running success rate out of it are asked"
         " only now and then",
     )
+    async_rollouts: bool = Field(
+        False,
+        description="draw the next step's samples while the policy learns from this one's: one update"
+        " off-policy, for which importance sampling makes up",
+    )
     overlong_buffer: Amount = Field(
         0, description="tokens before max_new_tokens in which the reward falls by up to 1; 0: off"
     )
@@ -182,6 +187,17 @@ class Ppo(PolicyLoss, Critic, Advantages, Sampling, Reference, Steps):
         if name not in KINDS:
             raise ValueError(f"ppo.advantage: unknown estimator {name}; choose {' or '.join(KINDS)}")
         return name
+
+    @model_validator(mode="after")
+    def _knows_what_comes_next(self) -> Ppo:
+        """Refuse to draw ahead what depends on the samples of the step before."""
+        given = "dynamic_sampling" if self.dynamic_sampling else "difficulty_range"
+        if self.async_rollouts and (self.dynamic_sampling or self.difficulty_range):
+            raise ValueError(
+                f"ppo.{given} chooses questions by the samples of the step before, which"
+                " ppo.async_rollouts does not wait for; leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _the_policy_can_learn(self) -> Ppo:

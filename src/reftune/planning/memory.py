@@ -1,8 +1,8 @@
 """Where the memory of a stage goes, in bytes, by calculation.
 
 A stage has two moments that may be its fullest: an update, when gradients, activations and logits are
-there, and drawing samples, when the sampler's cache is. Weights, masters and the optimizer's moments
-stay throughout.
+there, and drawing samples, when the sampler's cache is; with asynchronous rollouts they are one.
+Weights, masters and the optimizer's moments stay throughout.
 """
 
 import math
@@ -37,7 +37,14 @@ def memory(work: StageWork, shape: Shape, config: Config, machine: Machine) -> d
         fullest = max((_sampling(draw, shape, config, machine) for draw in draws), key=total)
         resting = {name: size for name, size in always.items() if name != "gradients"}
         moments["sampling"] = resting | fullest  # each step drops its gradients
+        if work.name == "ppo" and config.ppo.async_rollouts:  # the engine reads a copy meanwhile
+            copied = {"copy that samples": shape.weights * shape.bytes_each}
+            moments["update"] = _together(moments["update"], fullest | copied)
     return moments
+
+
+def _together(one: Items, other: Items) -> Items:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in one | other}
 
 
 def gib(amount: float) -> str:

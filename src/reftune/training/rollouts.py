@@ -154,6 +154,7 @@ def read_batch(
     *,
     temperature: float,
     token_budget: int,
+    moved: bool = False,
 ) -> Rollouts:
     """Read the samples of one batch.
 
@@ -164,12 +165,13 @@ def read_batch(
         reference: the frozen model that the KL penalty holds the policy near; without it `ref_logprobs`
             is None.
         token_budget: padded tokens of a micro-batch.
+        moved: whether the policy has learnt since it was sampled from.
     """
     lengths = [len(g.sample.tokens) if g.verdict.judged else 0 for g in graded]
     reading = (graded, temperature, token_budget, generator.accelerator)
     sampler_logprobs = pad([g.sample.logprobs for g in graded])
     values_known = policy.value_head is None or all(g.sample.values is not None for g in graded)
-    if generator.sampler.exact and values_known:
+    if generator.sampler.exact and values_known and not moved:
         logprobs = sampler_logprobs
         values = pad([g.sample.values or [0.0] * len(g.sample.tokens) for g in graded])
     else:

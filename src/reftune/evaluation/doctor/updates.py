@@ -111,7 +111,9 @@ def _updates(settings: Settings) -> int:
 
 
 def sampler_apart(rows: Rows, settings: Settings) -> str | None:
-    """Find a sampler whose probabilities are not the trainer's."""
+    """Find a sampler whose probabilities are not the trainer's; one that samples ahead may be apart."""
+    if settings.get("ppo.async_rollouts"):
+        return None
     last = recent(rows)
     seen = (
         ("logprob_gap", 0.0, LOGPROB_GAP, "{:.3g} nats between their log-probabilities of a token"),

@@ -6,11 +6,13 @@ update -> evaluation. What problems are made of, and how answers are checked, th
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.progress import seconds_spent
+from reftune.stages.ppo.ahead import Ahead
 from reftune.stages.ppo.batch import Agenda, draw_batch, shape
 from reftune.stages.ppo.critic import Beside, learns_alone, note_pretraining, set_units
 from reftune.stages.ppo.metrics import describe, explained, timings
@@ -47,13 +49,14 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
     learner.model.eval()  # no dropout: the ratio compares the same network at two times
     generator = stage.generator(policy)
     reset = ReferenceReset(ppo.reference_reset_steps, reference, policy, learner)
+    ahead = Ahead(stage, policy, generator) if ppo.async_rollouts else None
 
-    def sample(agenda: Agenda, step: int) -> tuple[Rollouts, dict[str, Any]]:
+    def sample(agenda: Agenda, step: int, memory: dict[str, Any]) -> tuple[Rollouts, dict[str, Any]]:
         moved = reset.before(step)
-        batch = draw_batch(agenda, generator, step)
+        batch = ahead.take(agenda, step, memory) if ahead else draw_batch(agenda, generator, step)
         rollouts = read_batch(
             generator, policy, reference, batch.samples,
-            temperature=ppo.temperature, token_budget=stage.token_budget,
+            temperature=ppo.temperature, token_budget=stage.token_budget, moved=ppo.async_rollouts,
         )  # fmt: skip
         return shape(rollouts, batch, stage), batch.told | moved
 
@@ -70,7 +73,8 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
         beside.learn(rollouts, estimates, memory)
         if alone:
             note_pretraining(step, explained(rollouts, estimates), ppo, memory)
-        if generator.sampler.exact and losses.get("logprob_gap", 0.0) > MAX_LOGPROB_GAP:
+        exact = generator.sampler.exact and not ppo.async_rollouts
+        if exact and losses.get("logprob_gap", 0.0) > MAX_LOGPROB_GAP:
             _stop_on_gap(losses["logprob_gap"], step)
         return estimates, losses | {"learning_rate": ppo.learning_rate * factor}
 
@@ -78,9 +82,10 @@ def run_ppo(stage: Stage, policy: PolicyWithValue, reference: PolicyWithValue | 
         seconds_spent()  # on what was before
         started = time.perf_counter()
         agenda = Agenda.of(stage, memory, step)
-        rollouts, told = sample(agenda, step)
+        rollouts, told = sample(agenda, step, memory)
         sampled = time.perf_counter()
-        estimates, losses = learn(rollouts, step, memory)
+        with ahead.meanwhile(step, memory) if ahead else nullcontext():
+            estimates, losses = learn(rollouts, step, memory)
         spent = timings(rollouts, started, sampled, time.perf_counter())
         agenda.keep(memory)
         logged = traced(stage.prompter, rollouts, estimates, ppo.samples_logged_per_step)
