@@ -266,6 +266,15 @@ def test_with_one_sample_per_question_the_accuracy_tells_what_groups_would() -> 
     assert names(diagnose(rows(accuracy=0.85, **alone), settings)) == []
 
 
+def test_with_dynamic_sampling_what_was_drawn_tells_and_not_what_was_kept() -> None:
+    kept = rows(accuracy=0.5, groups_all_right=0.0, groups_all_wrong=0.0)
+    assert names(diagnose(kept, SETTINGS)) == []
+    drawn = [row | {"accuracy_drawn": 0.999} for row in kept]
+    assert names(diagnose(drawn, SETTINGS)) == ["all_right"]
+    drawn = [row | {"accuracy_drawn": 0.001} for row in kept]
+    assert names(diagnose(drawn, SETTINGS)) == ["all_wrong"]
+
+
 def test_a_few_questions_are_no_evidence() -> None:
     few = SETTINGS | {"ppo.samples_per_question": 32}
     told = {"statuses": {"ok": 64}}  # of two questions

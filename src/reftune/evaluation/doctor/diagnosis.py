@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from reftune.evaluation.doctor import rewards, updates
-from reftune.evaluation.doctor.windows import STEPS, Rows, Settings
+from reftune.evaluation.doctor.windows import STEPS, Rows, Settings, as_drawn
 from reftune.problem import Row
 
 EVERY = 5  # steps between two looks at a run that goes on; beyond MANY a twentieth of those so far
@@ -112,6 +112,7 @@ def diagnose(rows: Rows, settings: Settings, told: Collection[str] = ()) -> list
 
 def _seen(rows: Rows, settings: Settings) -> dict[str, str]:
     """Return the sentences of all symptoms that are seen, by name."""
+    rows = [as_drawn(row) for row in rows]
     if len(rows) < STEPS and updates.not_finite(rows, settings) is None:
         return {}
     known = _known(rows, settings)

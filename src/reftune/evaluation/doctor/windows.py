@@ -38,6 +38,17 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
     return [merged[step] for step in sorted(merged)]
 
 
+def as_drawn(row: Row) -> Row:
+    """Return a step's row with the accuracy of all that was drawn: dynamic sampling keeps what is mixed.
+
+    Of the kept questions none is all right, or all wrong, whatever the policy can do.
+    """
+    if not _is_number(row.get("accuracy_drawn")):
+        return row
+    kept = {key: value for key, value in row.items() if not key.startswith("groups_all_")}
+    return kept | {"accuracy": row["accuracy_drawn"]}
+
+
 def size(rows: Rows) -> int:
     """Return how many steps are looked at together."""
     return max(STEPS, len(rows) // PART)
