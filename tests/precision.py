@@ -27,6 +27,7 @@ def float64() -> Iterator[None]:
     """Let whatever asks for float32 get float64, in reftune and in transformers; also a decorator."""
     import reftune.model.loading  # noqa: F401  # libraries make tables of types when they are imported
 
+    torch.storage._storage_type_to_dtype_map()  # and torch one when it first reads a file
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from typing import Any
 
+import precision
 from reftune import cli, pipeline, progress
 from reftune.launcher import rank
 
@@ -40,4 +42,5 @@ def send_at(stage: str, work: str, count: str, signals: str, process: str = "0")
 
 if __name__ == "__main__":
     send_at(*sys.argv.pop(1).split(":"))
-    cli.main()
+    with precision.float64() if os.environ.get("FLOAT64") else nullcontext():
+        cli.main()

@@ -67,11 +67,12 @@ def test_a_process_reads_its_share_of_every_piece(
     assert accelerator.reduced == 1  # the sum over processes is whole on each of them
 
 
-def test_a_process_without_a_row_of_its_own_reads_none_and_adds_nothing() -> None:
-    for index, expected in ((0, []), (1, [[0]])):
-        empty, seen = torch.zeros(1), []
-        sharded_map(empty, read_into(empty, seen), [3], 8, OneOf(index, 2))
-        assert seen == expected
+def test_a_process_without_a_row_of_its_own_reads_another_s_and_adds_nothing() -> None:
+    """With a model in parts all processes have to read as often; each row counts once all the same."""
+    for index, read, mine in ((0, [[1]], [0, 0]), (1, [[1]], [0, 10]), (2, [[0]], [0, 0])):
+        empty, seen = torch.zeros(2), []
+        filled = sharded_map(empty, read_into(empty, seen), [1, 3], 3, OneOf(index, 3))
+        assert (seen, filled.tolist()) == (read, mine)
 
 
 def test_rows_are_read_in_mixed_precision_where_the_run_is() -> None:

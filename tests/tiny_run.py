@@ -136,7 +136,12 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         preexec_fn=heed_ctrl_c,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "FLOAT64": "1" if float64 else "",  # heard by signalled.py
+        },
     )
 
 

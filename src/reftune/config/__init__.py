@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -61,6 +61,10 @@ class Compute(Section):
     )
     offload_reference: bool = Field(
         False, description="PPO's reference rests in the CPU's memory while it reads nothing"
+    )
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none",
+        description="fsdp2: of several processes each keeps a part of every weight, gradient and moment",
     )
     threads: Threads | None = Field(None, description="CPU threads per process; default: all cores")
     sandbox_workers: Threads | None = Field(None, description="default: one per core")
@@ -179,6 +183,24 @@ class Config(Section):
                 " return is often negative; set model.value_span = [-1.0, 1.0]"
             )
         return self
+
+    @field_validator("compute")
+    @classmethod
+    def _can_be_cut(cls, compute: Compute, others: Any) -> Compute:
+        model = others.data.get("model")
+        if compute.sharding == "none" or model is None:
+            return compute
+        if model.dtype == "float16":
+            raise ValueError(
+                f'compute.sharding = "{compute.sharding}" goes not with model.dtype = "float16", whose'
+                ' loss is scaled; set model.dtype = "bfloat16"'
+            )
+        if model.optimizer == "adamw_8bit":
+            raise ValueError(
+                f'compute.sharding = "{compute.sharding}" goes not with model.optimizer = "adamw_8bit",'
+                " which knows no parts of weights; leave one of them out"
+            )
+        return compute
 
     @field_validator("prompt")
     @classmethod

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,10 @@ def merged(model: nn.Module) -> Iterator[None]:
     The sums are computed in float32 and rounded once; the weights themselves come back as they were.
     """
     layers = [layer for _, layer in adapted_layers(model)]
-    weights = [layer.base_layer.weight for layer in layers]
+    weights: list[Any] = [layer.base_layer.weight for layer in layers]
     try:
-        for layer in layers:
-            layer.base_layer.weight = nn.Parameter(_merged_weight(layer), requires_grad=False)
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.base_layer.weight = nn.Parameter(_merged_weight(layer, weight), requires_grad=False)
             layer.merged_adapters.append(ADAPTER)
         yield
     finally:
@@ -92,6 +93,19 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
         bare.set_submodule(name, layer.base_layer)
     del bare.peft_config
     return bare
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Let a model compute without its adapter for a while."""
+    layers = [layer for _, layer in adapted_layers(model)]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def plain_weights(model: PreTrainedModel) -> Iterable[tuple[str, Tensor]]:
@@ -115,9 +129,26 @@ def _merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         yield from without_adapter(model).named_parameters()
 
 
-def _merged_weight(layer: Linear) -> Tensor:
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, Callable[[Tensor], Tensor]]]:
+    """Yield each weight but an adapter's, its name, and what adds the adapter to it."""
+    layers = {id(layer.base_layer.weight): layer for _, layer in adapted_layers(model)}
+    for name, weight in model.named_parameters():
+        if f".{ADAPTER}." not in name:
+            layer = layers.get(id(weight))
+            yield name, weight, _unchanged if layer is None else partial(_merged_weight, layer)
+
+
+def bare_name(name: str) -> str:
+    """Return the name that a weight has in a model without an adapter."""
+    return name.replace(".base_layer.", ".")
+
+
+def _unchanged(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _merged_weight(layer: Linear, weight: Tensor) -> Tensor:
     with torch.no_grad():
-        weight: Any = layer.base_layer.weight
         total: Tensor = weight.to(torch.promote_types(weight.dtype, torch.float32))
         return (total + layer.get_delta_weight(ADAPTER)).to(weight.dtype)
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from reftune.model.batch import Sequences, gather_nodes, gather_rows
 from reftune.model.forward import Head, PackedForward, backbone_of, state_width
+from reftune.model.lora import switched_off
 from reftune.model.token_logprobs import TokenLogprobs
 from reftune.model.value_head import ValueHead
 
@@ -107,6 +108,34 @@ class PolicyWithValue(nn.Module):
             states = self.packed_forward(self.value_backbone or backbone_of(self.policy), sequences)
         outputs = gather_rows(self.value_head(states), sequences.node_index)
         return torch.where(mask, self.value_head.value(outputs), 0.0), outputs
+
+
+class WithoutAdapter(PolicyWithValue):
+    """What a policy with an adapter started from: the policy itself, read with its adapter switched off.
+
+    For weights that lie on several processes: those are gathered where the policy is run.
+    """
+
+    def __init__(self, adapted: PolicyWithValue) -> None:
+        nn.Module.__init__(self)
+        self.adapted = (adapted,)  # no part of this module
+        self.policy, self.packed_forward = adapted.policy, adapted.packed_forward
+        self.value_backbone = self.value_head = None
+
+    @property
+    def sharded(self) -> object:
+        """Return how the policy lies on its processes."""
+        return getattr(self.adapted[0], "sharded", None)
+
+    def forward(
+        self, sequences: Sequences, temperature: float = 1.0, *, entropy_gradient: bool = False
+    ) -> TokenStats:
+        """Compute what the policy would without its adapter."""
+        with switched_off(self.policy):
+            stats: TokenStats = self.adapted[0](
+                sequences, temperature, entropy_gradient=entropy_gradient
+            )
+        return stats
 
 
 def _stats_of_chunk(

@@ -10,23 +10,59 @@ from reftune.model.loading import response_ends
 from reftune.model.lora import has_adapter, merged, save_adapter, without_adapter
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
+from reftune.model.sharding import gathered_weights, sharded
 
 
-def save_policy(policy: PolicyWithValue, directory: Path, dtype: str = "float32") -> None:
+def whole_weights(policy: PolicyWithValue, *, keep: bool) -> dict[str, Tensor] | None:
+    """Return the weights of a sharded policy for `save_policy`; None where it is whole.
+
+    All processes have to take part; those that do not save keep nothing.
+    """
+    if sharded(policy) is None:
+        return None
+    found = {}
+    for name, weight in gathered_weights(policy):
+        if keep:
+            found[name] = weight.cpu()
+    return found
+
+
+def save_policy(
+    policy: PolicyWithValue,
+    directory: Path,
+    dtype: str = "float32",
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """Write the language model of a policy as a Hugging Face model directory, in the run's precision.
 
     An adapter is part of the weights there, and is also written by itself, into `adapter/`. The critic
     is left out: nobody reads it, and inference engines refuse weights that they do not know.
+
+    Args:
+        policy: whose language model it is.
+        directory: where it goes.
+        dtype: precision of what is written.
+        weights: of a sharded policy, from `whole_weights`.
     """
-    model = policy.policy
-    with merged(model):
-        _save(without_adapter(model) if has_adapter(model) else model, directory, dtype)
+    model, state = policy.policy, sharded(policy)
+    if state is not None:
+        assert weights is not None
+        assert state.skeleton is not None
+        _save(state.skeleton, directory, dtype, weights)
+    else:
+        with merged(model):
+            _save(without_adapter(model) if has_adapter(model) else model, directory, dtype)
     if has_adapter(model):
         save_adapter(model, directory / "adapter")
 
 
-def _save(model: PreTrainedModel, directory: Path, dtype: str) -> None:
+def _save(
+    model: PreTrainedModel, directory: Path, dtype: str, given: dict[str, Tensor] | None = None
+) -> None:
     weights = model.state_dict()
+    if given is not None:  # of a model without numbers, its buffers aside
+        weights = {name: given.get(name, x) for name, x in weights.items()}
+        weights = {name: x for name, x in weights.items() if x.device.type != "meta"}
     if dtype != "float32":
         cast: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one
         for name, tensor in weights.items():

@@ -70,7 +70,7 @@ class ValueHead(nn.Linear):
     @torch.no_grad()
     def renormalise(self, mean: float, deviation: float) -> None:
         """Let a normalised head speak in other units, of the same values."""
-        before, shift = self.deviation.clone(), self.mean - mean
+        before, shift = float(self.deviation), float(self.mean) - mean  # a number goes with a part, too
         self.mean.fill_(mean)
         self.deviation.fill_(deviation)
         self.weight.mul_(before / deviation)

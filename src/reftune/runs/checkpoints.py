@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reftune.files import read_object, sync, sync_files, write_json, writing_to
 from reftune.launcher import tell_once
+from reftune.model.sharding import is_part, part_of, sharded, whole_state
 from reftune.problem import UserError
 from reftune.runs.processes import by_main
 from reftune.runs.run_dir import complete_checkpoints
@@ -92,7 +93,7 @@ def _load(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any]:
     fix = f"delete {checkpoint}, and the stage goes on from the one before, or begins anew"
     hook = accelerator.register_load_state_pre_hook(_load_models)
     try:
-        accelerator.load_state(str(checkpoint))
+        accelerator.load_state(str(checkpoint), map_location="cpu")  # a part of it goes to a device
     except Exception as error:  # each library has errors of its own for what is not of this model
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"{checkpoint}: cannot be loaded ({reason}); {fix}") from error
@@ -101,10 +102,20 @@ def _load(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any]:
     return read_object(checkpoint / STATE_FILE, fix)
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters that get gradients, and its buffers, by name."""
-    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+def trained_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """Return a model's parameters that get gradients, and its buffers, by name.
+
+    Of a sharded model they are gathered, and all processes have to ask for them; `keep` says which one
+    gets them.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    frozen = {name for name, p in named.items() if not p.requires_grad}
+    found = {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    if (state := sharded(model)) is None:
+        return found
+    whole = whole_state({name: named.get(name, tensor) for name, tensor in found.items()}, keep=keep)
+    cast = {id(x): x.to(state.dtype) for name, x in whole.items() if is_part(named.get(name, x))}
+    return {name: cast.get(id(x), x) for name, x in whole.items()}  # tied ones stay one
 
 
 def load_trained(model: nn.Module, path: Path) -> None:
@@ -113,11 +124,13 @@ def load_trained(model: nn.Module, path: Path) -> None:
     Raises RuntimeError where some are missing or of another shape, and the libraries' errors where it
     is damaged.
     """
-    weights = load_file(path)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    own: dict[str, Tensor] = {**model.state_dict(), **named}
+    weights = {name: part_of(x, own.get(name, x)) for name, x in load_file(path).items()}
     unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
-    own = model.state_dict()
-    given = {own[name].data_ptr() for name in weights.keys() & own.keys()}  # tied ones are there once
-    lacking = [name for name, x in trained_weights(model).items() if x.data_ptr() not in given]
+    given = {id(own[name]) for name in weights.keys() & own.keys()}  # tied ones are there once
+    wanted = [name for name, x in own.items() if name not in named or x.requires_grad]
+    lacking = [name for name in wanted if id(own[name]) not in given]
     if lacking or unexpected:
         raise RuntimeError(f"{path.name} lacks {lacking[:3]}, and has the unknown {unexpected[:3]}")
 
@@ -176,7 +189,7 @@ def _keep_trained(models: list[nn.Module], weights: list[dict[str, Tensor]], dir
     """Let accelerate write only what is trained, by names that any number of processes has."""
     for model, state in zip(models, weights, strict=False):
         state.clear()
-        state |= trained_weights(getattr(model, "module", model))
+        state |= trained_weights(getattr(model, "module", model), keep=PartialState().is_main_process)
 
 
 def _load_models(models: list[nn.Module], directory: str) -> None:

@@ -45,6 +45,11 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def sharding(config: Config, accelerator: Accelerator) -> str:
+    """Return how a run's model is cut over its processes; one process has all of it."""
+    return config.compute.sharding if accelerator.num_processes > 1 else "none"
+
+
 def mixed_precision(dtype: str, device: str) -> str:
     """Return accelerate's name of the precision in which float32 weights compute.
 

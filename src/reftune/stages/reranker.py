@@ -64,11 +64,16 @@ class Reranker(nn.Module):
         with torch.autocast(states.device.type, enabled=False):
             return torch.log_softmax(self.class_head(last.float()), dim=-1)
 
-    def save(self, directory: Path) -> None:
-        """Write the weights that are trained, whole or not at all."""
-        with atomic_directory(directory) as temporary:
-            weights = {key: value.contiguous() for key, value in trained_weights(self).items()}
-            save_file(weights, temporary / WEIGHTS_FILE)
+    def save(self, directory: Path, *, main: bool = True) -> None:
+        """Write the weights that are trained, whole or not at all: the main process does.
+
+        Of a sharded one all processes give their parts.
+        """
+        found = trained_weights(self, keep=main)
+        if main:
+            with atomic_directory(directory) as temporary:
+                weights = {key: value.contiguous() for key, value in found.items()}
+                save_file(weights, temporary / WEIGHTS_FILE)
 
     def load(self, directory: Path) -> None:
         """Read weights that `save` wrote; raise UserError where they are damaged."""
@@ -129,8 +134,7 @@ def run_reranker(
         # It will rank rather than classify: the loss only decides between equals.
         if _merit(found, "") > _merit(state, "best_"):
             state |= {"best_epoch": epoch} | {f"best_{key}": x for key, x in found.items()}
-            if accelerator.is_main_process:
-                reranker.save(stage.directory / "model")
+            reranker.save(stage.directory / "model", main=accelerator.is_main_process)
             accelerator.wait_for_everyone()
         return found
 

@@ -103,10 +103,13 @@ class Run:
         )  # fmt: skip
 
     def load_policy(
-        self, model: str, *, critic: bool = False, trainable: bool = False
+        self, model: str, *, critic: bool = False, trainable: bool = False, placed: bool = True
     ) -> PolicyWithValue:
-        """Load a model of this run: to train it, or just to read it, then on the device."""
-        device = None if trainable else self.accelerator.device  # the learner moves what it trains
+        """Load a model of this run: to train it, or just to read it, then on the device.
+
+        `placed` off leaves it where it was read; the learner moves what it trains.
+        """
+        device = self.accelerator.device if placed and not trainable else None
         settings, directory = self.config.model, self.directory(model)
         return load_policy(
             directory, settings, critic=critic, trainable=trainable, lora=self.config.lora, device=device

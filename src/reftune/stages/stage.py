@@ -18,13 +18,15 @@ from reftune.grading.judge import Judge
 from reftune.interrupts import check
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter, trained_at
-from reftune.model.saving import save_generation, save_policy
+from reftune.model.saving import save_generation, save_policy, whole_weights
+from reftune.model.sharding import shard
 from reftune.problem import Problem, Row
 from reftune.progress import counting
 from reftune.runs.checkpoints import remove_checkpoints
 from reftune.runs.listener import Listener
 from reftune.runs.processes import by_main
 from reftune.runs.run_log import RunLog
+from reftune.runs.setup import sharding
 from reftune.stages.steps import EndStep, Loop, Metrics, State, TakeStep
 from reftune.training.first_prompts import check_first_prompts
 from reftune.training.learner import Learner, online_schedule
@@ -84,11 +86,14 @@ class Stage:
         """Return what takes the optimizer steps of a section of settings, within this machine's budget.
 
         Args:
-            model: what is trained; it goes to the device.
+            model: what is trained; it goes to the device, or a part of it to each process's.
             head_learning_rate: of a critic or classifier; default: the model's.
         """
         compute, kind = self.config.compute, self.config.model.optimizer
-        model.to(self.accelerator.device)
+        if sharding(self.config, self.accelerator) == "none":
+            model.to(self.accelerator.device)
+        else:
+            shard(model, self.accelerator.device)
         rates = (settings.learning_rate, settings.weight_decay, head_learning_rate)
         optimizer = make_optimizer(model, *rates, kind)
         norm = settings.max_grad_norm
@@ -217,10 +222,11 @@ class Stage:
             trained: what else the directory says of the model: its `epoch` or `step`, and
                 `validation_accuracy`.
         """
+        weights = whole_weights(policy, keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             with atomic_directory(target) as directory:
                 dtype = self.config.model.dtype
-                save_policy(policy, directory, dtype)
+                save_policy(policy, directory, dtype, weights)
                 save_generation(policy.policy, self.prompter, directory)
                 self.prompter.save(directory, {"stage": self.name, **trained}, dtype)
         self.accelerator.wait_for_everyone()

@@ -37,16 +37,17 @@ def check_first_prompts(
     """
     texts = [generator.prompter.encode_prompt(problem) for problem in problems[: 2 * PROMPTS]]
     prompts = [list(text) for text in dict.fromkeys(map(tuple, texts))][:PROMPTS]
-    sampler, model = generator.sampler, policy.policy
+    sampler = generator.sampler
     if not prompts or not isinstance(sampler, BuiltinSampler):
         return
+    model = sampler.model  # the policy's own, or a whole copy of one that lies on several processes
     with evaluating(policy), sampler.context():
-        if not _logits(policy, prompts[0], 1).isfinite().all():
+        if not _logits(sampler, prompts[0], 1).isfinite().all():
             return  # nothing can be drawn; the first step says that its loss is not finite
         samples = _draw(sampler, prompts, generator.prompter.settings.max_new_tokens)
         batch = collate([s.prompt for s in samples], [s.tokens for s in samples]).to(model.device)
         read = policy(batch).logprobs.cpu()
-        said = [_alone(policy, sample) for sample in samples]
+        said = [_alone(sampler, sample) for sample in samples]
     expected = torch.cat([logprobs for logprobs, _ in said])
     scale = max(float(spread) for _, spread in said)
     tolerance = (EXACT if sampler.exact else HALF) * scale
@@ -84,17 +85,17 @@ def _draw(sampler: BuiltinSampler, prompts: Sequence[Sequence[int]], most: int) 
     return trial.sample(repeated, seeds, max_new_tokens=most, temperature=1.0)
 
 
-def _alone(policy: PolicyWithValue, sample: Sample) -> tuple[Tensor, Tensor]:
+def _alone(sampler: BuiltinSampler, sample: Sample) -> tuple[Tensor, Tensor]:
     """Read one sample by itself: the log-probabilities of its tokens, and how widely logits spread."""
-    logits = _logits(policy, sample.prompt + sample.tokens[:-1], len(sample.tokens))
+    logits = _logits(sampler, sample.prompt + sample.tokens[:-1], len(sample.tokens))
     tokens = torch.tensor(sample.tokens, device=logits.device)
     picked = logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).cpu()
     return picked, (logits - logits.mean(1, keepdim=True)).abs().max()
 
 
-def _logits(policy: PolicyWithValue, text: list[int], last: int) -> Tensor:
+def _logits(sampler: BuiltinSampler, text: list[int], last: int) -> Tensor:
     """Return the logits at the `last` positions of a text that is read alone, as anybody would."""
-    model, forward = policy.policy, policy.packed_forward
+    model, forward = sampler.model, sampler.packed_forward
     output = forward.body(model)(input_ids=torch.tensor([text], device=model.device), use_cache=False)
     states = output.last_hidden_state if forward.lm_head_is_linear else output.logits
     logits: Tensor = forward.head(model)(states[0, -last:])

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reftune.model.gradient_checkpointing import checkpointed_layers, checkpointing
+from reftune.model.sharding import gathered, is_part, sharded
 from reftune.progress import counting
 from reftune.training.cpu_threads import make_cpu_threads, replicas
 from reftune.training.microbatches import make_microbatches, shard
-from reftune.training.optimizer import optimized
+from reftune.training.optimizer import keep_whole_state, optimized
 
 # model, rows of one micro-batch and their weights -> (loss summed over the rows, sums of statistics)
 LossFn = Callable[[nn.Module, list[int], Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -72,7 +73,13 @@ class Learner:
         gradient_checkpointing: bool = False,
     ) -> None:
         self.accelerator = accelerator
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self._sharded = sharded(model) is not None
+        if self._sharded:  # its processes know of each other already
+            self.model = accelerator.prepare_model(model, evaluation_mode=True)
+            self.optimizer = accelerator.prepare_optimizer(optimizer)
+            keep_whole_state(optimizer, model)
+        else:
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.token_budget = token_budget
         self.max_grad_norm = max_grad_norm
         self._cpu_threads = make_cpu_threads(model, accelerator)
@@ -142,13 +149,13 @@ class Learner:
                 range(len(models)),
             )
         _add_gradients(models)
-        if self._has_masters and self.accelerator.num_processes > 1:
+        if (self._has_masters or self._sharded) and self.accelerator.num_processes > 1:
             self._average_gradients()
         self._let_rest()
         trained = optimized(self.optimizer)
         norm = self.accelerator.clip_grad_norm_(trained, self.max_grad_norm)
         assert isinstance(norm, Tensor)
-        return totals, norm
+        return totals, gathered(norm)
 
     def forget(self) -> None:
         """Begin the optimizer anew, as if it had never taken a step."""
@@ -162,9 +169,9 @@ class Learner:
             parameter.grad = None
 
     def _average_gradients(self) -> None:
-        """Do for masters what DDP does for weights."""
+        """Do for masters what DDP does for weights, and for what stays whole beside sharded weights."""
         for parameter in optimized(self.optimizer):
-            if parameter.grad is not None:
+            if parameter.grad is not None and not is_part(parameter.grad):
                 reduced = self.accelerator.reduce(parameter.grad, reduction="mean")
                 parameter.grad = torch.as_tensor(reduced)
 
@@ -185,6 +192,7 @@ class Learner:
         for i, piece in enumerate(pieces):
             mine, weights = shard(piece, rank, workers)
             apart = self._has_masters or i < len(pieces) - 1  # DDP does not know masters
+            # Sharded weights have their gradients added up at once: a whole one would not fit.
             with accelerator.no_sync(model) if apart else nullcontext():
                 loss, statistics = loss_fn(model, mine, torch.tensor(weights, device=accelerator.device))
                 accelerator.backward(loss * processes)  # undo the average over processes

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reftune.model.sharding import HEADS, is_part, part_of, sharded, whole_state
 from reftune.problem import UserError
 
-HEADS = ("value_", "class_")  # parameters beside the language model: a critic's, a reranker's
 Pair = tuple[nn.Parameter, nn.Parameter]  # a weight in 16 bits and its master
 
 
@@ -95,6 +95,40 @@ def _keep_in_step(optimizer: torch.optim.Optimizer, pairs: list[Pair]) -> None:
     optimizer.register_state_dict_post_hook(save)
     optimizer.register_load_state_dict_pre_hook(load)
     optimizer.register_step_post_hook(round_off)
+
+
+def keep_whole_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Let the state of an optimizer of sharded weights be what it is in one process, masters included.
+
+    Whoever saves it gathers it from all processes, and whoever loads it takes a part.
+    """
+    state_of = sharded(model)
+    assert state_of is not None
+    halves = state_of.dtype.itemsize < 4
+
+    def mastered() -> list[nn.Parameter]:
+        return [p for p in optimized(optimizer) if halves and is_part(p)]
+
+    def save(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        keep = torch.distributed.get_rank() == 0
+        found = {i: whole_state(moments, keep=keep) for i, moments in state["state"].items()}
+        state["state"] = found
+        if halves:
+            masters = {str(i): master for i, master in enumerate(mastered())}
+            state["masters"] = list(whole_state(masters, keep=keep).values())
+
+    def load(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        parts = dict(enumerate(optimized(optimizer)))
+        for master, saved in zip(mastered(), state.get("masters", ()), strict=halves):
+            master.data.copy_(part_of(saved, master))
+        moments = {
+            i: {key: part_of(x, parts[i]) if key != "step" else x for key, x in found.items()}
+            for i, found in state["state"].items()
+        }
+        return {"state": moments, "param_groups": state["param_groups"]}
+
+    optimizer.register_state_dict_post_hook(save)
+    optimizer.register_load_state_dict_pre_hook(load)
 
 
 def on_gpu(parameter: Tensor) -> bool:

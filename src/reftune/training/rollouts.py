@@ -23,8 +23,10 @@ from reftune.model.loading import response_ends
 from reftune.model.lora import plain_weights
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
+from reftune.model.sharding import gathered_weights, sharded, whole_copy
 from reftune.problem import GradedRow, Problem, UserError
 from reftune.progress import counting
+from reftune.sampling.copied import CopySampler
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.sampler import Sample, Sampler
 from reftune.training.sharded_map import sharded_map
@@ -86,8 +88,9 @@ class Generator:
         return [sample for _, sample in sorted(gathered, key=lambda pair: pair[0])]
 
     def update_weights(self, policy: PolicyWithValue) -> None:
-        """Let the sampler take over the weights of the policy's language model."""
-        self.sampler.update_weights(plain_weights(policy.policy))
+        """Let the sampler take over the weights of the policy's language model (all processes)."""
+        whole = sharded(policy) is None
+        self.sampler.update_weights(plain_weights(policy.policy) if whole else gathered_weights(policy))
 
     def _sample(
         self, problems: Sequence[Problem], rows: Sequence[tuple[int, int]], temperature: float, key: Key
@@ -134,8 +137,9 @@ def make_generator(
         max_rows: responses decoded at once.
         stop: texts behind which nothing counts: a response that holds one is not sampled further.
     """
-    sampler = BuiltinSampler(
-        policy.policy,
+    whole = sharded(policy) is None
+    sampler = (BuiltinSampler if whole else CopySampler)(
+        policy.policy if whole else whole_copy(policy, accelerator.device),
         response_ends(policy.policy, prompter.eos),
         max_rows,
         packed_forward=policy.packed_forward,
@@ -195,7 +199,10 @@ def read_batch(
 
 @contextmanager
 def visiting(model: PolicyWithValue, device: torch.device) -> Iterator[None]:
-    """Let a model be on a device for a while, if it rests elsewhere."""
+    """Let a model be on a device for a while, if it rests elsewhere; parts of one come by themselves."""
+    if sharded(model) is not None:
+        yield
+        return
     home = model.policy.device
     model.to(device)
     try:

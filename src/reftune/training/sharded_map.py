@@ -36,9 +36,11 @@ def sharded_map(
     with counting("reading", len(lengths)) as count, alone:
         for rows in pieces:
             mine, weights = shard(rows, accelerator.process_index, processes)
-            if any(weights):
-                with accelerator.autocast():
-                    read(mine)
+            before = None if any(weights) else empty.clone()  # another process fills in that row
+            with accelerator.autocast():
+                read(mine)  # all together: a model that lies on all processes is gathered by all
+            if before is not None:
+                empty.copy_(before)
             count.advance(len(rows))
     filled = accelerator.reduce(empty, reduction="sum") if processes > 1 else empty
     assert isinstance(filled, Tensor)

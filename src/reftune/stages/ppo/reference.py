@@ -1,15 +1,18 @@
 """The model that the KL penalty holds the policy near: where it comes from, and when it moves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reftune.model.loading import reference_of
-from reftune.model.policy import PolicyWithValue
+from reftune.model.policy import PolicyWithValue, WithoutAdapter
+from reftune.model.sharding import part_of, shard, whole_state
+from reftune.runs.setup import sharding
 from reftune.stages.run import Run
 from reftune.training.learner import Learner
 
@@ -20,10 +23,15 @@ def make_reference(run: Run, policy: PolicyWithValue) -> PolicyWithValue | None:
     """Return the reference; without a KL penalty its memory and its pass over all samples are saved."""
     if not run.config.ppo.kl_coef:
         return None
+    rests, device = run.config.compute.offload_reference, run.accelerator.device
+    cut = sharding(run.config, run.accelerator) != "none"
     if run.config.lora.rank:  # both are the same weights: one with the adapter, one without
-        return reference_of(policy).to(run.accelerator.device)
-    reference = run.load_policy(run.config.lineup.start)
-    return reference.to("cpu") if run.config.compute.offload_reference else reference
+        return WithoutAdapter(policy) if cut else reference_of(policy).to(device)
+    reference = run.load_policy(run.config.lineup.start, placed=not cut)
+    if cut:
+        shard(reference, device, rests_on_cpu=rests and device.type != "cpu")
+        return reference
+    return reference.to("cpu") if rests else reference
 
 
 class ReferenceReset:
@@ -62,12 +70,18 @@ class ReferenceReset:
         """Let checkpoints hold the reference for a while, once it is not the start any more."""
 
         def save(_: list[nn.Module], __: list[dict[str, Tensor]], directory: str) -> None:
-            if self.moved and self.reference is not None and accelerator.is_main_process:
-                save_model(self.reference.policy, str(Path(directory) / FILE))
+            if not self.moved or self.reference is None:
+                return
+            main = accelerator.is_main_process
+            named = dict(self.reference.policy.named_parameters())  # tied ones once
+            weights = whole_state(named, keep=main)
+            if main:
+                save_file({key: x.contiguous() for key, x in weights.items()}, Path(directory) / FILE)
 
         def load(_: list[nn.Module], directory: str) -> None:
             if self.reference is not None and (Path(directory) / FILE).exists():
-                load_model(self.reference.policy, Path(directory) / FILE)
+                with torch.no_grad():
+                    _load(self.reference.policy, load_file(Path(directory) / FILE))
                 self.moved = True
 
         hooks = (
@@ -79,3 +93,9 @@ class ReferenceReset:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Read weights into a model; raise KeyError where one is missing."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(part_of(weights[name], parameter))
