@@ -1,6 +1,7 @@
 """The imports of a program, and what every rewriting needs to know about its names."""
 
 import ast
+import builtins
 import sys
 from collections.abc import Iterable
 
@@ -102,7 +103,10 @@ class Imports(ast.NodeTransformer):
     def _is_idle(self, module: str, bound: str) -> bool:
         """Tell whether an import that monty would refuse does nothing here."""
         unknown = module not in _KNOWN_TO_MONTY and module.partition(".")[0] in _INSTALLED_ELSEWHERE
-        idle = unknown and bound not in self._read
+        if bound == "*":  # whatever is read and not made here may come from there
+            idle = unknown and self._read <= self.own | vars(builtins).keys()
+        else:
+            idle = unknown and bound not in self._read
         self.changed |= idle
         return idle
 
