@@ -6,7 +6,8 @@ Both run the different programs among the demo's annotations, with one worker pe
 workers), which are warm before the clock, and a limit of two seconds per program. The pool calls `exec`
 in its workers, as the paper's code does (which also starts a new pool for each batch; this one is kept).
 It protects nothing: a program there can read files, use the network and kill its worker. Memory is that
-of the process that waits, without its workers.
+of the process that waits, without its workers. "CPython" is what `reward.full_python` runs, a locked-in
+process for each program, where numpy or sympy is loaded or neither.
 
 Answers in natural language are judged in one process, from the text to the verdict: solutions that end
 as models end them, `#### 72`, `\\boxed{72}`, a sentence, the trigger, and one in six wrong.
@@ -14,6 +15,7 @@ as models end them, `#### 72`, `\\boxed{72}`, a sentence, the trigger, and one i
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.programs = gold_programs(options)
     print(f"{len(options.programs)} programs, {workers(options)} workers:\n", flush=True)
     contestants = [Contestant("reftune", reftune), Contestant("pebble", pebble)]
+    contestants += [Contestant(f"CPython, {kind}", run) for kind, run in JAILED.items()]
     print(table(compete(contestants, options), "programs") + "\n", flush=True)
     print(f"{len(options.programs)} answers, one process:\n", flush=True)
     print(table(compete([Contestant("reftune", answers)], options), "answers") + "\n", flush=True)
@@ -59,6 +62,23 @@ def reftune(turns: Turns, options: Options) -> None:
         run = sandbox.run
         turns.serve(lambda _: _right(run(options.programs), lambda result: result.value is not None))
 
+
+def jailed(kind: str, turns: Turns, options: Options) -> None:
+    """Run the programs in locked-in processes, which are forked from one of a kind."""
+    from reftune.grading.sandbox import WALL_FACTOR, cpython
+    from reftune.grading.worker_pool import WorkerPool
+
+    limits = (str(SECONDS), "256", "False")
+    pool = WorkerPool(cpython(limits, WALL_FACTOR * SECONDS, kind), workers(options))
+
+    def run(_: int) -> float:
+        results = pool.run(options.programs)
+        return _right(list(results.values()), lambda result: result.value is not None)
+
+    turns.serve(run)
+
+
+JAILED = {kind: functools.partial(jailed, kind) for kind in ("plain", "numpy", "sympy")}
 
 ENDS = (  # {0} is the answer, {1} another
     "\n#### {0}",

@@ -38,14 +38,14 @@ def busy_loops(count: int, core: int) -> Iterator[None]:
 def test_a_program_may_take_its_time_on_a_busy_core() -> None:
     with Sandbox(workers=1, seconds=1.5) as sandbox:
         assert sandbox.run([LONG]) == [RIGHT]
-        with busy_loops(4, sandbox._workers[0].core):
+        with busy_loops(4, sandbox._monty._workers[0].core):
             begin = time.monotonic()
             assert sandbox.run([f"y = {i}\n{LONG}" for i in range(6)]) == [RIGHT] * 6
             assert time.monotonic() - begin > 1.5, "or the loops were in nobody's way"
 
 
 def test_a_program_that_needs_too_much_is_late_on_a_busy_core_too() -> None:
-    with Sandbox(workers=1, seconds=0.2) as sandbox, busy_loops(4, sandbox._cores[0]):
+    with Sandbox(workers=1, seconds=0.2) as sandbox, busy_loops(4, sandbox._monty.cores[0]):
         begin = time.monotonic()
         assert [r.status for r in sandbox.run([body("while True:", "    pass")])] == ["timeout"]
         assert time.monotonic() - begin > 0.4, "or the loops were in nobody's way"
@@ -77,7 +77,7 @@ import os, sys
 from reftune.grading.sandbox import Sandbox
 with Sandbox(seconds=1.5) as sandbox:
     found = sandbox.run([f"y = {{i}}\\n" + {LONG!r} for i in range(2)])
-    print(len(sandbox._workers), [result.status for result in found])
+    print(len(sandbox._monty._workers), [result.status for result in found])
 """
 
 

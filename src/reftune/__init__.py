@@ -105,6 +105,7 @@ def grade(
     answer_style: AnswerStyle | None = None,
     seconds: float = 2.0,
     memory_mb: int = 256,
+    full_python: bool = False,
 ) -> list[Verdict]:
     """Judge the outputs of any system: find each final answer, and compare it with the right one.
 
@@ -122,6 +123,7 @@ def grade(
             the program) or "fenced" (it is in a fenced block). Default: as they come.
         seconds: of CPU time that a program has.
         memory_mb: megabytes of memory that a program has, 16 or more.
+        full_python: run in CPython what the sandbox calls `unsupported`, see docs/programs.md.
 
     Raises:
         UserError: an answer cannot be graded, your reward fails, or the lists differ in length.
@@ -137,17 +139,28 @@ def grade(
         answer_style=answer_style,
         seconds=seconds,
         memory_mb=memory_mb,
+        full_python=full_python,
     )
 
 
 @overload
-def run_program(program: str, *, seconds: float = 2.0, memory_mb: int = 256) -> Execution: ...
+def run_program(
+    program: str, *, seconds: float = 2.0, memory_mb: int = 256, full_python: bool = False
+) -> Execution: ...
 @overload
 def run_program(
-    program: list[str] | tuple[str, ...], *, seconds: float = 2.0, memory_mb: int = 256
+    program: list[str] | tuple[str, ...],
+    *,
+    seconds: float = 2.0,
+    memory_mb: int = 256,
+    full_python: bool = False,
 ) -> list[Execution]: ...
 def run_program(
-    program: str | list[str] | tuple[str, ...], *, seconds: float = 2.0, memory_mb: int = 256
+    program: str | list[str] | tuple[str, ...],
+    *,
+    seconds: float = 2.0,
+    memory_mb: int = 256,
+    full_python: bool = False,
 ) -> Execution | list[Execution]:
     """Run programs that define `solution()` in the sandbox, and name what came of each.
 
@@ -158,6 +171,7 @@ def run_program(
         program: the text, or several, which run side by side.
         seconds: of CPU time that each has.
         memory_mb: megabytes of memory that each has, 16 or more.
+        full_python: run in CPython what the sandbox calls `unsupported`, see docs/programs.md.
 
     Raises:
         UserError: the limits are none, or the sandbox cannot start.
@@ -165,7 +179,7 @@ def run_program(
     from reftune.grading.grade_file import limits_of
     from reftune.grading.judge import make_sandbox
 
-    with make_sandbox(limits_of(seconds, memory_mb), text=True) as sandbox:
+    with make_sandbox(limits_of(seconds, memory_mb, full_python), text=True) as sandbox:
         found = sandbox.run([program] if isinstance(program, str) else program)
     return found[0] if isinstance(program, str) else found
 

@@ -28,6 +28,9 @@ RewardPlace = Annotated[
     str | None,
     typer.Option("--reward", help="your own path.py:function in place of the built-in check"),
 ]
+FullPython = Annotated[
+    bool, typer.Option("--full-python", help="run what the sandbox calls unsupported in a CPython")
+]
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", help="a column that the reward asks for (repeatable)")
 ]

@@ -140,7 +140,7 @@ IDLE = (
     Idle("reward.partial_reward", lambda c: _generated(c) and c.data.synthetic.choices > 0,
          f"{_SOURCES} data.synthetic.choices",
          "a wrong letter never earns it; leave it out, or set data.synthetic.choices = 0"),
-    Idle("reward.sandbox_seconds reward.sandbox_memory_mb",
+    Idle("reward.sandbox_seconds reward.sandbox_memory_mb reward.full_python",
          lambda c: c.data.cot == "natural", "data.cot",
          'only programs run in the sandbox; set data.cot = "program"'),
     Idle("data.synthetic.retold", lambda c: c.data.cot == "program", "data.cot",

@@ -24,6 +24,9 @@ class Reward(Section):
     )
     sandbox_seconds: float = Field(2.0, gt=0, le=3600, description="CPU time that a program may use")
     sandbox_memory_mb: int = Field(256, ge=16, le=2**20, description="heap that a program may use")
+    full_python: bool = Field(
+        False, description="run what the sandbox calls unsupported (numpy, sympy) in a locked-in CPython"
+    )
 
     @property
     def grades_answers(self) -> bool:

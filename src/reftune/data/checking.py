@@ -64,6 +64,7 @@ def check_source(
     reward: str | None = None,
     keep: Sequence[str] = (),
     tokenizer: str | None = None,
+    full_python: bool = False,
 ) -> Check:
     """Check every problem of a file or data set, as training would use it.
 
@@ -73,6 +74,7 @@ def check_source(
         most: check only so many rows, the first.
         reward: your own, which then judges the chains; the answers may be whatever it can use.
         tokenizer: name or directory of the tokenizer that measures lengths; default: characters.
+        full_python: run in CPython the programs that the sandbox calls `unsupported`.
 
     Raises UserError if the source cannot be read at all, or is in no known format.
     """
@@ -84,21 +86,25 @@ def check_source(
     own = None if reward is None else OwnReward([reward])
     _read(check, rows, columns, keep, graded=own is None)
     _measure(check, tokenizer)
-    _judge(check, own)
+    _judge(check, own, Reward(full_python=full_python))
     return check
 
 
 def judge_chains(
-    problems: Sequence[Problem], cot: Cot, reward: OwnReward | None = None
+    problems: Sequence[Problem],
+    cot: Cot,
+    reward: OwnReward | None = None,
+    limits: Reward | None = None,
 ) -> list[Verdict]:
     """Judge annotated chains as if a model had written them: the texts that SFT trains on.
 
-    Every problem needs a chain and, without a `reward` of the user's own, an answer that can be graded.
+    Every problem needs a chain and, without a `reward` of the user's own, an answer that can be graded;
+    `limits` say what a program may use.
     """
     wording = Wording(Prompt(), cot)
     # A program's docstring, the question, computes nothing: only the chain is run.
     texts = [str(p.chain) if cot == "program" else wording.rest(p) for p in problems]
-    with make_sandbox(Reward(), text=True) as sandbox:
+    with make_sandbox(limits or Reward(), text=True) as sandbox:
         judge = make_judge(
             cot, trigger=Prompt().trigger, partial_reward=0.0, sandbox=sandbox, reward=reward
         )
@@ -180,9 +186,9 @@ def _read(
     check.advice = advice(check.source, read, graded=graded)
 
 
-def _judge(check: Check, reward: OwnReward | None) -> None:
+def _judge(check: Check, reward: OwnReward | None, limits: Reward) -> None:
     annotated = [(where, problem) for where, problem in check.problems if problem.chain is not None]
-    verdicts = judge_chains([problem for _, problem in annotated], check.cot, reward)
+    verdicts = judge_chains([problem for _, problem in annotated], check.cot, reward, limits)
     for (where, problem), verdict in zip(annotated, verdicts, strict=True):
         if verdict.correct:
             check.correct += 1

@@ -12,6 +12,7 @@ import typer
 from reftune.options import (
     AsJson,
     ColumnNames,
+    FullPython,
     Keep,
     Most,
     RewardPlace,
@@ -74,6 +75,7 @@ def check(
     most: Most = None,
     reward: RewardPlace = None,
     keep: Keep = None,
+    full_python: FullPython = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a data set: answers, chains, repeated questions, lengths.
@@ -85,7 +87,7 @@ def check(
 
     found = check_source(
         source, cot=cot, split=split, subset=subset, columns=named_columns(columns), most=most,
-        reward=reward, keep=keep or [], tokenizer=tokenizer,
+        reward=reward, keep=keep or [], tokenizer=tokenizer, full_python=full_python,
     )  # fmt: skip
     if as_json:
         print_json(as_object(found))

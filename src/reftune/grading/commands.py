@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from reftune.options import AsJson, ColumnNames, Most, RewardPlace, column_names, print_json
+from reftune.options import AsJson, ColumnNames, FullPython, Most, RewardPlace, column_names, print_json
 from reftune.problem import AnswerStyle, Cot
 
 
@@ -23,16 +23,18 @@ def grade(
     answer_style: Annotated[
         AnswerStyle | None, typer.Option(help="how answers are written; default: as they come")
     ] = None,
+    full_python: FullPython = False,
     columns: ColumnNames = None,
     most: Most = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge the outputs of any system: was each final answer right?"""
+    from reftune.config import Reward
     from reftune.grading.grade_file import KEYS, grade_file
 
     summary = grade_file(
         file, cot, out, reward=reward, trigger=trigger, answer_style=answer_style,
-        columns=column_names(columns, KEYS), most=most,
+        columns=column_names(columns, KEYS), most=most, limits=Reward(full_python=full_python),
     )  # fmt: skip
     if as_json:
         print_json(asdict(summary) | {"accuracy": summary.accuracy})

@@ -109,14 +109,14 @@ def as_rows(columns: Mapping[str, Sequence[Any] | None]) -> list[tuple[str, Row]
     ]
 
 
-def limits_of(seconds: float, memory_mb: int) -> Reward:
+def limits_of(seconds: float, memory_mb: int, full_python: bool = False) -> Reward:
     """Return what a program may use as settings; raise UserError where they are none."""
     if not (0 < seconds <= 3600 and 16 <= memory_mb <= 2**20):
         raise UserError(
             f"seconds = {seconds}, memory_mb = {memory_mb}: give up to 3600 seconds and 16 to 1048576"
             " megabytes"
         )
-    return Reward(sandbox_seconds=seconds, sandbox_memory_mb=memory_mb)
+    return Reward(sandbox_seconds=seconds, sandbox_memory_mb=memory_mb, full_python=full_python)
 
 
 def grade_columns(
@@ -125,11 +125,12 @@ def grade_columns(
     *,
     seconds: float,
     memory_mb: int,
+    full_python: bool = False,
     **how: Any,
 ) -> list[Verdict]:
     """Judge completions that come as columns (see `as_rows`); `how` are arguments of `grade_rows`."""
     rows = as_rows(columns)
-    return grade_rows(rows, cot, limits=limits_of(seconds, memory_mb), **how)[1]
+    return grade_rows(rows, cot, limits=limits_of(seconds, memory_mb, full_python), **how)[1]
 
 
 def grade_rows(

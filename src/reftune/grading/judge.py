@@ -171,9 +171,10 @@ def make_extractor(
 def make_sandbox(limits: Reward, workers: int | None = None, *, text: bool) -> Sandbox:
     """Return a sandbox with these limits; `text` accepts texts too, as in multiple choice.
 
-    It costs nothing before it runs a program.
+    It costs nothing before it runs a program. Raises UserError where `reward.full_python` cannot hold.
     """
-    return Sandbox(workers, limits.sandbox_seconds, limits.sandbox_memory_mb, text=text)
+    seconds, memory_mb = limits.sandbox_seconds, limits.sandbox_memory_mb
+    return Sandbox(workers, seconds, memory_mb, text=text, full_python=limits.full_python)
 
 
 def _make_reader(

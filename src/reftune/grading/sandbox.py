@@ -1,51 +1,36 @@
 """Run model-written programs in processes that can be killed, and name what came of each.
 
 A program defines `solution()`, and the value of the call is its answer. It runs in pydantic-monty, a
-Python interpreter in Rust, driven by worker processes (`sandbox_worker.py`), one per core. What holds
-there and what does not, first of all that this is no kernel boundary: docs/architecture.md.
+Python interpreter in Rust (`sandbox_worker.py`); what that does not know can be run by CPython behind
+locks of the Linux kernel (`jail/`). What holds there and what does not: docs/architecture.md.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import importlib.util
 import os
-import select
-import signal
-import socket
-import subprocess
 import sys
-import threading
-import time
-import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
-from reftune.launcher import local_processes
-from reftune.problem import ANSWERED, STATUSES, Execution, Status, UserError
+from reftune.grading.jail.kernel import seccomp_missing
+from reftune.grading.jail.preload import PACKAGES
+from reftune.grading.worker_pool import Executor, WorkerPool
+from reftune.problem import Execution, UserError
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
+JAIL = Path(__file__).with_name("jail") / "__main__.py"
 # What the interpreter and monty need to find themselves; tokens and keys stay out.
 INHERITED_VARIABLES = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "MONTY_BIN")
-
-START_SECONDS, START_ATTEMPTS = 60.0, 2
+# One order of sets, for equal answers, and one thread, because a fork keeps no other.
+JAIL_VARIABLES = {
+    "PYTHONHASHSEED": "0",
+    "TZ": "UTC",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 # A worker gives a program `seconds`, and on a busy machine once more ten times as much; then we kill it.
 WALL_FACTOR, GRACE_SECONDS = 11.0, 1.0
-# Programs queued at a worker, so that it need not wait for us between two of them.
-MAX_QUEUED, MIN_QUEUED = 8, 4
-MAX_LINE_BYTES = 1 << 16
-FAILURES: dict[str, Status] = {name: name for name in STATUSES if name not in ANSWERED}
-
-
-class _WorkerLost(Exception):
-    """The worker hung, ended or talked nonsense; `result` is for the program that it was running."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.result = Execution(status, None, message)
 
 
 class Sandbox:
@@ -53,8 +38,9 @@ class Sandbox:
 
     There is one worker per available core, shared among the processes of a launcher, unless `workers`
     says otherwise. A program may use `seconds` of CPU time, `memory_mb` megabytes of heap and
-    `max_chars` characters of source; with `text`, strings count as answers too. Close it, or use it as
-    a context manager; no worker outlives this process.
+    `max_chars` characters of source; with `text`, strings count as answers too. With `full_python` what
+    would be `unsupported` is run by CPython; raises UserError where this machine cannot lock it in.
+    Close the sandbox, or use it as a context manager; no worker outlives this process.
     """
 
     def __init__(
@@ -64,36 +50,33 @@ class Sandbox:
         memory_mb: int = 256,
         max_chars: int = 20_000,
         text: bool = False,
+        full_python: bool = False,
     ) -> None:
-        self._cores = _available_cores()
-        self._max_workers = workers or max(1, len(self._cores) // local_processes())
         self._max_chars = max_chars
-        self._program_seconds = WALL_FACTOR * seconds + GRACE_SECONDS
-        self._arguments = [str(seconds), str(memory_mb), str(text)]
-        self._workers: list[_Worker] = []
-        self._works = False  # whether a worker has ever started
-        self._lock = threading.Lock()
-        weakref.finalize(self, _stop_all, self._workers)  # also at the interpreter's exit
+        limits = (str(seconds), str(memory_mb), str(text))
+        patience = WALL_FACTOR * seconds + GRACE_SECONDS
+        self._monty = WorkerPool(monty(limits, patience), workers)
+        self._jails: dict[str, WorkerPool] = {}
+        if full_python:
+            check_seccomp()
+            for kind in PACKAGES:
+                self._jails[kind] = WorkerPool(cpython(limits, patience, kind), workers)
 
     def run(self, programs: Sequence[str]) -> list[Execution]:
         """Execute the programs, equal ones once, in order; raise UserError if no worker ever starts."""
-        batch = _Batch()
-        for program in dict.fromkeys(programs):
-            if len(program) > self._max_chars:
-                batch.results[program] = Execution("too_long", None, f"over {self._max_chars} chars")
-            else:
-                batch.pending.append(program)
-        with self._lock:
-            try:
-                self._execute(batch)
-            except BaseException:  # Ctrl-C: what is still queued must not answer the next run
-                self.close()
-                raise
-        return [batch.results[program] for program in programs]
+        different = dict.fromkeys(programs)
+        long = [program for program in different if len(program) > self._max_chars]
+        results = dict.fromkeys(long, Execution("too_long", None, f"over {self._max_chars} chars"))
+        results |= self._monty.run(program for program in different if program not in results)
+        for kind, jail in self._jails.items():
+            left = [p for p, result in results.items() if result.status == "unsupported"]
+            results |= jail.run(program for program in left if kind_of(program) == kind)
+        return [results[program] for program in programs]
 
     def close(self) -> None:
         """Stop the workers; a later run would start new ones."""
-        _stop_all(self._workers)
+        for pool in (self._monty, *self._jails.values()):
+            pool.close()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -101,199 +84,39 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _execute(self, batch: _Batch) -> None:
-        while batch.pending or any(worker.queue for worker in self._workers):
-            self._start_workers(batch)
-            self._hand_out(batch)
-            now = time.monotonic()
-            self._collect(batch, now)
-            self._kill_late(batch, now)
 
-    def _start_workers(self, batch: _Batch) -> None:
-        wanted = min(self._max_workers, len(self._workers) + len(batch.pending))
-        while len(self._workers) < wanted and len(batch.failed_starts) < START_ATTEMPTS:
-            taken = [worker.core for worker in self._workers]
-            core = min(self._cores, key=taken.count)
-            try:
-                self._workers.append(_Worker(core, self._arguments, self._program_seconds))
-            except OSError as error:
-                batch.failed_starts.append(str(error))
-        if not self._workers:
-            self._give_up(batch)
-
-    def _give_up(self, batch: _Batch) -> None:
-        """Name our own fault for every program left, or say that there is no sandbox at all."""
-        if not self._works:
-            told = "the sandbox does not work, none of its workers can start"
-            fix = "unset MONTY_BIN" if "MONTY_BIN" in os.environ else "reinstall pydantic-monty"
-            raise UserError(f"{told}: {batch.failed_starts[-1]}; {fix}, or free memory and processes")
-        message = f"no sandbox worker could be started: {batch.failed_starts[-1]}"
-        while batch.pending:
-            batch.results[batch.pending.popleft()] = Execution("sandbox_error", None, message)
-
-    def _hand_out(self, batch: _Batch) -> None:
-        for worker in self._workers:
-            share = math.ceil(len(batch.pending) / len(self._workers))
-            if len(worker.queue) < MIN_QUEUED and share:
-                room = min(share, MAX_QUEUED - len(worker.queue))
-                worker.send([batch.pending.popleft() for _ in range(room)])
-
-    def _collect(self, batch: _Batch, now: float) -> None:
-        """Wait until a worker answers or is late, and record the answers."""
-        by_descriptor = {worker.channel.fileno(): worker for worker in self._workers}
-        poll = select.poll()
-        for descriptor, worker in by_descriptor.items():
-            poll.register(descriptor, select.POLLIN | (select.POLLOUT if worker.outgoing else 0))
-        deadlines = [worker.deadline for worker in self._workers if worker.queue]
-        patience = max(0.0, min(deadlines, default=now) - now)
-        for descriptor, _ in poll.poll(math.ceil(patience * 1000)):
-            worker = by_descriptor[descriptor]
-            try:
-                worker.flush()
-                for result in worker.receive():
-                    self._works = True
-                    batch.settle(worker.queue.popleft(), result)
-            except _WorkerLost as lost:
-                self._drop(worker, lost, batch)
-
-    def _kill_late(self, batch: _Batch, now: float) -> None:
-        """Replace workers that were late before we last listened (it may be us who slept)."""
-        for worker in [w for w in self._workers if w.queue and now > w.deadline]:
-            self._drop(worker, _WorkerLost("timeout", "killed by the wall clock"), batch)
-
-    def _drop(self, worker: _Worker, lost: _WorkerLost, batch: _Batch) -> None:
-        """Stop a worker, charge the program that it was running, and put the others back."""
-        self._workers.remove(worker)
-        worker.stop()
-        if not worker.ready:
-            batch.failed_starts.append(str(lost))
-        elif worker.queue:
-            batch.settle(worker.queue.popleft(), lost.result, lost=True)
-        batch.pending.extendleft(reversed(worker.queue))
+def kind_of(program: str) -> str:
+    """Return which of `preload.PACKAGES` a program may need, by the words in it."""
+    return next((kind for kind in ("sympy", "numpy") if kind in program), "plain")
 
 
-@dataclass(slots=True)
-class _Batch:
-    """The state of one run: programs to hand out, results so far, and who had a second chance."""
-
-    pending: deque[str] = field(default_factory=deque)
-    results: dict[str, Execution] = field(default_factory=dict)
-    retried: set[str] = field(default_factory=set)
-    failed_starts: list[str] = field(default_factory=list)
-
-    def settle(self, program: str, result: Execution, lost: bool = False) -> None:
-        """Keep a result, but run once more what took a worker down: that may have come from outside."""
-        if (lost or result.status == "crash") and program not in self.retried:
-            self.retried.add(program)
-            self.pending.append(program)
-        else:
-            self.results[program] = result
+def check_seccomp() -> None:
+    """Raise UserError where CPython cannot be locked in."""
+    if reason := seccomp_missing():
+        raise UserError(
+            f"reward.full_python: programs would not be locked in, as {reason}; set it to false, or run"
+            " where seccomp filters are to be had"
+        )
 
 
-class _Worker:
-    """A worker process, the programs queued at it (it is running the first) and their deadline."""
-
-    def __init__(self, core: int, arguments: Sequence[str], program_seconds: float) -> None:
-        self.core = core
-        self.queue: deque[str] = deque()
-        self.ready = False
-        self.deadline = time.monotonic() + START_SECONDS
-        self._program_seconds = program_seconds
-        self.outgoing = bytearray()
-        self._incoming = b""
-        self.channel, theirs = socket.socketpair()
-        self.channel.setblocking(False)
-        with theirs:
-            try:
-                self._process = _start_process(theirs.fileno(), [str(core), *arguments])
-            except BaseException:
-                self.channel.close()
-                raise
-
-    def send(self, programs: Iterable[str]) -> None:
-        """Queue programs; they leave as fast as the channel takes them."""
-        if self.ready and not self.queue:
-            self._restart_clock()
-        for program in programs:
-            self.queue.append(program)
-            self.outgoing += json.dumps(program).encode() + b"\n"
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what the channel takes without blocking."""
-        with suppress(BlockingIOError, ConnectionError):  # a closed channel shows when it is read
-            while self.outgoing:
-                del self.outgoing[: self.channel.send(self.outgoing)]
-
-    def receive(self) -> Iterator[Execution]:
-        """Yield the results that have arrived, in the order of the queue; raise _WorkerLost."""
-        try:
-            data = self.channel.recv(MAX_LINE_BYTES)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data = b""
-        if not data:
-            raise _WorkerLost("crash", "the worker process ended")
-        *lines, self._incoming = (self._incoming + data).split(b"\n")
-        for line in lines:
-            self._restart_clock()
-            if self.ready and self.queue:
-                yield _parse(line)
-            elif line == b"ready":
-                self.ready = True
-            else:
-                raise _WorkerLost("sandbox_error", line.decode(errors="replace"))
-        if len(self._incoming) > MAX_LINE_BYTES:
-            raise _WorkerLost("sandbox_error", "the worker sent an endless line")
-
-    def stop(self) -> None:
-        """Kill the worker with the monty process below it, and wait for its end."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self.channel.close()
-
-    def _restart_clock(self) -> None:
-        self.deadline = time.monotonic() + self._program_seconds
+def monty(limits: tuple[str, ...], patience: float) -> Executor:
+    """Return how monty's workers are started."""
+    fix = "unset MONTY_BIN" if "MONTY_BIN" in os.environ else "reinstall pydantic-monty"
+    inherited = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    # -P: beside the worker's file lies types.py, which must not stand in for Python's own
+    command = (sys.executable, "-P", "-B", str(WORKER))
+    return Executor(command, limits, inherited, patience, fix)
 
 
-def _parse(line: bytes) -> Execution:
-    """Return the execution that a worker's line stands for; raise _WorkerLost for any other line."""
-    with suppress(ValueError, RecursionError, OverflowError):
-        match json.loads(line):
-            case ["ok", float(value) | int(value), str(message)] if value is not True and math.isfinite(
-                value
-            ):
-                return Execution("ok", value, message)
-            case ["ok_text", str(value), str(message)]:
-                return Execution("ok_text", value, message)
-            case [str(name), None, str(message)] if name in FAILURES:
-                return Execution(FAILURES[name], None, message)
-    raise _WorkerLost("sandbox_error", "the worker sent a line that is no result")
-
-
-def _start_process(descriptor: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        # -P: beside the worker's file lies types.py, which must not stand in for Python's own
-        [sys.executable, "-P", "-B", str(WORKER), str(descriptor), *arguments],
-        env={name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ},
-        pass_fds=(descriptor,),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C in the terminal is ours; and one kill reaches the whole group
-    )
-
-
-def _stop_all(workers: list[_Worker]) -> None:
-    while workers:
-        workers.pop().stop()
-
-
-def _available_cores() -> list[int]:
-    """Return the cores that we may use, rotated by our process id."""
-    known = hasattr(os, "sched_getaffinity")
-    cores = sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
-    first = os.getpid() % len(cores)  # two trainers with one worker each should not share a core
-    return cores[first:] + cores[:first]
+def cpython(limits: tuple[str, ...], patience: float, kind: str) -> Executor:
+    """Return how workers with a locked-in CPython are started, for one of `preload.PACKAGES`."""
+    found = [importlib.util.find_spec(name) for name in ("numpy", "sympy", "mpmath")]
+    folders = {str(Path(spec.origin).parents[1]): None for spec in found if spec and spec.origin}
+    inherited = {
+        name: value for name, value in os.environ.items()
+        if name == "LD_LIBRARY_PATH" or name.startswith("OPENBLAS_")
+    }  # fmt: skip
+    # No site-packages, no bytecode written, nothing of the user's: the folders come as arguments.
+    command = (sys.executable, "-s", "-S", "-B", "-P", str(JAIL))
+    fix = "set reward.full_python = false"
+    return Executor(command, (*limits, kind, *folders), inherited | JAIL_VARIABLES, patience, fix)

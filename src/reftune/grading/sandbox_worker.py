@@ -6,11 +6,12 @@ line in, one `[status, value, message]` a line out, in the same order. The first
 any other says why this worker cannot work.
 """
 
+from __future__ import annotations
+
 import datetime
 import gc
 import importlib.util
 import json
-import math
 import os
 import re
 import resource
@@ -19,6 +20,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from pydantic_monty import (
     Monty,
@@ -30,20 +32,11 @@ from pydantic_monty import (
     ResourceLimits,
 )
 
-EXACT = 2**50  # integers from here on are sent as they are: a float may not tell one from the next
-Answer = tuple[str, float | str | None, str]  # status (a reftune.problem.Status), value, message
+if TYPE_CHECKING:
+    from reftune.grading.sandbox_answers import Answer
 
 WALL_FACTOR = 10.0  # of the time limit: what a program may take on a machine that does other things
 GRACE_SECONDS = 0.5
-MAX_ANSWER_CHARS = 2000
-MAX_MESSAGE_CHARS = 200
-
-# What follows every program. JSON keeps int, float, bool, None and str apart and refuses other objects
-# without calling their methods; only the head of the text crosses over. The two newlines close whatever
-# the program's last line leaves open, a backslash included.
-CALL = "_answer = solution()"
-ENCODE = f"(_dumps(_answer)[:{MAX_ANSWER_CHARS}],)"
-EPILOGUE = f"\n\n{CALL}\nfrom json import dumps as _dumps\n{ENCODE}"
 
 
 def load(name: str) -> ModuleType:
@@ -61,8 +54,16 @@ def load(name: str) -> ModuleType:
     return module
 
 
-REWRITING = load("rewriting")
+REWRITING, ANSWERS = load("rewriting"), load("sandbox_answers")
+clean, decode = ANSWERS.clean, ANSWERS.decode
 is_subtle, rewrite = REWRITING.is_subtle, REWRITING.rewrite
+
+# What follows every program. JSON keeps int, float, bool, None and str apart and refuses other objects
+# without calling their methods; only the head of the text crosses over. The two newlines close whatever
+# the program's last line leaves open, a backslash included.
+CALL = "_answer = solution()"
+ENCODE = f"(_dumps(_answer)[:{ANSWERS.MAX_ANSWER_CHARS}],)"
+EPILOGUE = f"\n\n{CALL}\nfrom json import dumps as _dumps\n{ENCODE}"
 EPILOGUE_OF_REWRITTEN = EPILOGUE.replace("_dumps(_answer)", f"_dumps({REWRITING.PLAIN_ANSWER})")
 
 # The same program must give the same answer again, or an interrupted run ends elsewhere.
@@ -157,9 +158,9 @@ class Runner:
             spent = self._meter.spent()
             if "SIGXCPU" in str(error):
                 return ("timeout", None, "killed by the limit of CPU time"), self._seconds
-            return (("timeout" if error.timed_out else "crash"), None, _clean(str(error))), spent
+            return (("timeout" if error.timed_out else "crash"), None, clean(str(error))), spent
         except Exception as error:  # what came back could not be made a Python object
-            return ("bad_result", None, _clean(f"{type(error).__name__}: {error}")), 0.0
+            return ("bad_result", None, clean(f"{type(error).__name__}: {error}")), 0.0
         match encoded:
             case tuple((str(head),)):
                 return decode(head, self._text), spent
@@ -167,36 +168,9 @@ class Runner:
                 return ("syntax_error", None, "'return' outside function"), spent
 
 
-def decode(encoded: str, text: bool) -> Answer:
-    """Return the answer that the head of a JSON text stands for; `text` accepts strings as answers."""
-    if encoded[:1] in ("[", "{") or (encoded[:1] == '"' and not text):
-        return "not_a_number", None, _clean(f"solution() returned {encoded}")
-    try:
-        value = json.loads(encoded)
-    except ValueError:
-        return "bad_result", None, "the answer is too long"
-    if value is None:
-        return "no_result", None, "solution() returned None"
-    if type(value) is str:
-        return "ok_text", value, ""
-    if type(value) is bool:
-        return "not_a_number", None, f"solution() returned {value}"
-    return _number(value)
-
-
-def _number(value: int | float) -> Answer:
-    try:
-        number = float(value)
-    except OverflowError:
-        return "non_finite", None, "an integer beyond the range of floats"
-    if type(value) is int and abs(value) >= EXACT:
-        return "ok", value, ""
-    return ("ok", number, "") if math.isfinite(number) else ("non_finite", None, str(number))
-
-
 def failure(error: MontySyntaxError | MontyRuntimeError) -> Answer:
     """Name what stopped a program, by monty's words, the exception and the place."""
-    message = _clean(error.display("type-msg"))
+    message = clean(error.display("type-msg"))
     name, _, detail = message.partition(": ")
     frames = error.traceback()
     place = frames[0].source_line if len(frames) == 1 else None
@@ -215,12 +189,6 @@ def failure(error: MontySyntaxError | MontyRuntimeError) -> Answer:
     # A syntax error below a frame comes from an exec() or raise of the program.
     parsing = isinstance(error, MontySyntaxError) and len(frames) <= 1
     return ("syntax_error" if parsing else "exception"), None, message
-
-
-def _clean(message: str) -> str:
-    """Return the head of a message without the control characters that could play with a terminal."""
-    head = message[:MAX_MESSAGE_CHARS]
-    return "".join(character if character.isprintable() else " " for character in head)
 
 
 def _discard(stream: str, output: str) -> None:
@@ -268,7 +236,7 @@ def main(arguments: list[str]) -> None:
             confine(int(memory_mb), int(core))
             serve(channel, float(seconds), int(memory_mb), text == "True")
         except (MontyError, RuntimeError, FileNotFoundError) as error:
-            channel.sendall(f"{_clean(str(error))}\n".encode(errors="replace"))
+            channel.sendall(f"{clean(str(error))}\n".encode(errors="replace"))
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ FAULTS = {
     "reward_error": "your reward raises; try it with `reftune reward check` and on the completions in"
     " ppo/samples.jsonl, and mend it (reward.max_failed only hides it)",
     "reward_timeout": "your reward takes too long; raise reward.seconds, or make it faster",
-    "unsupported": "programs use what the sandbox does not have, and count as wrong; see"
-    ' docs/programs.md, or train on text with data.cot = "natural"',
+    "unsupported": "programs use what the sandbox does not have, and count as wrong; set"
+    ' reward.full_python = true (docs/programs.md), or train on text with data.cot = "natural"',
 }
 
 
