@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from reftune.config import Config
 from reftune.config.files import parse_config
-from reftune.problem import Problem
-from reftune.runs.setup import judge_of, mixed_precision
+from reftune.problem import Problem, UserError
+from reftune.runs.setup import judge_of, make_accelerator, mixed_precision
 
 # A tensor of 30 MiB: glibc gives the first one back by itself, and may be told to keep up to 32.
 PROGRAM = """
@@ -69,3 +70,13 @@ def test_programs_have_what_the_settings_give_them(setting: str, status: str) ->
 )  # fmt: skip
 def test_float16_alone_is_mixed_with_float32(dtype: str, device: str, name: str) -> None:
     assert mixed_precision(dtype, device) == name
+
+
+@pytest.mark.parametrize(("engine", "told"), [("FSDP", "FSDP"), ("MEGATRON_LM", "MEGATRON-LM")])
+def test_what_would_cut_the_model_beside_us_is_refused(
+    monkeypatch: pytest.MonkeyPatch, engine: str, told: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    config = Config.model_validate({"model": {"scratch": "tiny"}})
+    with pytest.raises(UserError, match=f"accelerate for {told}; .* compute.sharding"):
+        make_accelerator(config)

@@ -20,6 +20,7 @@ from reftune.data.commands import data_app
 from reftune.ending import run_to_end, say
 from reftune.evaluation.commands import power, reward_app
 from reftune.grading.commands import grade
+from reftune.launch import Sharding, launch
 from reftune.launcher import rank
 from reftune.options import (
     AsJson,
@@ -124,10 +125,15 @@ def plan(
         str | None,
         typer.Option(help="for a GPU that is not at hand: its memory, such as 24GB, or its name"),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--gpus", "--processes", min=1, help="how many share the work")
+    ] = 1,
+    sharding: Sharding = None,
 ) -> None:
     """Tell, before anything starts, what each stage needs: memory, whether it fits, and time.
 
-    For this machine the model is tried for a moment; for a GPU that is not at hand times are assumed.
+    For this machine the model is tried for a moment; for a GPU that is not at hand times are assumed,
+    and so they are for what several GPUs tell each other.
     """
     from rich.console import Console
 
@@ -137,7 +143,7 @@ def plan(
     from reftune.planning.plan import plan_run
     from reftune.planning.table import tables
 
-    Console().print(tables(plan_run(settings, gpu)))
+    Console().print(tables(plan_run(settings, gpu, processes, sharding)))
 
 
 @app.command("check")
@@ -167,6 +173,9 @@ def check_command(
         print_json([asdict(found) for found in findings])
     if any(found.state == "fails" for found in findings):
         raise typer.Exit(1)
+
+
+app.command()(launch)
 
 
 @app.command()

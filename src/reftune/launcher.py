@@ -30,6 +30,11 @@ def local_processes() -> int:
     return max(1, _number("LOCAL_WORLD_SIZE", 1))
 
 
+def all_processes() -> int:
+    """Return how many processes work on a run, on all machines; raise UserError as `rank` does."""
+    return max(1, _number("WORLD_SIZE", 1))
+
+
 def _number(name: str, default: int) -> int:
     told = os.environ.get(name, str(default))
     if not told.removeprefix("-").isdecimal():

@@ -9,11 +9,9 @@ from reftune.launcher import local_processes, tell_once
 from reftune.planning.machine import Machine, this_machine
 from reftune.planning.memory import activation_bytes, chunk_bytes, gib, kept, replicas, total
 from reftune.planning.shapes import Shape
-from reftune.planning.workload import StageWork, has_reference
+from reftune.planning.sharing import learning
 from reftune.problem import UserError
 from reftune.training.token_budget import MOST_TOKENS, token_budget
-
-LEARNING = ("sft", "offline_st", "online_st", "ppo", "reranker")
 
 
 def fit(config: Config, stages: Sequence[str], device: torch.device, shape: Shape | None) -> Config:
@@ -32,8 +30,8 @@ def fit(config: Config, stages: Sequence[str], device: torch.device, shape: Shap
         return config
     is_open = config.compute.tokens_per_microbatch is None
     machine = this_machine(device)
-    for stage in stages:
-        items = kept(_work(stage, config), shape, config, machine)
+    for work in learning(config, stages):
+        items, stage = kept(work, shape, config, machine), work.name
         if total(items) + machine.program > machine.memory:
             parts = ", ".join(f"{key} {gib(value)}" for key, value in items.items())
             raise UserError(
@@ -59,15 +57,10 @@ def with_microbatches(config: Config, stages: Sequence[str], shape: Shape, machi
     """
     if config.compute.tokens_per_microbatch is not None or config.model.name is None:
         return config
-    fullest = max(total(kept(_work(stage, config), shape, config, machine)) for stage in stages)
-    share = machine.memory / (1 if machine.gpu else local_processes())
+    fullest = max(total(kept(work, shape, config, machine)) for work in learning(config, stages))
+    share = min(machine.share, machine.memory / (1 if machine.gpu else local_processes()))
     count = replicas(shape, machine)
     free = share - machine.program - fullest - count * chunk_bytes(machine)
     tokens = token_budget(None, activation_bytes(shape, config), free, count, gpu=machine.gpu)
     compute = config.compute.model_copy(update={"tokens_per_microbatch": tokens})
     return config.model_copy(update={"compute": compute})
-
-
-def _work(stage: str, config: Config) -> StageWork:
-    name = stage.partition("/")[0]
-    return StageWork(stage, 1, float(name in LEARNING), reference=has_reference(name, config))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from reftune.launcher import all_processes
 from reftune.planning.pace import CARDS, Card
 from reftune.problem import UserError
 
@@ -17,7 +18,7 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where a process of a run works; bytes."""
+    """Where a process of a run works, and how many others do; bytes."""
 
     name: str
     memory: float
@@ -25,19 +26,26 @@ class Machine:
     gpu: bool
     card: Card | None = None  # its data sheet, where it is not at hand
     threads: int = 1  # of the CPU
+    processes: int = 1  # of the run, on all machines: on GPUs each has one
+
+    @property
+    def share(self) -> float:
+        """Return the memory of one process: those of a CPU are taken to be on this machine."""
+        return self.memory / (1 if self.gpu else self.processes)
 
 
 def this_machine(device: torch.device) -> Machine:
     """Return the machine at hand; on a CPU the program is as large as it is now."""
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
-        return Machine(found.name, found.total_memory, GPU_PROGRAM, gpu=True)
+        return Machine(found.name, found.total_memory, GPU_PROGRAM, gpu=True, processes=all_processes())
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with_limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
     memory = min(pages, int(with_limit)) if with_limit.isdigit() else pages
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     told = f"this machine with {device_name(device)}"
-    return Machine(told, memory, used, gpu=False, threads=torch.get_num_threads())
+    threads = torch.get_num_threads()
+    return Machine(told, memory, used, gpu=False, threads=threads, processes=all_processes())
 
 
 def device_name(device: torch.device) -> str:

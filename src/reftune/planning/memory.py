@@ -26,6 +26,8 @@ Items = dict[str, float]  # what it is for -> bytes
 def memory(work: StageWork, shape: Shape, config: Config, machine: Machine) -> dict[str, Items]:
     """Return what a stage holds at each of its moments: "update" (where it learns) and "sampling".
 
+    Of a model in parts the main process of a CPU also has "saving".
+
     Args:
         machine: a GPU's memory is not taken by what rests in the CPU's; on a CPU replicas learn.
     """
@@ -33,6 +35,9 @@ def memory(work: StageWork, shape: Shape, config: Config, machine: Machine) -> d
     always = kept(work, shape, config, machine)
     if work.learns:
         moments["update"] = always | _update(work, shape, config, machine)
+    if in_parts(work, config, machine) and not machine.gpu:  # of a GPU's run it is the CPU's memory
+        resting = {name: size for name, size in always.items() if name != "gradients"}
+        moments["saving"] = resting | {"gathered checkpoint": 3 * FLOAT * shape.trained}
     if draws := [draw for draw in (work.draws, work.validates) if draw]:
         fullest = max((_sampling(draw, shape, config, machine) for draw in draws), key=total)
         resting = {name: size for name, size in always.items() if name != "gradients"}
@@ -59,15 +64,51 @@ def total(items: Items) -> float:
 
 def kept(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
     """Return what a stage holds whatever it reads; for the arguments see `memory`."""
+    if in_parts(work, config, machine):
+        return _kept_in_parts(work, shape, config, machine)
     items: Items = {"weights": shape.weights * shape.bytes_each}
     if work.learns:
         if shape.trained_bytes < FLOAT:
             items["masters"] = shape.trained * FLOAT
         items["gradients"] = shape.trained * FLOAT * replicas(shape, machine)
         items["optimizer"] = shape.trained * (2 if config.model.optimizer == "adamw_8bit" else 8)
+        if machine.processes > 1:  # where DDP adds gradients up
+            items["gradients to exchange"] = shape.trained * shape.trained_bytes
     if work.reference and not shape.adapted and not (machine.gpu and config.compute.offload_reference):
         items["reference"] = shape.weights * shape.bytes_each
     return items
+
+
+def in_parts(work: StageWork, config: Config, machine: Machine) -> bool:
+    """Tell whether each process of a stage holds a part of the model; those that only ask hold all."""
+    return bool(work.learns) and machine.processes > 1 and config.compute.sharding != "none"
+
+
+def _kept_in_parts(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
+    """Return what a process holds of a model in parts (see `model.sharding`); adapters stay whole."""
+    share = 1 / machine.processes
+    learning = shape.trained * FLOAT * (1 if shape.adapted else share)
+    frozen = shape.weights if shape.adapted else 0
+    items: Items = {
+        "weights": learning + frozen * shape.bytes_each * share,
+        "gradients": learning,
+        "optimizer": 2 * learning,
+    }
+    if work.reference and not shape.adapted and not (machine.gpu and config.compute.offload_reference):
+        items["reference"] = shape.weights * shape.bytes_each * share
+    if not work.name.startswith("reranker"):
+        items["copy that samples"] = shape.weights * shape.bytes_each
+    return items
+
+
+def _gathered(shape: Shape) -> Items:
+    """Return what is whole for a moment of an update: two layers, what is outside, and gradients."""
+    whole = shape.outside + 2 * shape.of_a_layer
+    learns = 0 if shape.adapted else shape.outside + shape.of_a_layer
+    return {
+        "gathered weights": whole * shape.bytes_each,
+        "gathered gradients": learns * (shape.bytes_each + FLOAT),
+    }
 
 
 def activation_bytes(shape: Shape, config: Config) -> float:
@@ -85,7 +126,7 @@ def chunk_bytes(machine: Machine) -> int:
 
 def replicas(shape: Shape, machine: Machine) -> int:
     """Return how many replicas learn side by side."""
-    if machine.gpu or shape.trained_bytes < FLOAT:
+    if machine.gpu or shape.trained_bytes < FLOAT or machine.processes > 1:
         return 1
     return replica_count(shape.trained, machine.threads)
 
@@ -93,12 +134,14 @@ def replicas(shape: Shape, machine: Machine) -> int:
 def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
     count = replicas(shape, machine)
     logits = CHUNK_COPIES * FLOAT * work.targets * shape.vocabulary
-    return {
+    items: Items = {
         "activations": work.microbatch * activation_bytes(shape, config) * count,
         "logits": min(logits, chunk_bytes(machine)) * count,
-        # The largest weight's gradient is computed beside the sum that it is added to.
-        "working space": shape.largest_trained * FLOAT * count,
     }
+    if in_parts(work, config, machine):
+        return items | _gathered(shape)
+    # The largest weight's gradient is computed beside the sum that it is added to.
+    return items | {"working space": shape.largest_trained * FLOAT * count}
 
 
 def _sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Items:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -15,6 +15,7 @@ from reftune.planning.memory import Items, memory, total
 from reftune.planning.pace import Pace, assumed
 from reftune.planning.probe import probe
 from reftune.planning.shapes import Shape, shape_of
+from reftune.planning.sharing import exchange_seconds, share_of, with_sharding
 from reftune.planning.workload import Lengths, StageWork, counts_of, measure, works
 from reftune.runs.setup import make_accelerator
 from reftune.stages.run import Run
@@ -25,6 +26,7 @@ CURES: tuple[tuple[str, Any], ...] = (
     ("compute.sampler_rows", 64),
     ("compute.offload_reference", True),
     ("compute.gradient_checkpointing", True),
+    ("compute.sharding", "fsdp2"),
     ("model.dtype", "bfloat16"),
     ("model.optimizer", "adamw_8bit"),
     ("lora.rank", 16),
@@ -59,6 +61,7 @@ class Plan:
     machine: Machine
     stages: list[PlannedStage]
     cures: list[str]
+    sharding: str = "none"
 
     @property
     def peak(self) -> float:
@@ -68,7 +71,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Tell whether that is there."""
-        return self.peak <= self.machine.memory
+        return self.peak <= self.machine.share
 
     @property
     def seconds(self) -> float | None:
@@ -77,12 +80,16 @@ class Plan:
         return sum(known) if len(known) == len(self.stages) else None
 
 
-def plan_run(config: Config, gpu: str | None = None) -> Plan:
+def plan_run(
+    config: Config, gpu: str | None = None, processes: int = 1, sharding: str | None = None
+) -> Plan:
     """Plan a run for this machine, or for a GPU that is not at hand.
 
     Args:
         config: of the run.
         gpu: the name of a card or its memory, such as "24GB".
+        processes: how many share the work, each on a GPU of its own, or all on this machine's CPU.
+        sharding: `compute.sharding`; default: that of the settings, or what is needed.
 
     Raises UserError for a GPU that is not known, and whatever a run would raise at its start.
     """
@@ -93,17 +100,22 @@ def plan_run(config: Config, gpu: str | None = None) -> Plan:
     run.splits = load_splits(config.data, config.seed, check_answers=config.reward.grades_answers)
     architecture, prompter = run.base_architecture()
     machine = card or this_machine(accelerator.device)  # all is imported and read by now
+    machine = replace(machine, processes=processes)
     lengths = measure(prompter, run.splits.train, config)
     calculation = Calculation(architecture, lengths, counts_of(run), machine)
+    config = with_sharding(config, sharding, calculation.shape(config), machine)
     config = with_microbatches(config, config.lineup.stages, calculation.shape(config), machine)
-    fits = calculation.peak(config) <= machine.memory
+    fits = calculation.peak(config) <= machine.share
     pace = None
     if machine.card is not None:
         pace = assumed(machine.card, calculation.shape(config), config)
     elif fits:
         pace = _pace_here(run, lengths)
-    stages = [_planned(work, moments, pace, config) for work, moments in calculation.needs(config)]
-    return Plan(machine, stages, [] if fits else find_cures(config, calculation.peak, machine))
+    stages = [
+        planned(work, moments, pace, calculation, config) for work, moments in calculation.needs(config)
+    ]
+    cures = [] if fits else find_cures(config, calculation.peak, machine)
+    return Plan(machine, stages, cures, config.compute.sharding)
 
 
 @dataclass
@@ -126,7 +138,8 @@ class Calculation:
     def needs(self, config: Config) -> list[tuple[StageWork, dict[str, Items]]]:
         """Return what each stage does, and what it holds at its moments."""
         shape, machine = self.shape(config), self.machine
-        found = works(config, self.lengths, self.counts)
+        processes = machine.processes
+        found = [share_of(one, processes) for one in works(config, self.lengths, self.counts)]
         return [(work, memory(work, shape, config, machine)) for work in found]
 
     def peak(self, config: Config) -> float:
@@ -135,13 +148,22 @@ class Calculation:
         return self.machine.program + max(map(total, moments))
 
 
-def _planned(
-    work: StageWork, moments: Mapping[str, Items], pace: Pace | None, config: Config
+def planned(
+    work: StageWork,
+    moments: Mapping[str, Items],
+    pace: Pace | None,
+    calculation: Calculation,
+    config: Config,
 ) -> PlannedStage:
-    rows = config.compute.sampler_rows
+    """Return a stage with what it holds and how long it takes; without a pace nobody knows that."""
+    rows, machine = config.compute.sampler_rows, calculation.machine
     if pace is None:
         return PlannedStage(work, moments, None, None)
-    return PlannedStage(work, moments, pace.step(work, rows), pace.stage(work, rows))
+    told = exchange_seconds(work, calculation.shape(config), config, machine)
+    # The processes of a CPU share its cores, whose pace it is.
+    others = 1 if machine.gpu else machine.processes
+    seconds = (others * pace.step(work, rows) + told, others * pace.stage(work, rows))
+    return PlannedStage(work, moments, seconds[0], seconds[1] + work.steps * told)
 
 
 def find_cures(config: Config, peak: Callable[[Config], float], machine: Machine) -> list[str]:
@@ -149,14 +171,14 @@ def find_cures(config: Config, peak: Callable[[Config], float], machine: Machine
     chosen: list[str] = []
     least = peak(config)
     for key, value in CURES:
-        if key == "model.optimizer" and not machine.gpu:
+        if key == "model.optimizer" and (not machine.gpu or config.compute.sharding != "none"):
             continue
         changed = _with(config, key, value)
         if (needed := peak(changed)) > WORTH * least:
             continue
         config, least = changed, needed
         chosen.append(f"{key} = {json.dumps(value)}")
-        if least <= machine.memory:
+        if least <= machine.share:
             return chosen
     return []
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from reftune.config import Config
 from reftune.model.forward import backbone_of
@@ -31,6 +32,12 @@ class Shape:
     cache_width: int  # numbers kept per token and layer, keys and values
     activation_bytes: int  # that backward needs per token, all layers
     bytes_each: int  # of a weight
+    outside: int = 0  # numbers in the weights outside of layers: embeddings and head
+
+    @property
+    def of_a_layer(self) -> int:
+        """Return the numbers in the weights of a layer."""
+        return (self.weights - self.outside) // self.layers
 
     @property
     def cache_bytes(self) -> int:
@@ -62,6 +69,8 @@ def shape_of(architecture: PreTrainedConfig, config: Config, *, activations: boo
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
         whole = sum(p.numel() for p in model.parameters())
+        layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        inside = sum({id(p): p.numel() for layer in layers for p in layer.parameters()}.values())
         set_trainable(model, True, config.lora)
     kept = _activation_bytes(model) if activations else 0
     text = architecture.get_text_config(decoder=True)
@@ -81,6 +90,7 @@ def shape_of(architecture: PreTrainedConfig, config: Config, *, activations: boo
         cache_width=2 * groups * width,
         activation_bytes=kept,
         bytes_each=dtype.itemsize,
+        outside=whole - inside,
     )
 
 

@@ -6,6 +6,7 @@ from rich.table import Table
 from reftune.planning.memory import gib, total
 from reftune.planning.pace import DECODING_SHARE, TRAINING_SHARE
 from reftune.planning.plan import Plan
+from reftune.planning.sharing import BETWEEN, GPUS_EACH, WITHIN
 from reftune.progress import duration
 
 
@@ -17,7 +18,9 @@ def tables(plan: Plan) -> RenderableType:
 def sentences(plan: Plan) -> list[str]:
     """Return whether a run fits, and what to change if not."""
     machine = plan.machine
-    told = f"peak {gib(plan.peak)} GiB of {gib(machine.memory)} GiB"
+    told = f"peak {gib(plan.peak)} GiB of {gib(machine.share)} GiB"
+    if machine.processes > 1:
+        told += f' in each of {machine.processes} processes, compute.sharding = "{plan.sharding}"'
     found = [f"It fits: {told}." if plan.fits else f"It does not fit: {told}."]
     if not plan.fits:
         cure = f"With {', '.join(plan.cures)} it would." if plan.cures else (
@@ -30,6 +33,11 @@ def sentences(plan: Plan) -> list[str]:
             f" reaches {TRAINING_SHARE:.0%}, and {machine.card.bandwidth:g} GB/s, of which a decoding"
             f" step reaches {DECODING_SHARE:.0%}."
         )
+        if machine.processes > 1:
+            found.append(
+                f"Between GPUs {WITHIN / 1e9:g} GB/s are assumed on a machine of {GPUS_EACH},"
+                f" {BETWEEN / 1e9:g} GB/s beyond, and that nobody computes meanwhile."
+            )
     return found
 
 

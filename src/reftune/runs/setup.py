@@ -30,6 +30,7 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     _check_trackers(config.compute.trackers)
     check_launcher()
+    _check_engine()
     keep_freed_memory()
     AcceleratorState._reset_state()  # it would hold this process to the precision of its first run
     # What accelerate itself begins with.
@@ -130,6 +131,16 @@ def check_examples(prompter: Prompter, problems: Sequence[Problem], model: PreTr
             raise UserError(
                 f"problem {problem.id}: its prompt and chain of {length} tokens exceed the model's"
                 f" {positions} positions; leave the chain out or take shorter ones"
+            )
+
+
+def _check_engine() -> None:
+    """Refuse what a launcher would have accelerate do with the model: reftune cuts it by itself."""
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{engine}"):
+            raise UserError(
+                f"the launcher asks accelerate for {engine.replace('_', '-')}; leave that out of its"
+                ' configuration, and set compute.sharding = "fsdp2", which cuts the model in every stage'
             )
 
 
