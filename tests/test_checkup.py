@@ -126,6 +126,21 @@ def test_an_executor_that_calculates_wrongly_or_sees_files_fails(
     assert next(surroundings.executor(None)).what == "no worker starts"
 
 
+def test_a_kernel_that_locks_nothing_in_fails_where_a_run_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = make_config(reward={"full_python": True})
+    assert next(surroundings.full_python(wanted)).state == "ok"
+
+    def missing() -> str:
+        return "this kernel has no filters"
+
+    monkeypatch.setattr("reftune.grading.sandbox.seccomp_missing", missing)
+    found = next(surroundings.full_python(wanted))
+    assert (found.state, missing() in found.what) == ("fails", True)
+    assert next(surroundings.full_python(None)).state == "note"
+
+
 def test_a_directory_that_cannot_be_written_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

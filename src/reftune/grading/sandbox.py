@@ -73,6 +73,11 @@ class Sandbox:
             results |= jail.run(program for program in left if kind_of(program) == kind)
         return [results[program] for program in programs]
 
+    @property
+    def lacks(self) -> list[str]:
+        """Return the locks around CPython that this machine does not have, as far as one was started."""
+        return list(dict.fromkeys(name for jail in self._jails.values() for name in jail.lacks))
+
     def close(self) -> None:
         """Stop the workers; a later run would start new ones."""
         for pool in (self._monty, *self._jails.values()):

@@ -16,6 +16,7 @@ PARTS: dict[str, Part] = {
     "threads": computing.threads,
     "memory": computing.memory,
     "executor": surroundings.executor,
+    "full Python": surroundings.full_python,
     "disk": surroundings.disk,
     "packages": software.extras,
     "trackers": software.trackers,

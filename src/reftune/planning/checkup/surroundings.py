@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reftune.config import Config, Reward
 from reftune.grading.judge import make_sandbox
+from reftune.grading.sandbox import Sandbox
 from reftune.planning.checkup.finding import Finding, fails, note, ok
 from reftune.planning.memory import gib
 from reftune.problem import UserError
@@ -19,29 +20,56 @@ LITTLE_DISK = 5 * 2**30  # a model of 0.5B parameters with its optimizer
 SLOW_SYNC = 1.0  # seconds for a megabyte
 RIGHT = "def solution():\n    return 6 * 7"
 # A program must not see the machine: where one could, its answer would be "ok".
-SPY = "def solution():\n    return len(open('/etc/hostname').read())"
+SPY = "def solution():\n    return len(open('/etc/passwd').read())"
+NUMPY = "import numpy\n"  # which the first executor does not know
 
 
 def executor(config: Config | None) -> Iterator[Finding]:
     """Run a program whose answer is known, and one that must not succeed."""
     limits = config.reward if config is not None else Reward()
+    fix = "pip install --force-reinstall pydantic-monty"
     try:
         with make_sandbox(limits, 1, text=False) as sandbox:
-            right, spy = sandbox.run([RIGHT, SPY])
+            wrong = _mistake(sandbox, "")
             began = time.perf_counter()
             sandbox.run([f"{RIGHT} + {i}" for i in range(100)])
             pace = 100 / (time.perf_counter() - began)
     except UserError as error:
-        yield fails("executor", str(error), "pip install --force-reinstall pydantic-monty")
+        yield fails("executor", str(error), fix)
         return
-    if right.value != 42:
-        told = f"6 * 7 came out as {right.value} ({right.status} {right.message})"
-        yield fails("executor", told, "pip install --force-reinstall pydantic-monty")
-    elif spy.status.startswith("ok"):
-        fix = "do not run programs of models here, and report it"
-        yield fails("executor", "a program could read a file", fix)
+    if wrong:
+        yield fails("executor", wrong, fix)
     else:
         yield ok("executor", f"programs run, {pace:,.0f} a second in a process, and see no files")
+
+
+def full_python(config: Config | None) -> Iterator[Finding]:
+    """Do the same with CPython behind the kernel's locks."""
+    limits = config.reward if config is not None else Reward()
+    found = fails if limits.full_python else note
+    try:
+        with make_sandbox(limits.model_copy(update={"full_python": True}), 1, text=False) as sandbox:
+            wrong, lacks = _mistake(sandbox, NUMPY), sandbox.lacks
+    except UserError as error:
+        yield found("full Python", str(error), "leave reward.full_python at false")
+        return
+    if wrong:
+        yield found("full Python", wrong, "leave reward.full_python at false, and report it")
+    else:
+        without = f", without {' and '.join(lacks)}" if lacks else ""
+        yield ok("full Python", f"reward.full_python can be set: the kernel locks CPython in{without}")
+
+
+def _mistake(sandbox: Sandbox, before: str) -> str:
+    """Say what an executor does that it must not, nothing if all is well.
+
+    Args:
+        before: stands in front of each program, to choose who runs it.
+    """
+    right, spy = sandbox.run([before + RIGHT, before + SPY])
+    if right.value != 42:
+        return f"6 * 7 came out as {right.value} ({right.status} {right.message})"
+    return "a program could read a file" if spy.status.startswith("ok") else ""
 
 
 def disk(config: Config | None) -> Iterator[Finding]:
