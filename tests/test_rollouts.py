@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from precision import CLOSE, float64
-from reftune.config import Lora, Prompt
+from reftune.config import Compute, Lora, Prompt
 from reftune.model.lora import add_adapter
 from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
@@ -37,6 +37,7 @@ from tiny_models import tiny_model
 from tiny_stage import OneOf
 
 SETTINGS: dict[str, Any] = {"samples": 3, "temperature": 1.0, "token_budget": 4096, "key": ("key",)}
+FEW = Compute(sampler_rows=5)
 PROBLEMS = [Problem(str(i), f"what is {i}?", str(i)) for i in range(4)]
 
 
@@ -86,7 +87,7 @@ def make_policies(critic: str) -> tuple[PolicyWithValue, PolicyWithValue]:
 @float64()
 def test_the_samplers_numbers_are_taken_where_they_are_the_trainers(critic: str) -> None:
     policy, reference = make_policies(critic)
-    generator = make_generator(policy, make_prompter(), judge, Accelerator(cpu=True), 512)
+    generator = make_generator(policy, make_prompter(), judge, Accelerator(cpu=True), Compute())
     reads: list[int] = []
     policy.register_forward_hook(lambda *_: reads.append(1))
     taken = collect(generator, policy, reference, PROBLEMS, **SETTINGS)
@@ -105,7 +106,7 @@ def test_what_the_judge_raises_reaches_the_caller() -> None:
         raise UserError("no such reward")
 
     policy, _ = make_policies("none")
-    generator = make_generator(policy, make_prompter(), refuse, Accelerator(cpu=True), 512)
+    generator = make_generator(policy, make_prompter(), refuse, Accelerator(cpu=True), Compute())
     with pytest.raises(UserError, match="no such reward"):
         generator.generate(PROBLEMS, 2, 1.0, key=("key",))
 
@@ -269,14 +270,14 @@ def test_a_response_ends_where_the_tokenizer_or_the_model_says(ends: Any, expect
         policy.policy.generation_config.eos_token_id = ends
     prompter = make_prompter()
     assert prompter.eos == 0
-    generator = make_generator(policy, prompter, judge, Accelerator(cpu=True), 5)
+    generator = make_generator(policy, prompter, judge, Accelerator(cpu=True), FEW)
     assert generator.sampler.eos.tolist() == expected  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("critic", ["none", "shared", "separate"])
 def test_the_generators_sampler_reads_the_policy_itself(critic: str) -> None:
     policy, prompter, accelerator = make_policies(critic)[0], make_prompter(), Accelerator(cpu=True)
-    generator = make_generator(policy, prompter, judge, accelerator, 5)
+    generator = make_generator(policy, prompter, judge, accelerator, FEW)
     sampler: Any = generator.sampler
     assert sampler.model is policy.policy
     assert sampler.packed_forward is policy.packed_forward
@@ -285,7 +286,7 @@ def test_the_generators_sampler_reads_the_policy_itself(critic: str) -> None:
     assert sampler.value_head is (policy.value_head if critic == "shared" else None)
     assert (generator.judge, generator.prompter, generator.accelerator) == (judge, prompter, accelerator)
     mixed = Mixed(cpu=True)
-    assert make_generator(policy, prompter, judge, mixed, 5).sampler.context == mixed.autocast  # type: ignore[attr-defined]
+    assert make_generator(policy, prompter, judge, mixed, FEW).sampler.context == mixed.autocast  # type: ignore[attr-defined]
 
 
 class Mixed(Accelerator):  # type: ignore[misc]
@@ -303,7 +304,7 @@ def test_only_in_float32_are_the_samplers_numbers_the_trainers(
     accelerator: type[Accelerator], dtype: torch.dtype, exact: bool
 ) -> None:
     policy = PolicyWithValue(tiny_model(vocab_size=300).to(dtype))
-    generator = make_generator(policy, make_prompter(), judge, accelerator(cpu=True), 5)
+    generator = make_generator(policy, make_prompter(), judge, accelerator(cpu=True), FEW)
     assert generator.sampler.exact is exact
 
 

@@ -36,7 +36,15 @@ def main() -> None:
     for level in levels[: levels.index(own) + 1]:
         print(f"\n{level}: {len(files)} files", flush=True)
         environment = {**os.environ, **dict(zip(VARIABLES, LEVELS[level], strict=True))}
-        command = [sys.executable, "-m", "pytest", *sys.argv[1:], "-m", "not slow and not gpu", *files]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            *sys.argv[1:],
+            "-m",
+            "not slow and not gpu and not vllm",
+            *files,
+        ]
         if subprocess.run(command, cwd=TESTS.parent, env=environment).returncode:
             sys.exit(f"failed with {level}")
 

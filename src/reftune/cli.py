@@ -35,6 +35,7 @@ from reftune.options import (
 )
 from reftune.problem import Cot
 from reftune.reporting.commands import compare, doctor
+from reftune.sampling.vllm.commands import serve
 
 if TYPE_CHECKING:
     from reftune.config import Config
@@ -273,6 +274,7 @@ def report(
 app.command()(doctor)
 app.command()(compare)
 app.command()(power)
+app.command()(serve)
 for group in (app, data_app, reward_app):
     fill_help(group)
 

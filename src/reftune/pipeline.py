@@ -32,6 +32,7 @@ from reftune.runs.tracking import start_trackers, track_report, tracked
 from reftune.stages.run import Run
 from reftune.training.importance import IMPORTANCE_SAMPLING
 from reftune.training.losses import POLICY_LOSSES
+from reftune.training.samplers import check_sampler, engines_closed
 
 SHARED = ("sft", "warmup_samples")  # stages that `start_from` can take over
 
@@ -103,7 +104,7 @@ def run_stages(
             open_run_dir(config, command, accelerator.num_processes, device_name(accelerator.device))
             start_trackers(accelerator, config)
         accelerator.wait_for_everyone()
-        with tracked(accelerator):
+        with tracked(accelerator), engines_closed():
             ran = _run_unfinished(run, stages)
             if accelerator.is_main_process:
                 track_report(accelerator, config.run_dir, write_report)
@@ -116,6 +117,8 @@ def _run_unfinished(run: Run, stages: Sequence[str]) -> list[str]:
     left = by_main(accelerator, lambda: [one for one in stages if not _is_finished(run.config, one)])
     shape = given_shape(run.config) if left else None
     run.config = config = _fitted(run, left, shape)
+    if left:
+        check_sampler(config.compute)
     if left and accelerator.is_main_process:
         done = [stage for stage in stages_of(config) if _is_finished(config, stage)]
         seconds = rough_seconds(run, left, shape)

@@ -49,13 +49,26 @@ __all__ = [
 
 
 class Compute(Section):
-    """Budgets of this machine; none of them changes a result beyond rounding."""
+    """Means and budgets of this machine.
+
+    None of them changes a result beyond rounding, but for `sampler`: another engine draws others.
+    """
 
     tokens_per_microbatch: Count | None = Field(
         None,
         description="padded tokens that are read at once; default: what fits, up to 4096 (a GPU: 16384)",
     )
+    sampler: Literal["builtin", "vllm"] = Field(
+        "builtin", description="engine that draws samples; vllm needs it installed, or vllm_server"
+    )
     sampler_rows: Count = Field(512, description="responses decoded at once; max_num_seqs in vLLM")
+    vllm_server: str | None = Field(
+        None,
+        description="address of a `reftune serve`, such as gpu2:8300; default: in this process",
+    )
+    vllm_gpu_memory: float = Field(
+        0.4, gt=0, lt=1, description="share of a GPU that vLLM in this process takes while it samples"
+    )
     gradient_checkpointing: bool = Field(
         False, description="keep the inputs of layers alone; slower by a third, for far less memory"
     )
@@ -121,6 +134,15 @@ class Config(Section):
         if not any(str(source).startswith(GYM) for source in named):
             return given
         return {**given, "reward": {**reward, "function": GYM_REWARD}}
+
+    @field_validator("compute")
+    @classmethod
+    def _server_draws(cls, compute: Compute) -> Compute:
+        if compute.vllm_server is not None and compute.sampler != "vllm":
+            raise ValueError(
+                'compute.vllm_server does nothing: set compute.sampler = "vllm", or leave it out'
+            )
+        return compute
 
     @field_validator("name")
     @classmethod

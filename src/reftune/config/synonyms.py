@@ -91,6 +91,12 @@ SYNONYMS = {
     "save_steps": "ppo.checkpoint_every_steps",
     "num_sample_generations": "ppo.samples_logged_per_step",
     "report_to": "compute.trackers",
+    "use_vllm": "compute.sampler",
+    "vllm_mode": "compute.vllm_server",
+    "vllm_server_base_url": "compute.vllm_server",
+    "vllm_server_host": "compute.vllm_server",
+    "vllm_gpu_memory_utilization": "compute.vllm_gpu_memory",
+    "gpu_memory_utilization": "compute.vllm_gpu_memory",
     "run_name": "name",
 }
 
@@ -107,7 +113,6 @@ NOT_SUPPORTED = {
     "top_p": _ONE_POLICY,
     "top_k": _ONE_POLICY,
     "repetition_penalty": _ONE_POLICY,
-    "use_vllm": "sampling is done by the engine inside",
     "load_in_4bit": "weights have 16 or 32 bits; see model.dtype and lora.rank",
     "load_in_8bit": "weights have 16 or 32 bits; see model.dtype and lora.rank",
     "deepspeed": "every process holds the whole model; see `reftune plan`",

@@ -197,8 +197,8 @@ def open_model(
         prompter, stop = _with_shots(prompter, shots, stop)
     check_prompts(prompter, problems, model)
     policy = make_policy(model, config.model, device=accelerator.device)
-    rows = config.compute.sampler_rows
-    generator = make_generator(policy, prompter, judge or _extractor(config), accelerator, rows, stop)
+    judge = judge or _extractor(config)
+    generator = make_generator(policy, prompter, judge, accelerator, config.compute, stop)
     return OpenModel(config, policy.policy, generator)
 
 

@@ -14,9 +14,11 @@ from reftune.planning.shapes import Shape
 from reftune.planning.workload import Draw, StageWork
 from reftune.sampling.decoders import PREFILL_TOKENS
 from reftune.sampling.static_batch import BYTES_PER_LOGIT, round_up
+from reftune.sampling.vllm.engine import CPU_CACHE
 from reftune.training.cpu_threads import replica_count
 
 FLOAT = 4
+VLLM_ASLEEP = 1e9  # what it keeps of a GPU: kernels and graphs; assumed, for none was at hand
 CHUNK_COPIES = 3  # logits, log-probabilities, and what an entropy or a gradient takes
 BYTES_PER_LOGIT_ON_CPU = 4 * FLOAT  # logits, probabilities, their sums, and what is chosen among
 
@@ -43,7 +45,8 @@ def memory(work: StageWork, shape: Shape, config: Config, machine: Machine) -> d
         resting = {name: size for name, size in always.items() if name != "gradients"}
         moments["sampling"] = resting | fullest  # each step drops its gradients
         if work.name == "ppo" and config.ppo.async_rollouts:  # the engine reads a copy meanwhile
-            copied = {"copy that samples": shape.weights * shape.bytes_each}
+            builtin = config.compute.sampler == "builtin"
+            copied = {"copy that samples": shape.weights * shape.bytes_each} if builtin else {}
             moments["update"] = _together(moments["update"], fullest | copied)
     return moments
 
@@ -76,7 +79,7 @@ def kept(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Ite
             items["gradients to exchange"] = shape.trained * shape.trained_bytes
     if work.reference and not shape.adapted and not (machine.gpu and config.compute.offload_reference):
         items["reference"] = shape.weights * shape.bytes_each
-    return items
+    return items | _vllm_at_rest(shape, config, machine)
 
 
 def in_parts(work: StageWork, config: Config, machine: Machine) -> bool:
@@ -96,9 +99,9 @@ def _kept_in_parts(work: StageWork, shape: Shape, config: Config, machine: Machi
     }
     if work.reference and not shape.adapted and not (machine.gpu and config.compute.offload_reference):
         items["reference"] = shape.weights * shape.bytes_each * share
-    if not work.name.startswith("reranker"):
+    if not work.name.startswith("reranker") and config.compute.sampler == "builtin":
         items["copy that samples"] = shape.weights * shape.bytes_each
-    return items
+    return items | _vllm_at_rest(shape, config, machine)
 
 
 def _gathered(shape: Shape) -> Items:
@@ -109,6 +112,18 @@ def _gathered(shape: Shape) -> Items:
         "gathered weights": whole * shape.bytes_each,
         "gathered gradients": learns * (shape.bytes_each + FLOAT),
     }
+
+
+def _has_vllm(config: Config) -> bool:
+    """Tell whether vLLM works in this process."""
+    return config.compute.sampler == "vllm" and config.compute.vllm_server is None
+
+
+def _vllm_at_rest(shape: Shape, config: Config, machine: Machine) -> Items:
+    """Return what vLLM holds while it draws nothing: on a CPU it does not sleep."""
+    if not _has_vllm(config):
+        return {}
+    return {"vLLM": VLLM_ASLEEP if machine.gpu else shape.weights * shape.bytes_each + CPU_CACHE}
 
 
 def activation_bytes(shape: Shape, config: Config) -> float:
@@ -145,6 +160,9 @@ def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> 
 
 
 def _sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Items:
+    if config.compute.sampler == "vllm":
+        awake = _has_vllm(config) and machine.gpu
+        return {"vLLM": config.compute.vllm_gpu_memory * machine.memory} if awake else {}
     rows = min(draw.rows, config.compute.sampler_rows)
     prompts = min(draw.questions, math.ceil(rows / draw.samples))  # as wide as the longest of them
     tokens = prompts * draw.longest_prompt + rows * draw.longest

@@ -24,6 +24,7 @@ from reftune.stages.run import Run
 CURES: tuple[tuple[str, Any], ...] = (
     ("compute.tokens_per_microbatch", 1024),
     ("compute.sampler_rows", 64),
+    ("compute.vllm_gpu_memory", 0.2),
     ("compute.offload_reference", True),
     ("compute.gradient_checkpointing", True),
     ("compute.sharding", "fsdp2"),

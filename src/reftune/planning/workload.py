@@ -148,7 +148,8 @@ def _steps(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, in
     # A question's prompt is read once for all its samples.
     distinct = settings.questions_per_step * lengths.prompt + rows * lengths.response
     # The reference, and the policy where the sampler's numbers are not the trainer's.
-    readers = has_reference(stage, config) + (stage == "ppo" and config.model.dtype != "float32")
+    exact = config.model.dtype == "float32" and config.compute.sampler == "builtin"
+    readers = has_reference(stage, config) + (stage == "ppo" and not exact)
     padded = _microbatch(config, rows, lengths.longest_prompt + lengths.longest_response)
     share = distinct / (rows * (lengths.prompt + lengths.response))
     return StageWork(

@@ -72,7 +72,7 @@ def answer_with(run: Run, name: str) -> list[AnsweredQuestion]:
     config, test = run.config, run.splits.test
     policy, prompter = run.load_policy(name), run.prompter(name)
     rows = config.compute.sampler_rows
-    generator = make_generator(policy, prompter, run.judge, run.accelerator, rows)
+    generator = make_generator(policy, prompter, run.judge, run.accelerator, config.compute)
     pieces = config.run_dir / "evaluation" / PIECES / name
     answered = answer_questions(generator, test, config.evaluation, config.seed, rows, pieces)
     if config.evaluation.rerank and name in config.lineup.reranked:

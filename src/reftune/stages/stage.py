@@ -104,8 +104,8 @@ class Stage:
 
     def generator(self, policy: PolicyWithValue) -> Generator:
         """Return a generator that samples from `policy`; raise UserError where it does so wrongly."""
-        rows = self.config.compute.sampler_rows
-        generator = make_generator(policy, self.prompter, self.judge, self.accelerator, rows)
+        compute = self.config.compute
+        generator = make_generator(policy, self.prompter, self.judge, self.accelerator, compute)
         check_first_prompts(generator, policy, self.train)
         return generator
 

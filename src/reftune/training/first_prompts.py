@@ -9,17 +9,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from reftune.model.batch import collate
 from reftune.model.forward import EXACT, HALF, evaluating, kind_of
 from reftune.model.policy import PolicyWithValue
+from reftune.model.sharding import sharded
 from reftune.problem import Problem, UserError
 from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.rng import sample_tokens
-from reftune.sampling.sampler import Sample
+from reftune.sampling.sampler import Sample, Sampler
 from reftune.training.rollouts import Generator, sequence_seed
+from reftune.training.samplers import computing, computing_dtype
 
 PROMPTS, SAMPLES, TOKENS = 4, 2, 8  # distinct prompts, responses to each, and tokens of a response
+SPREAD = 20.0  # of logits around their mean, where no whole model is at hand to say it
 
 
 def check_first_prompts(
@@ -37,23 +41,25 @@ def check_first_prompts(
     """
     texts = [generator.prompter.encode_prompt(problem) for problem in problems[: 2 * PROMPTS]]
     prompts = [list(text) for text in dict.fromkeys(map(tuple, texts))][:PROMPTS]
-    sampler = generator.sampler
-    if not prompts or not isinstance(sampler, BuiltinSampler):
+    sampler, model = generator.sampler, policy.policy
+    if not prompts:
         return
-    model = sampler.model  # the policy's own, or a whole copy of one that lies on several processes
-    with evaluating(policy), sampler.context():
-        if not _logits(sampler, prompts[0], 1).isfinite().all():
+    whole = _whole(sampler, policy)
+    with evaluating(policy), computing(generator.accelerator)():
+        if whole and not _logits(whole, policy, prompts[0], 1).isfinite().all():
             return  # nothing can be drawn; the first step says that its loss is not finite
         samples = _draw(sampler, prompts, generator.prompter.settings.max_new_tokens)
-        batch = collate([s.prompt for s in samples], [s.tokens for s in samples]).to(model.device)
-        read = policy(batch).logprobs.cpu()
-        said = [_alone(sampler, sample) for sample in samples]
-    expected = torch.cat([logprobs for logprobs, _ in said])
-    scale = max(float(spread) for _, spread in said)
-    tolerance = (EXACT if sampler.exact else HALF) * scale
+        batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
+        stats = policy(batch.to(generator.accelerator.device)).logprobs.cpu()
+        said = [_alone(whole, policy, sample) for sample in samples] if whole else []
+    read = torch.cat([row[: len(s.tokens)] for row, s in zip(stats, samples, strict=True)])
+    expected = torch.cat([logprobs for logprobs, _ in said]) if whole else read
+    scale = max(float(spread) for _, spread in said) if whole else SPREAD
+    exact = computing_dtype(policy, generator.accelerator) == torch.float32
+    tolerance = (EXACT if exact else HALF) * scale
     found = {
         "the sampler": torch.cat([torch.tensor(s.logprobs) for s in samples]),
-        "the trainer": torch.cat([row[: len(s.tokens)] for row, s in zip(read, samples, strict=True)]),
+        "the trainer": read,
     }
     for who, logprobs in found.items():
         gap = float((logprobs.to(expected) - expected).abs().max())
@@ -66,8 +72,29 @@ def check_first_prompts(
             )
 
 
-def _draw(sampler: BuiltinSampler, prompts: Sequence[Sequence[int]], most: int) -> list[Sample]:
+def _whole(sampler: Sampler, policy: PolicyWithValue) -> PreTrainedModel | None:
+    """Return the policy's model, or the sampler's whole copy of one that lies on several processes.
+
+    None where it is in parts and the sampler has no copy here: then it is compared with the trainer.
+    """
+    if isinstance(sampler, BuiltinSampler):
+        return sampler.model
+    return policy.policy if sharded(policy) is None else None
+
+
+def _draw(sampler: Sampler, prompts: Sequence[Sequence[int]], most: int) -> list[Sample]:
     """Sample as for responses of up to `most` tokens, which decides how they are decoded; end early."""
+    repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
+    seeds = [sequence_seed("first prompts", i) for i in range(len(repeated))]
+    if isinstance(sampler, BuiltinSampler):
+        sampler = _ending_early(sampler)
+    else:
+        most = min(most, TOKENS)
+    return sampler.sample(repeated, seeds, max_new_tokens=most, temperature=1.0)
+
+
+def _ending_early(sampler: BuiltinSampler) -> BuiltinSampler:
+    """Return a sampler whose responses end after `TOKENS` tokens, whatever they may have."""
     trial, end = copy.copy(sampler), sampler.eos[0]
 
     def choose(
@@ -80,22 +107,20 @@ def _draw(sampler: BuiltinSampler, prompts: Sequence[Sequence[int]], most: int) 
         return torch.where(late, end, chosen), torch.where(late, ends.to(logprobs), logprobs)
 
     trial.choose, trial.value_head = choose, None
-    repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
-    seeds = [sequence_seed("first prompts", i) for i in range(len(repeated))]
-    return trial.sample(repeated, seeds, max_new_tokens=most, temperature=1.0)
+    return trial
 
 
-def _alone(sampler: BuiltinSampler, sample: Sample) -> tuple[Tensor, Tensor]:
+def _alone(model: PreTrainedModel, policy: PolicyWithValue, sample: Sample) -> tuple[Tensor, Tensor]:
     """Read one sample by itself: the log-probabilities of its tokens, and how widely logits spread."""
-    logits = _logits(sampler, sample.prompt + sample.tokens[:-1], len(sample.tokens))
+    logits = _logits(model, policy, sample.prompt + sample.tokens[:-1], len(sample.tokens))
     tokens = torch.tensor(sample.tokens, device=logits.device)
     picked = logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).cpu()
     return picked, (logits - logits.mean(1, keepdim=True)).abs().max()
 
 
-def _logits(sampler: BuiltinSampler, text: list[int], last: int) -> Tensor:
+def _logits(model: PreTrainedModel, policy: PolicyWithValue, text: list[int], last: int) -> Tensor:
     """Return the logits at the `last` positions of a text that is read alone, as anybody would."""
-    model, forward = sampler.model, sampler.packed_forward
+    forward = policy.packed_forward
     output = forward.body(model)(input_ids=torch.tensor([text], device=model.device), use_cache=False)
     states = output.last_hidden_state if forward.lm_head_is_linear else output.logits
     logits: Tensor = forward.head(model)(states[0, -last:])

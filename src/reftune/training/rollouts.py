@@ -7,7 +7,7 @@ holds the same whole batch of (small) results, and only models' forward passes a
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,22 +15,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from reftune.config import Compute
 from reftune.grading.judge import Judge
 from reftune.heap import give_back_freed_memory
 from reftune.interrupts import Stopped, breakable, received, stop
 from reftune.model.batch import collate, length_mask, pad
-from reftune.model.loading import response_ends
-from reftune.model.lora import plain_weights
 from reftune.model.policy import PolicyWithValue, TokenStats
 from reftune.model.prompts import Prompter
-from reftune.model.sharding import gathered_weights, sharded, whole_copy
+from reftune.model.sharding import sharded
 from reftune.problem import GradedRow, Problem, UserError
 from reftune.progress import counting
-from reftune.sampling.copied import CopySampler
-from reftune.sampling.engine import BuiltinSampler
 from reftune.sampling.sampler import Sample, Sampler
+from reftune.training.samplers import current_weights, make_sampler
 from reftune.training.sharded_map import sharded_map
-from reftune.training.stop_strings import completion, stopped
+from reftune.training.stop_strings import completion
 from reftune.training.types import GradedSample, Rollouts
 
 Key = Sequence[object]  # names a source of randomness, for example (seed, "ppo", step)
@@ -89,8 +87,7 @@ class Generator:
 
     def update_weights(self, policy: PolicyWithValue) -> None:
         """Let the sampler take over the weights of the policy's language model (all processes)."""
-        whole = sharded(policy) is None
-        self.sampler.update_weights(plain_weights(policy.policy) if whole else gathered_weights(policy))
+        self.sampler.update_weights(current_weights(policy))
 
     def _sample(
         self, problems: Sequence[Problem], rows: Sequence[tuple[int, int]], temperature: float, key: Key
@@ -128,25 +125,15 @@ def make_generator(
     prompter: Prompter,
     judge: Judge,
     accelerator: Accelerator,
-    max_rows: int,
+    compute: Compute,
     stop: tuple[str, ...] = (),
 ) -> Generator:
-    """Return a generator whose built-in sampler always reads the current weights of `policy`.
+    """Return a generator that samples from `policy`; for the arguments see `make_sampler`.
 
-    Args:
-        max_rows: responses decoded at once.
-        stop: texts behind which nothing counts: a response that holds one is not sampled further.
+    The built-in sampler always reads the policy's current weights, as long as they are whole in this
+    process; others have those of now, until `Generator.update_weights`.
     """
-    whole = sharded(policy) is None
-    sampler = (BuiltinSampler if whole else CopySampler)(
-        policy.policy if whole else whole_copy(policy, accelerator.device),
-        response_ends(policy.policy, prompter.eos),
-        max_rows,
-        packed_forward=policy.packed_forward,
-        context=nullcontext if accelerator.mixed_precision == "no" else accelerator.autocast,
-        value_head=policy.value_head if policy.value_backbone is None else None,
-        enough=stopped(prompter, stop),
-    )
+    sampler = make_sampler(policy, prompter, accelerator, compute, stop)
     return Generator(sampler, judge, prompter, accelerator, stop)
 
 
