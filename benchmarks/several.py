@@ -24,7 +24,8 @@ from transformers.utils import logging
 
 from reftune.config.files import load_config
 from reftune.model.scratch import train_tokenizer
-from reftune.planning.plan import plan_run
+from reftune.planning.memory import total
+from reftune.planning.plan import calculate
 
 FOLDER = Path("runs/several")
 SIZES: dict[str, dict[str, int]] = {  # the last one is SmolLM2-135M's
@@ -40,23 +41,23 @@ SETTINGS = """
 train = "synthetic"
 test = "synthetic"
 cot = "program"
-validation_size = 8
-max_train = 64
-max_test = 4
+validation_size = 4
+max_train = 8
+max_test = 2
 [prompt]
 max_prompt_tokens = 500
-max_new_tokens = 32
+max_new_tokens = 16
 [sft]
 epochs = 1
 warmup_epochs = 1
-batch_size = 16
-checkpoint_every_steps = 2
+batch_size = 4
+checkpoint_every_steps = 1
 [ppo]
-steps = 3
-questions_per_step = 8
+steps = 2
+questions_per_step = 2
 samples_per_question = 4
-validate_every_steps = 3
-checkpoint_every_steps = 2
+validate_every_steps = 2
+checkpoint_every_steps = 1
 [evaluation]
 samples = 0
 [compute]
@@ -123,10 +124,10 @@ def _planned(config: Path, name: str, processes: int, sharding: str) -> float:
 
 def peak_of(config: str, name: str, processes: int, sharding: str) -> float:
     """Return the GiB of a process that SFT and PPO take by the plan."""
-    settings = load_config(Path(config), [], name)
-    plan = plan_run(settings, None, processes, sharding)
-    peaks = [sum(stage.items.values()) for stage in plan.stages if stage.work.learns]
-    return (plan.machine.program + max(peaks)) / 2**30
+    settings, _, calculation = calculate(load_config(Path(config), [], name), None, processes, sharding)
+    needs = [moments for work, moments in calculation.needs(settings) if work.learns]
+    peak = max(total(items) for moments in needs for items in moments.values())
+    return (calculation.machine.program + peak) / 2**30
 
 
 def _configuration(size: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,7 +72,7 @@ def test_the_exit_code_is_that_of_the_process_that_failed(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_run_goes_through_in_parts_and_says_so(tmp_path: Path) -> None:
     config = str(tiny_run.write_config(tmp_path))
-    few = ("sft.epochs=2", "sft.warmup_epochs=2", "ppo.steps=1", "evaluation.samples=0")
+    few = ("sft.epochs=2", "sft.warmup_epochs=2", "ppo.steps=2", "evaluation.samples=0")
     changes = [word for change in few for word in ("--set", change)]
     tiny_run.finish(
         _launch(config, "--processes", "2", "--sharding", "fsdp2", "--name", "launched", *changes)
@@ -94,3 +95,19 @@ def test_a_signal_ends_all_processes_in_order(tmp_path: Path) -> None:
     started.send_signal(signal.SIGTERM)
     output = tiny_run.finish(started, 128 + signal.SIGTERM)
     assert "the same command goes on with sft" in output
+
+
+@pytest.mark.slow
+def test_two_machines_work_on_one_run(tmp_path: Path) -> None:
+    """Both at the address of this one, a process on each."""
+    config = str(tiny_run.write_config(tmp_path))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    few = ("sft.epochs=2", "sft.warmup_epochs=2", "ppo.steps=2", "evaluation.samples=0")
+    changes = [word for change in few for word in ("--set", change)]
+    machines = ["--processes", "1", "--nodes", "2", "--address", address]
+    nodes = [_launch(config, *machines, "--node-rank", str(node), *changes) for node in (0, 1)]
+    for node in nodes:
+        tiny_run.finish(node)
+    assert json.loads((tmp_path / "runs/tiny/run.json").read_text())["processes"] == 2

@@ -13,6 +13,7 @@ from reftune.planning.pace import CARDS, Card
 from reftune.problem import UserError
 
 GPU_PROGRAM = 0.7e9  # what CUDA, its libraries and its kernels take before any tensor
+AT_WORK = 0.2e9  # what a CPU's kernels, threads and libraries take beside that, once they are used
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -35,7 +36,7 @@ class Machine:
 
 
 def this_machine(device: torch.device) -> Machine:
-    """Return the machine at hand; on a CPU the program is as large as it is now."""
+    """Return the machine at hand; on a CPU the program is as large as it is now, and will be at work."""
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         return Machine(found.name, found.total_memory, GPU_PROGRAM, gpu=True, processes=all_processes())
@@ -45,7 +46,7 @@ def this_machine(device: torch.device) -> Machine:
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     told = f"this machine with {device_name(device)}"
     threads = torch.get_num_threads()
-    return Machine(told, memory, used, gpu=False, threads=threads, processes=all_processes())
+    return Machine(told, memory, used + AT_WORK, gpu=False, threads=threads, processes=all_processes())
 
 
 def device_name(device: torch.device) -> str:

@@ -94,6 +94,28 @@ def plan_run(
 
     Raises UserError for a GPU that is not known, and whatever a run would raise at its start.
     """
+    config, run, calculation = calculate(config, gpu, processes, sharding)
+    machine = calculation.machine
+    fits = calculation.peak(config) <= machine.share
+    pace = None
+    if machine.card is not None:
+        pace = assumed(machine.card, calculation.shape(config), config)
+    elif fits:
+        pace = _pace_here(run, calculation.lengths)
+    stages = [
+        planned(work, moments, pace, calculation, config) for work, moments in calculation.needs(config)
+    ]
+    cures = [] if fits else find_cures(config, calculation.peak, machine)
+    return Plan(machine, stages, cures, config.compute.sharding)
+
+
+def calculate(
+    config: Config, gpu: str | None = None, processes: int = 1, sharding: str | None = None
+) -> tuple[Config, Run, "Calculation"]:
+    """Return settings that leave nothing open, their run, and what follows from its model and texts.
+
+    For the arguments see `plan_run`; nothing is tried.
+    """
     untracked = _with(config, "compute.trackers", [])
     accelerator = make_accelerator(untracked)
     card = named_machine(gpu) if gpu else None  # before anything is read
@@ -106,17 +128,7 @@ def plan_run(
     calculation = Calculation(architecture, lengths, counts_of(run), machine)
     config = with_sharding(config, sharding, calculation.shape(config), machine)
     config = with_microbatches(config, config.lineup.stages, calculation.shape(config), machine)
-    fits = calculation.peak(config) <= machine.share
-    pace = None
-    if machine.card is not None:
-        pace = assumed(machine.card, calculation.shape(config), config)
-    elif fits:
-        pace = _pace_here(run, lengths)
-    stages = [
-        planned(work, moments, pace, calculation, config) for work, moments in calculation.needs(config)
-    ]
-    cures = [] if fits else find_cures(config, calculation.peak, machine)
-    return Plan(machine, stages, cures, config.compute.sharding)
+    return config, run, calculation
 
 
 @dataclass
