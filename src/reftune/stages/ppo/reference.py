@@ -29,7 +29,8 @@ def make_reference(run: Run, policy: PolicyWithValue) -> PolicyWithValue | None:
         return WithoutAdapter(policy) if cut else reference_of(policy).to(device)
     reference = run.load_policy(run.config.lineup.start, placed=not cut)
     if cut:
-        shard(reference, device, rests_on_cpu=rests and device.type != "cpu")
+        moves = bool(run.config.ppo.reference_reset_steps)  # from parts on the device
+        shard(reference, device, rests_on_cpu=rests and device.type != "cpu" and not moves)
         return reference
     return reference.to("cpu") if rests else reference
 
