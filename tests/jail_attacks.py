@@ -23,9 +23,24 @@ libc.syscall.restype = ctypes.c_long
 """
 
 
+# Eight megabytes of its own.
+PAGES = (
+    LIBC
+    + """
+libc.mmap.restype = ctypes.c_void_p
+size = ctypes.c_long(1 << 23)
+pages = ctypes.c_void_p(libc.mmap(None, size, 3, 0x22, -1, ctypes.c_long(0)))
+"""
+)
+
+
+def call(name: str) -> int:
+    return machine()[1].get(name, -1)
+
+
 def syscall(number: int | str, *arguments: str) -> str:
     """Return a program that makes a system call, and is glad if that does not fail."""
-    known = number if isinstance(number, int) else machine()[1].get(number, -1)
+    known = number if isinstance(number, int) else call(number)
     given = ", ".join([f"ctypes.c_long({known})", *arguments])
     return LIBC + body(f"return 1337 if libc.syscall({given}) != -1 else 0")
 
@@ -148,6 +163,20 @@ MEMORY = {
     "grow by libc": LIBC + attempt("libc.malloc.restype = ctypes.c_void_p",
                                    "assert all(libc.malloc(10**6) for _ in range(3000))"),
     "grow where fork shares": syscall("mmap", "0", str(3 * 10**9), "3", "0x21", "-1", "0"),
+    # Its pages would stay, uncounted, while one of them is mapped.
+    "map what fork shares": syscall("mmap", "0", "4096", "3", "0x21", "-1", "0"),
+    # A page far from all others costs two more for the kernel's tables.
+    "map where it likes": syscall("mmap", "ctypes.c_long(5 << 30)", "4096", "3", "0x32", "-1", "0"),
+    "map where it asks to": syscall("mmap", "ctypes.c_long(5 << 30)", "4096", "3", "0x22", "-1", "0"),
+    "move memory to where it likes": PAGES + body(
+        "to = ctypes.c_long(5 << 30)",
+        f"return 1337 if libc.syscall({call('mremap')}, pages, size, size, 3, to) != -1 else 0"),
+    # One page of a huge one keeps all of it.
+    "ask for huge pages": PAGES + body(
+        f"return 1337 if libc.syscall({call('madvise')}, pages, size, 14) == 0 else 0"),
+    # Bytes as many as the number of an advice that is allowed, and another advice.
+    "let its pages be merged with others'": PAGES + body(
+        f"return 1337 if libc.syscall({call('madvise')}, pages, 4, 12) == 0 else 0"),
     "grow its stack": attempt("import sys", "sys.setrecursionlimit(10**9)",
                               "f = lambda x: max([x], key=f)", "f(1)"),
     "keep all of it": "x = []\n" + attempt("try:", "    while True: x.append(' ' * 10**5)",
@@ -176,6 +205,7 @@ TIME = {
     "hold the signal back in Python": body("import signal", "try:",
                                            "    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))",
                                            "except OSError: pass", "while True: pass"),
+    "return from a signal that never came": syscall("rt_sigreturn"),  # with a mask of its own
     "wait for a lock": body("import threading", "l = threading.Lock()", "l.acquire()", "l.acquire()"),
     "wait for a queue": body("import queue", "return queue.Queue().get()"),
     "wait for time": body("import time", "time.sleep(9)"),

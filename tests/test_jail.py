@@ -96,8 +96,8 @@ def test_nothing_takes_longer_than_it_may(condition: str) -> None:
     results = pool.run(jail_attacks.TIME.values())
     pool.close()
     named = {name: results[program].status for name, program in jail_attacks.TIME.items()}
-    locks = {name: named.pop(name) for name in ("wait for a lock", "wait for a queue")}
-    assert set(locks.values()) == {"blocked"}
+    ended = ("wait for a lock", "wait for a queue", "return from a signal that never came")
+    assert {named.pop(name) for name in ended} == {"blocked"}
     assert set(named.values()) == {"timeout"}, named
 
 
@@ -202,6 +202,13 @@ def test_a_program_holds_nothing_but_its_pipe(pool: WorkerPool) -> None:
         "return sum(10**n for n in able)",
     )
     assert one(pool, tried) == Execution("ok", 1110.0)  # 1 and 2 (the null device) and 3
+
+
+def test_no_huge_page_is_given_to_a_worker(pool: WorkerPool) -> None:
+    # Most of it could be unmapped, and would stay.
+    one(pool, GOOD)
+    status = Path(f"/proc/{pool._workers[0]._process.pid}/status").read_text()
+    assert "THP_enabled:\t1" not in status
 
 
 def test_workers_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,13 @@ def test_a_program_may_write_where_it_is_heard_and_nothing_else(name: str) -> No
     assert of("mmap", 0, 4096, 3, 0x22) == ALLOW
     assert of("mmap", 0, 4096, 7, 0x22) == refuse(EPERM)  # code
     assert of("mmap", 0, 4096, 3, 0x02) == refuse(EPERM)  # a file
+    assert of("mmap", 0, 4096, 3, 0x21) == refuse(EPERM)  # what a fork would share
+    assert of("mmap", 5 << 30, 4096, 3, 0x22) == refuse(EPERM)  # at a place of its own choice
+    assert of("mmap", 0, 4096, 3, 0x32) == of("mmap", 0, 1 << 21, 3, 0x40022) == refuse(EPERM)
     assert of("mprotect", 0, 4096, 5) == refuse(EPERM)
+    assert of("madvise", 0, 4096, 4) == of("mremap", 0, 4096, 8192, 1) == ALLOW
+    assert of("madvise", 0, 4, 14) == of("mremap", 0, 4096, 4096, 3, 5 << 30) == refuse(EPERM)
+    assert of("rt_sigreturn") == KILL
     assert of("futex", 0, 1 | 128) == ALLOW  # wake, of this process
     assert of("futex", 0, 0 | 128) == KILL  # wait
     assert of("openat") == refuse(EACCES)

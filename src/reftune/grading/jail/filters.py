@@ -2,7 +2,7 @@
 
 `assemble` and what it uses are pure functions. A filter reads `struct seccomp_data` (the call's number
 at 0, the machine at 4, six arguments of 8 bytes from 16) and returns what becomes of the call. Of
-arguments the lower halves are looked at: the kernel reads no more of those that are named here.
+arguments the lower halves are looked at: all that is named here is in them.
 """
 
 import errno
@@ -14,10 +14,12 @@ ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 LOAD, AND, JUMP_IF_EQUAL, RETURN = 0x20, 0x54, 0x15, 0x06  # BPF_LD|W|ABS, ALU|AND|K, JMP|JEQ|K, RET|K
 NUMBER_AT, MACHINE_AT, ARGUMENTS_AT = 0, 4, 16
 
-PROT_EXEC, MAP_ANONYMOUS = 4, 0x20
+PROT_EXEC = 4
+MAP_PRIVATE_ANONYMOUS, MAP_NORESERVE, MAP_STACK = 0x22, 0x4000, 0x20000
+MREMAP_MAYMOVE = 1
 FUTEX_WAKE, FUTEX_COMMANDS = 1, 0x7F
 CLONE_OF_FORK = 0x01200000  # CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID, with any signal at the end
-MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 4, 8, 14, 15
+MADV_DONTNEED, MADV_FREE = 4, 8
 WORD = 0xFFFFFFFF
 
 
@@ -86,16 +88,20 @@ def _rules(action: int, names: str) -> list[Rule]:
     return [Rule(name, action) for name in names.split()]
 
 
-# Memory that no code can be put into, and what ends or returns.
+# Memory that no code can be put into, and that the limit of address space counts. What forks share
+# stays, all of it, while one page is mapped, so does a huge page, and at addresses of one's own choice a
+# page costs two more of the kernel's tables.
 MEMORY = [
-    Rule("mmap", ALLOW, [Where(2, [0], PROT_EXEC), Where(3, [MAP_ANONYMOUS], MAP_ANONYMOUS)],
+    Rule("mmap", ALLOW,
+         [Where(0, [0]), Where(2, [0], PROT_EXEC),
+          Where(3, [MAP_PRIVATE_ANONYMOUS], WORD & ~(MAP_NORESERVE | MAP_STACK))],
          refuse(errno.EPERM)),
     Rule("mprotect", ALLOW, [Where(2, [0], PROT_EXEC)], refuse(errno.EPERM)),
-    Rule("madvise", ALLOW, [Where(1, [MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE])],
-         refuse(errno.EPERM)),
-    *_rules(ALLOW, "munmap mremap brk"),
+    Rule("madvise", ALLOW, [Where(2, [MADV_DONTNEED, MADV_FREE])], refuse(errno.EPERM)),
+    Rule("mremap", ALLOW, [Where(3, [0, MREMAP_MAYMOVE])], refuse(errno.EPERM)),
+    *_rules(ALLOW, "munmap brk"),
 ]  # fmt: skip
-ENDINGS = _rules(ALLOW, "exit exit_group rt_sigreturn restart_syscall")
+ENDINGS = _rules(ALLOW, "exit exit_group")
 CLOCKS = _rules(ALLOW, "clock_gettime clock_getres gettimeofday time")
 
 # The worker and its zygote: fork, wait, pipes, and what is needed to lock a program in. No files, no
@@ -107,11 +113,12 @@ WORKER = [
     # glibc tries it first, and falls back to clone where it does not exist; its flags lie in memory.
     *_rules(refuse(errno.ENOSYS), "clone3"),
     *_rules(ALLOW, "rt_sigaction rt_sigprocmask set_robust_list rseq setitimer prlimit64 setrlimit"),
-    *_rules(ALLOW, "seccomp getrandom"),
+    *_rules(ALLOW, "seccomp getrandom rt_sigreturn restart_syscall"),
 ]  # fmt: skip
 
 # A program: memory, and writing to what it has. What an honest program may ask for by accident fails as
-# it would for a user without rights; whatever else is tried ends it.
+# it would for a user without rights; whatever else is tried ends it. No signal is ever handled, and to
+# return from one (rt_sigreturn) with a stack of one's own making would hold the clocks' signals back.
 PROGRAM = [
     *MEMORY, *ENDINGS, *CLOCKS,
     Rule("write", ALLOW, [Where(0, [1, 2, 3])], refuse(errno.EBADF)),

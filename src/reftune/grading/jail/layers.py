@@ -97,6 +97,8 @@ def restrict_by_landlock(_: Limits) -> None:
 
 def limit_worker(limits: Limits) -> None:
     """Bound memory and descriptors, and let nothing be written to files."""
+    with suppress(OSError):  # a huge page stays whole while one of its 512 pages is mapped
+        kernel.prctl(kernel.PR_SET_THP_DISABLE, 1)
     bounds = {
         resource.RLIMIT_AS: limits.address_space, resource.RLIMIT_STACK: STACK_BYTES,
         resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 32,
