@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import struct
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reftune.grading.jail import filters, frames, program, supervisor
+from reftune.grading.jail import filters, frames, layers, program, supervisor, zygote
 from reftune.grading.jail.calls import AARCH64, MACHINES, X86_64
 from reftune.grading.jail.filters import ALLOW, KILL, PROGRAM, WORKER, Rule, Where, assemble, refuse
 from reftune.grading.sandbox_answers import decode
@@ -156,6 +157,29 @@ def test_a_program_cannot_claim_our_own_fault() -> None:
 # What an end stands for
 
 
+def test_what_a_killed_process_has_not_read_is_no_part_of_the_next_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def serve(ends: zygote.Ends, _: layers.Limits) -> None:
+        os.read(ends.go, 1)
+        os.write(ends.ended, zygote.ENDED.pack(signal.SIGKILL, 0.0))  # as if killed before it read
+        os.read(ends.go, 1)
+        nonce, size = zygote.ASKED.unpack(zygote.read_exactly(ends.programs, zygote.ASKED.size))
+        said = zygote.read_exactly(ends.programs, size).decode()
+        os.write(ends.results, frames.pack(nonce, frames.ANSWER, said))
+        os.write(ends.ended, zygote.ENDED.pack(0, 0.0))
+
+    monkeypatch.setattr(zygote, "serve", serve)
+    children = supervisor.Zygote()
+    channel = os.open(os.devnull, os.O_RDONLY)
+    children.start(channel, layers.Limits(1.0, 5.0, 0))
+    os.close(channel)
+    unread = "1" * 100_000  # more than a pipe holds
+    assert children.run(unread, text=False, seconds=1.0) == ("crash", None, "killed by SIGKILL")
+    assert children.run("7", text=False, seconds=1.0) == ("ok", 7.0, "")
+    os.wait()
+
+
 @pytest.mark.parametrize(
     ("status", "share", "said", "expected"),
     [
@@ -173,6 +197,7 @@ def test_a_program_cannot_claim_our_own_fault() -> None:
         (signal.SIGSYS, 0.0, "", "blocked"),
         (signal.SIGSEGV, 0.0, "A\x00\x011", "crash"),
         (signal.SIGKILL, 0.0, "", "crash"),
+        (signal.SIGKILL, 1.1, "", "timeout"),
     ],
 )
 def test_every_end_has_a_name(status: int, share: float, said: str, expected: str) -> None:

@@ -60,7 +60,7 @@ class Zygote:
                 zygote.serve(self._theirs, limits)
             finally:
                 os._exit(0)
-        for descriptor in vars(self._theirs).values():
+        for descriptor in (self._theirs.go, self._theirs.ended, self._theirs.results):
             os.close(descriptor)
         self._patience = limits.wall_seconds + GRACE_SECONDS
 
@@ -69,25 +69,35 @@ class Zygote:
         nonce, source = os.urandom(frames.NONCE_BYTES), program.encode("utf-8", "surrogatepass")
         os.write(self._go, zygote.GO)
         self._send(zygote.ASKED.pack(nonce, len(source)) + source)
-        self._wait(self._ended, select.POLLIN)
+        self._wait({self._ended: select.POLLIN})
         try:
             ended = zygote.read_exactly(self._ended, zygote.ENDED.size)
         except EOFError:
             raise Unfit("the zygote ended") from None
         status, spent = zygote.ENDED.unpack(ended)
         said = self._said()  # the process is gone, so this is all that it ever said
+        self._take_back()
         return verdict(status, spent / seconds, said, nonce, text)
 
     def _send(self, data: bytes) -> None:
-        while data:
-            self._wait(self._programs, select.POLLOUT)
+        while data and self._wait({self._programs: select.POLLOUT, self._ended: select.POLLIN}):
             data = data[os.write(self._programs, data) :]
 
-    def _wait(self, descriptor: int, event: int) -> None:
+    def _wait(self, events: dict[int, int]) -> bool:
+        """Wait for one of some events, of descriptors; return whether the first one has come alone."""
         poll = select.poll()
-        poll.register(descriptor, event)
-        if not poll.poll(1000 * self._patience):
+        for descriptor, event in events.items():
+            poll.register(descriptor, event)
+        if not (come := poll.poll(1000 * self._patience)):
             raise Unfit("the zygote does not answer")
+        return [descriptor for descriptor, _ in come] == [next(iter(events))]
+
+    def _take_back(self) -> None:
+        """Read what a process has not: one that was killed from outside, and the next one must not."""
+        poll = select.poll()
+        poll.register(self._theirs.programs, select.POLLIN)
+        while poll.poll(0):
+            os.read(self._theirs.programs, 1 << 16)
 
     def _said(self) -> bytes:
         parts = []
@@ -126,7 +136,8 @@ def verdict(status: int, share: float, said: bytes, nonce: bytes, text: bool) ->
 
 def _killed(number: int, share: float) -> Answer:
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    if number in (signal.SIGPROF, signal.SIGXCPU):
+    spent_all = number == signal.SIGKILL and share >= 1  # the backstop of `limit_program`
+    if number in (signal.SIGPROF, signal.SIGXCPU) or spent_all:
         return "timeout", None, "its CPU time was used up"
     if number == signal.SIGALRM:
         if share >= 0.8:
