@@ -164,15 +164,25 @@ def test_packages_that_a_run_needs_and_the_machine_lacks(monkeypatch: pytest.Mon
     first, second = software.extras(None)
     assert first.what == "beside the core: none"
     assert (second.state, second.fix) == (
-        "note", "where you want them: pip install 'reftune[lora,gguf,8bit,gym]'",
+        "note", "where you want them: pip install 'reftune[lora,gguf,8bit,gym,vllm]'",
     )  # fmt: skip
     [_, lora] = software.extras(make_config(lora={"rank": 8}))
     assert (lora.state, lora.fix) == ("fails", "pip install 'reftune[lora]'")
     assert "lora.rank = 8" in lora.what
     needed = make_config(
-        model={"name": "a/b.gguf", "optimizer": "adamw_8bit"}, data={"train": "reasoning_gym:x"}
-    )
-    assert set(software.needs(needed)) == {"gguf", "bitsandbytes", "reasoning_gym"}
+        model={"name": "a/b.gguf", "optimizer": "adamw_8bit"}, data={"train": "reasoning_gym:x"},
+        compute={"sampler": "vllm"},
+    )  # fmt: skip
+    assert set(software.needs(needed)) == {"gguf", "bitsandbytes", "reasoning_gym", "vllm"}
+
+
+def test_a_server_of_samples_that_does_not_answer_fails() -> None:
+    [found] = software.sampler(make_config(compute={"sampler": "vllm"}))
+    assert (found.state, found.what) == ("ok", 'in this process: compute.sampler = "vllm"')
+    there = make_config(compute={"sampler": "vllm", "vllm_server": "127.0.0.1:1"})
+    assert "vllm" not in software.needs(there)
+    [found] = software.sampler(there)
+    assert (found.state, "127.0.0.1:1 does not answer" in found.what) == ("fails", True)
 
 
 def test_a_tracker_that_is_not_installed_fails_where_a_run_names_it() -> None:

@@ -19,6 +19,7 @@ PARTS: dict[str, Part] = {
     "full Python": surroundings.full_python,
     "disk": surroundings.disk,
     "packages": software.extras,
+    "sampler": software.sampler,
     "trackers": software.trackers,
     "model": software.model,
     "processes": connected.processes,

@@ -16,6 +16,8 @@ from accelerate.utils import LoggerType
 from reftune.config import Config
 from reftune.config.data import GYM
 from reftune.planning.checkup.finding import Finding, fails, note, ok
+from reftune.problem import UserError
+from reftune.sampling.vllm.client import ask_server
 
 # package: (extra, what it serves)
 EXTRAS = {
@@ -23,6 +25,7 @@ EXTRAS = {
     "gguf": ("gguf", "models in GGUF files"),
     "bitsandbytes": ("8bit", "an optimizer in 8 bits on GPUs"),
     "reasoning_gym": ("gym", "generated problems with verifiers"),
+    "vllm": ("vllm", "vLLM as the sampler"),
 }
 HUB, HUB_SECONDS = "https://huggingface.co", 5.0
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -54,7 +57,23 @@ def needs(config: Config) -> dict[str, str]:
         found["gguf"] = f"model.name = {model.name}"
     if any(str(source).startswith(GYM) for source in (data.train, data.test, *data.mixture)):
         found["reasoning_gym"] = "[data]"
+    if config.compute.sampler == "vllm" and config.compute.vllm_server is None:
+        found["vllm"] = 'compute.sampler = "vllm"'
     return found
+
+
+def sampler(config: Config | None) -> Iterator[Finding]:
+    """Tell what draws a run's samples, and whether that server answers, where it names one."""
+    if config is None or (address := config.compute.vllm_server) is None:
+        which = "builtin" if config is None else config.compute.sampler
+        yield ok("sampler", f'in this process: compute.sampler = "{which}"')
+        return
+    try:
+        ask_server(address)
+    except UserError as error:
+        yield fails("sampler", str(error), "start `reftune serve` there, or correct compute.vllm_server")
+    else:
+        yield ok("sampler", f"the server at {address} answers")
 
 
 def trackers(config: Config | None) -> Iterator[Finding]:
