@@ -16,7 +16,13 @@ import pytest
 
 import tiny_run
 from reftune.config.files import load_config
+from reftune.model.lora import plain_weights
 from reftune.pipeline import run_stages
+from reftune.sampling.vllm.client import RemoteEngine
+from reftune.sampling.vllm.sampler import VllmSampler
+from reftune.training.samplers import tied_names
+from test_vllm import llama
+from test_vllm_sampler import gap, settings_of
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]  # other people's warnings
@@ -133,3 +139,16 @@ def test_samples_are_drawn_while_the_policy_learns(folder: Path) -> None:
     rows = metrics(folder, "ahead", VLLM, "ppo.async_rollouts=true")
     assert mean(rows[-3:], "reward") > rows[0]["reward"] + 0.1
     assert rows[0]["logprob_gap"] < 1e-4 < max(row["logprob_gap"] for row in rows), "one step behind"
+
+
+def test_a_server_may_spread_a_model_over_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that hold half of every matrix; what they read of the weights comes from files."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    models = [llama(), llama(seed=1)]
+    with serving("--gpus", "2") as address:
+        engine = RemoteEngine(address, settings_of(models[0], longest=64), sends=True)
+        sampler = VllmSampler(engine, [1, 2], tied_names(models[0]))
+        for model in models:
+            sampler.update_weights(plain_weights(model))
+            samples = sampler.sample([[3, 4, 5], [9]], [1, 2], max_new_tokens=9, temperature=0.7)
+            assert gap(model, samples) < 1e-3
