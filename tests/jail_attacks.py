@@ -259,4 +259,41 @@ FORGED = {
     "the memory's exit code with words": body("import os", "os.write(3, b'x')", "os._exit(77)"),
 }  # fmt: skip
 
+# Programs that end in ways of their own; each must have an end that is charged to it.
+ENDS = {
+    "stay when all is said": body("import os", "os._exit = lambda code: None", "return 5"),
+    "trace its caller": body("import sys", "caller = sys._getframe().f_back",
+                             "caller.f_trace = lambda *a: 1 / 0", "sys.settrace(caller.f_trace)",
+                             "return 5"),
+    "close its pipe": body("import os", "os.close(3)", "return 5"),
+    "an exception with a class of its own": body(
+        "class E(Exception):", "    @property", "    def __class__(self): raise SystemExit",
+        "raise E()"),
+    "an exception with words of its own": body(
+        "class E(Exception):", "    def __str__(self): raise SystemExit", "raise E()"),
+    "an exception with a long name": body("raise type('E' * 10**6, (BaseException,), {})()"),
+    "an exception that is a type with a name of its own": body(
+        "class M(type):", "    @property", "    def __name__(cls): raise SystemExit",
+        "raise M('E', (Exception,), {})()"),
+    "an answer with a class of its own": body(
+        "class A:", "    @property", "    def __class__(self): return float", "return A()"),
+    "an answer of a type with a name of its own": body(
+        "class M(type):", "    @property", "    def __name__(cls): raise SystemExit",
+        "return M('A', (), {})()"),
+    "a float that is more": body("class F(float):", "    def __float__(self): return 1337.0",
+                                 "return F(2)"),
+    "no room for our calls": body("import sys", "sys.setrecursionlimit(5)", "return 5"),
+    "no builtins": body("import builtins", "vars(builtins).clear()", "return 5"),
+    "no modules": body("import sys", "sys.modules.clear()", "return 5"),
+    "a compiler that is too deep": "x = " + "-" * 19000 + "1\n" + body("return 5"),
+    "a compiler that is too deep in brackets": "x = " + "[" * 9000 + "]" * 9000 + "\n" + body("pass"),
+    "a compiler that is too deep in names": "x = a" + ".a" * 9000 + "\n" + body("return 5"),
+    "read from nowhere": LIBC + body("ctypes.string_at(0)", "return 5"),
+    "write to its own code": LIBC + body("ctypes.memset(ctypes.cast(libc.abs, ctypes.c_void_p), 0, 9)"),
+    "free what is in use": LIBC + body("libc.munmap(ctypes.c_void_p(id(libc) >> 12 << 12), 1 << 20)",
+                                       "return len([0] * 99)"),
+    "end by itself": body("import os", "os.abort()"),
+    "an exit code like the memory's": body("import os", "os._exit(77)"),
+}  # fmt: skip
+
 ATTACKS = FILES | PROCESSES | NETWORK | RIGHTS | MEMORY

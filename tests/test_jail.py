@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 import jail_attacks
+import reftune
+from command_line import start
 from jail_attacks import LIBC, body
 from jail_workers import ROWS, become_nobody, jail, row, successes
 from reftune.grading import sandbox as sandbox_module
@@ -101,6 +104,11 @@ def test_nothing_takes_longer_than_it_may(condition: str) -> None:
     assert set(named.values()) == {"timeout"}, named
 
 
+def test_it_is_the_clock_of_its_own_time_that_ends_a_program(pool: WorkerPool) -> None:
+    loop = one(pool, jail_attacks.TIME["loop"])
+    assert loop == Execution("timeout", None, "its CPU time was used up (SIGPROF)")
+
+
 def test_what_a_program_writes_to_its_pipe_is_an_answer_or_charged_to_it(pool: WorkerPool) -> None:
     assert one(pool, jail_attacks.OWN_ANSWER) == Execution("ok", 1337.0)
     results = pool.run(jail_attacks.FORGED.values())
@@ -108,6 +116,19 @@ def test_what_a_program_writes_to_its_pipe_is_an_answer_or_charged_to_it(pool: W
     assert named.pop("a frame, and a crash") == "crash"
     assert named.pop("a frame, and a loop") == "timeout"
     assert set(named.values()) == {"bad_result"}, named
+    assert one(pool, GOOD) == Execution("ok", 7.0)
+
+
+def test_every_program_has_an_end_that_is_charged_to_it(pool: WorkerPool) -> None:
+    results = pool.run(jail_attacks.ENDS.values())
+    named = {name: results[program] for name, program in jail_attacks.ENDS.items()}
+    assert named.pop("no modules") == Execution("ok", 5.0)
+    assert "sandbox_error" not in {result.status for result in named.values()}
+    assert [name for name, result in named.items() if result.value is not None] == []
+    crashed = {name for name, result in named.items() if result.status == "crash"}
+    assert crashed == {
+        "read from nowhere", "write to its own code", "free what is in use", "end by itself",
+    }  # fmt: skip
     assert one(pool, GOOD) == Execution("ok", 7.0)
 
 
@@ -193,15 +214,15 @@ def test_programs_change_nothing_for_the_next_one(pool: WorkerPool) -> None:
 
 def test_a_program_holds_nothing_but_its_pipe(pool: WorkerPool) -> None:
     tried = "import os\n" + body(
-        "able = []",
-        "for fd in range(200):",
+        "held = []",
+        "for fd in range(4, 300):",
         "    try:",
-        "        able += [fd] if os.write(fd, b'') == 0 else []",
+        "        held += [os.close(fd)]",
         "    except OSError:",
         "        pass",
-        "return sum(10**n for n in able)",
+        "return os.write(1, b'') + os.write(2, b'') + os.write(3, b'') + len(held)",
     )
-    assert one(pool, tried) == Execution("ok", 1110.0)  # 1 and 2 (the null device) and 3
+    assert one(pool, tried) == Execution("ok", 0.0)
 
 
 def test_no_huge_page_is_given_to_a_worker(pool: WorkerPool) -> None:
@@ -354,6 +375,24 @@ def test_the_benign_programs_are_all_right(box: Sandbox) -> None:
 )  # fmt: skip
 def test_full_python_is_there(box: Sandbox, program: str, value: float) -> None:
     assert box.run([program]) == [Execution("ok", value)]
+
+
+def test_it_is_there_for_python_and_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = body("class A(dict): pass", "return 7")
+    assert reftune.run_program(program).status == "unsupported"
+    assert reftune.run_program(program, full_python=True) == Execution("ok", 7.0)
+    (verdict,) = reftune.grade([program], [7], cot="program", full_python=True)
+    assert verdict.correct
+    completions, problems = tmp_path / "completions.jsonl", tmp_path / "problems.jsonl"
+    completions.write_text(json.dumps({"id": 1, "completion": program, "answer": 7}))
+    assert start(monkeypatch, "grade", completions, "--cot", "program", "--full-python") == 0
+    assert '"correct": true' in (tmp_path / "completions.graded.jsonl").read_text()
+    row = {"item_id": "a", "question": "7?", "answer_cot": program, "answer_value": "7"}
+    problems.write_text(json.dumps(row))
+    assert start(monkeypatch, "data", "check", problems) == 2
+    assert start(monkeypatch, "data", "check", problems, "--full-python") == 0
 
 
 def test_only_what_is_unsupported_goes_on(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

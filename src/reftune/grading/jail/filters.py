@@ -136,5 +136,5 @@ PROGRAM = [
             " clone fork vfork execve wait4 waitid kill tgkill uname sysinfo times getrlimit"
             " setrlimit prlimit64 getrusage getpid getppid gettid getuid geteuid getgid getegid"
             " getgroups getpgrp getpgid getsid setsid umask getpriority setpriority sched_yield"
-            " sched_getaffinity sched_setaffinity getrandom set_robust_list rseq"),
+            " prctl sched_getaffinity sched_setaffinity getrandom set_robust_list rseq"),
 ]  # fmt: skip

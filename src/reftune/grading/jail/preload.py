@@ -73,6 +73,8 @@ def stand_still() -> None:
     os.urandom = random._urandom = stream.randbytes  # type: ignore[attr-defined]
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(0)
+    if sympy_random := sys.modules.get("sympy.core.random"):
+        sympy_random.seed(0)
     for name in ("time", "monotonic", "perf_counter", "process_time", "thread_time"):
         setattr(time, name, lambda: float(NOW))
         setattr(time, f"{name}_ns", lambda: NOW * 10**9)

@@ -37,7 +37,7 @@ def run(program: str) -> tuple[bytes, str]:
         os._exit(EXIT_MEMORY)
     except BaseException as error:
         sys.settrace(None)
-        return _fault(_status(error), error)
+        return _fault(None, error)
 
 
 def _answer_of(code: object) -> tuple[bytes, str]:
@@ -94,9 +94,10 @@ def _status(error: BaseException) -> str:
     return "exception"
 
 
-def _fault(status: str, error: BaseException) -> tuple[bytes, str]:
+def _fault(status: str | None, error: BaseException) -> tuple[bytes, str]:
     try:
+        status = status or _status(error)
         message = f"{type(error).__name__[:100]}: {str(error)[:300]}"
-    except Exception:  # its own words fail
-        message = "an exception that cannot be shown"
+    except BaseException:  # its own class or words fail
+        status, message = status or "exception", "an exception that cannot be shown"
     return frames.FAULT, f"{status}\n{message}"

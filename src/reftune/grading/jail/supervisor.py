@@ -138,7 +138,7 @@ def _killed(number: int, share: float) -> Answer:
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     spent_all = number == signal.SIGKILL and share >= 1  # the backstop of `limit_program`
     if number in (signal.SIGPROF, signal.SIGXCPU) or spent_all:
-        return "timeout", None, "its CPU time was used up"
+        return "timeout", None, f"its CPU time was used up ({name})"
     if number == signal.SIGALRM:
         if share >= 0.8:
             return "timeout", None, "killed by the wall clock"
