@@ -232,6 +232,13 @@ def test_no_huge_page_is_given_to_a_worker(pool: WorkerPool) -> None:
     assert "THP_enabled:\t1" not in status
 
 
+def test_the_trainer_is_not_what_ends_where_memory_runs_out(pool: WorkerPool) -> None:
+    one(pool, GOOD)
+    worker = pool._workers[0]._process.pid
+    for process in (worker, *children_of(worker, "jail/__main__")):
+        assert Path(f"/proc/{process}/oom_score_adj").read_text() == "1000\n"
+
+
 def test_workers_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     told = "import os, sys, gc\n" + returning("repr([dict(os.environ), sys.argv[4:]])")

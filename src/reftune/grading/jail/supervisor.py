@@ -153,6 +153,7 @@ def serve(channel: int, seconds: float, memory_mb: int, text: bool) -> None:
     lines = io.BufferedReader(io.FileIO(channel, "rb", closefd=False))
     limits = layers.Limits(seconds, WALL_FACTOR * seconds, layers.mapped_bytes() + (memory_mb << 20))
     children = Zygote()
+    layers.end_first()
     missing = layers.lock_down(limits)
     gc.freeze()  # what lives until the end is looked at no more, and so not copied in each fork
     children.start(channel, limits)
