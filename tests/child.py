@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -26,13 +28,20 @@ class Child:
         module: what to run as the main program.
         arguments: its command line.
         float64: compute in float64 (see `precision`).
+        environment: what else stands there.
     """
 
-    def __init__(self, module: str, *arguments: str, float64: bool = False) -> None:
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        float64: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         handle, name = tempfile.mkstemp(prefix="output-")
         os.close(handle)
         self._output = Path(name)
-        command = (module, arguments, name, float64)
+        command = (module, arguments, name, float64, dict(environment or {}))
         self._process = CONTEXT.Process(target=_run, args=command)
         self._process.start()
 
@@ -45,7 +54,7 @@ class Child:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
-    def finish(self, expected: int = 0, seconds: float = 240) -> str:
+    def finish(self, expected: int | None = 0, seconds: float = 240) -> str:
         """Wait for its end, which must have this exit code; return what it printed."""
         self._process.join(seconds)
         output = self._output.read_text(encoding="utf-8")
@@ -54,11 +63,31 @@ class Child:
         return output
 
 
-def _run(module: str, arguments: tuple[str, ...], output: str, float64: bool) -> None:
+def start_together(count: int, module: str, *arguments: str, float64: bool = False) -> list[Child]:
+    """Start a command in several processes that work together, and that no launcher looks after."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+    }  # fmt: skip
+    return [
+        Child(
+            module, *arguments, float64=float64,
+            environment={**told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def _run(
+    module: str, arguments: tuple[str, ...], output: str, float64: bool, environment: dict[str, str]
+) -> None:
     with open(output, "wb") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
-    os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # even if pytest ignores Ctrl-C
     warnings.simplefilter("ignore")
     sys.argv = [module, *arguments]

@@ -1,7 +1,8 @@
 """The command line, which gets a signal at a chosen moment: `signalled.py MOMENT run tiny.toml`.
 
 MOMENT is STAGE:WORK:COUNT:SIGNALS[:RANK]. WORK names what is at work, as the screen says, such as
-`update rows`; the signals, such as `INT` or `INT+INT`, come when that has advanced so many times.
+`update rows`; the signals, such as `INT` or `INT+INT`, come when that has advanced so many times. `FAIL`
+is no signal, but a fault of ours, and `WRONG` one of the user's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 import precision
 from reftune import cli, pipeline, progress
 from reftune.launcher import rank
+from reftune.problem import UserError
+
+ERRORS = {"FAIL": ValueError("ours"), "WRONG": UserError("my.toml: wrong; mend it")}
 
 
 def send_at(stage: str, work: str, count: str, signals: str, process: str = "0") -> None:
@@ -34,6 +38,8 @@ def send_at(stage: str, work: str, count: str, signals: str, process: str = "0")
             seen.append(now)
             if len(seen) == int(count) + 1:
                 for name in signals.split("+"):
+                    if name in ERRORS:
+                        raise ERRORS[name]
                     os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
 
     pipeline._start = noted

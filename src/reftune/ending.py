@@ -19,7 +19,7 @@ import typer
 
 from reftune import interrupts
 from reftune.launcher import local_processes
-from reftune.problem import UserError, shortened
+from reftune.problem import ToldElsewhere, UserError, shortened
 
 INTERRUPTED = 128 + signal.SIGINT  # what typer turns KeyboardInterrupt into, too
 CLOSED_PIPE = 128 + signal.SIGPIPE
@@ -86,7 +86,8 @@ def _code_of(command: Callable[[], None], again: Callable[[], str]) -> object:
         message = explain(error, again)
         if message is None:
             raise
-        say(f"error: {message}")
+        if not isinstance(error, ToldElsewhere):
+            say(f"error: {message}")
         return 2
     return 0
 

@@ -26,8 +26,9 @@ from reftune.runs.given_rows import with_problems
 from reftune.runs.listener import Listener, OnStep
 from reftune.runs.processes import by_main
 from reftune.runs.records import read_result
-from reftune.runs.run_dir import only_start, open_run_dir, take_over
+from reftune.runs.run_dir import goes_on, only_start, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
+from reftune.runs.together import ending_together
 from reftune.runs.tracking import start_trackers, track_report, tracked
 from reftune.stages.run import Run
 from reftune.training.importance import IMPORTANCE_SAMPLING
@@ -96,19 +97,25 @@ def run_stages(
     on it, or a stage lacks what an earlier one writes.
     """
     accelerator = make_accelerator(config)
-    stages = stages_of(config) if stages is None else stages
-    run = Run(config, accelerator, rewards, listener)
-    _check(run, stages)
-    with only_start(config.run_dir) if accelerator.is_main_process else nullcontext():
+    with ending_together(accelerator, partial(goes_on, config)):
+        stages = stages_of(config) if stages is None else stages
+        run = Run(config, accelerator, rewards, listener)
+        _check(run, stages)
+        with only_start(config.run_dir) if accelerator.is_main_process else nullcontext():
+            return _run_tracked(run, stages, command)
+
+
+def _run_tracked(run: Run, stages: Sequence[str], command: Sequence[str]) -> list[str]:
+    config, accelerator = run.config, run.accelerator
+    if accelerator.is_main_process:
+        open_run_dir(config, command, accelerator.num_processes, device_name(accelerator.device))
+        start_trackers(accelerator, config)
+    accelerator.wait_for_everyone()
+    with tracked(accelerator), engines_closed():
+        ran = _run_unfinished(run, stages)
         if accelerator.is_main_process:
-            open_run_dir(config, command, accelerator.num_processes, device_name(accelerator.device))
-            start_trackers(accelerator, config)
-        accelerator.wait_for_everyone()
-        with tracked(accelerator), engines_closed():
-            ran = _run_unfinished(run, stages)
-            if accelerator.is_main_process:
-                track_report(accelerator, config.run_dir, write_report)
-        accelerator.end_training()
+            track_report(accelerator, config.run_dir, write_report)
+    accelerator.end_training()
     return ran
 
 

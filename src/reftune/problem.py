@@ -54,6 +54,10 @@ class UserError(Exception):
     """Report bad input in one sentence that names the place and the fix (exit code 2, no traceback)."""
 
 
+class ToldElsewhere(UserError):
+    """End this process by an error that another one of the same run has told already."""
+
+
 def misfit(style: AnswerStyle, cot: Cot) -> str | None:
     """Return what is wrong, and the fix, where chains of a kind give no answers in this style."""
     if style in ANSWER_STYLES[cot]:

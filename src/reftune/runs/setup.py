@@ -21,6 +21,7 @@ from reftune.model.packing import position_limit
 from reftune.model.prompts import Prompter, make_prompter
 from reftune.model.wording import answer_style, resolved
 from reftune.problem import Problem, UserError
+from reftune.runs.together import SLOWEST
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -34,7 +35,7 @@ def make_accelerator(config: Config) -> Accelerator:
     keep_freed_memory()
     AcceleratorState._reset_state()  # it would hold this process to the precision of its first run
     # What accelerate itself begins with.
-    device = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU")).device.type
+    device = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=SLOWEST).device.type
     accelerator = Accelerator(
         mixed_precision=mixed_precision(config.model.dtype, device),
         log_with=config.compute.trackers or None,
