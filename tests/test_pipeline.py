@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ class Watching(OneOf):
 def use(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator) -> None:
     monkeypatch.setattr(module, "make_accelerator", lambda config: accelerator)
     monkeypatch.setattr(module, "by_main", look_oneself)
+    monkeypatch.setattr(module, "ending_together", lambda *_: nullcontext())  # with nobody
 
 
 # Order.
@@ -358,7 +360,7 @@ def test_a_run_is_held_while_it_works_and_free_afterwards(
     config, refused = make_config(tmp_path), []
 
     def start_again(run: Run) -> None:
-        with pytest.raises(UserError, match="another process works on this run") as error:
+        with pytest.raises(UserError, match=r"another process \(.*\) works on this run") as error:
             run_stages(config)
         refused.append(error)
         finish(config, "sft")
@@ -548,8 +550,8 @@ def test_the_main_process_writes_before_the_others_go_on(
 
     use(monkeypatch, Watching(0, look))
     assert run_stages(config, ("sft", "ppo")) == ["ppo"]
-    opened = [".lock", "config.toml", "run.json"]
-    taken = [*opened[:2], "data", *opened[2:], "sft", "warmup"]
+    opened = [".holder.json", ".lock", "config.toml", "run.json"]
+    taken = [*opened[:3], "data", *opened[3:], "sft", "warmup"]
     # When the directory is open, for which stages are left, and for the settings that fit the machine;
     # then whether each stage is finished, behind what was taken over, and for what PPO needs.
     assert there == [opened] * 3 + [taken] * 3

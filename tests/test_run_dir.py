@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from reftune.config import Config, Model
-from reftune.problem import UserError
-from reftune.runs.run_dir import git_commit, goes_on, has_begun, known_version, only_start
+from reftune.runs.run_dir import git_commit, goes_on, has_begun, known_version
 
 
 def checkout(root: Path) -> str:
@@ -88,32 +86,6 @@ def test_an_interrupted_run_is_told_where_it_goes_on(tmp_path: Path) -> None:
         (config.run_dir / done).touch()
         place = config.run_dir / "sft/checkpoints"
         assert words.format(sft=place) in goes_on(config), done
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from reftune.runs.run_dir import only_start
-with only_start(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_start_of_a_run_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError) as error, only_start(tmp_path):
-            pass
-        told = "another process works on this run; wait for its end, or choose another --name"
-        assert str(error.value) == f"{tmp_path}: {told}"
-        other.kill()  # as the system does when memory runs out
-    with only_start(tmp_path):
-        pass
-    with only_start(tmp_path):  # and the first one here has let go
-        pass
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:

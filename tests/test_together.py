@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import DistNetworkError, HashStore, Store
 
 import tiny_run
 from child import Child, start_together
 from precision import CLOSE
+from reftune import interrupts
+from reftune.problem import ToldElsewhere, UserError
+from reftune.runs import together
+from reftune.runs.together import Ending, Others
 
 SHORT = """
 extends = "tiny.toml"
@@ -122,3 +128,112 @@ def test_of_a_killed_process_one_sentence_tells_and_any_number_of_processes_goes
             "there is what to compare"
         )
         assert len(pairs) == (4 if stage == "ppo" else 3)
+
+
+# What a process hears of the others, without any of them.
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Ending]:
+    """Let all be a hundred times as quick; return what would have ended this process."""
+    for name in ("BEAT", "GRACE", "SAVING"):
+        monkeypatch.setattr(together, name, getattr(together, name) / 100)
+    seen: list[Ending] = []
+
+    monkeypatch.setattr(together, "_tell_and_exit", seen.append)
+    return seen
+
+
+def pair(store: Store) -> list[Others]:
+    return [Others(store, rank, 2, lambda: "start again") for rank in (0, 1)]
+
+
+def wait_for(told: list[Ending]) -> Ending:
+    until = time.monotonic() + 30
+    while not told:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return told[0]
+
+
+def test_a_process_without_signs_of_life_is_taken_for_dead(told: list[Ending]) -> None:
+    first, second = pair(HashStore())
+    second.watch()
+    first.watch()
+    time.sleep(0.02 * 3 * together.MISSED)
+    assert told == [], "both live"
+    second.left.set()
+    assert wait_for(told)[:2] == (
+        2,
+        f"process 1 of 2, on {socket.gethostname()}, gives no sign of life; start again",
+    )
+    first.left.set()
+
+
+def test_a_process_that_has_ended_well_owes_no_signs(told: list[Ending]) -> None:
+    first, second = pair(HashStore())
+    first.watch()
+    second.leave(Ending(0, "", 0))
+    time.sleep(0.02 * 3 * together.MISSED)
+    first.left.set()
+    assert told == []
+
+
+def test_what_another_process_has_told_ends_whoever_hangs_without_telling_it_again(
+    told: list[Ending],
+) -> None:
+    first, second = pair(HashStore())
+    first.watch()
+    second.end(UserError("a.toml: wrong"))
+    assert wait_for(told)[:2] == (2, "")
+    first.left.set()
+
+
+def test_an_interrupt_of_all_hurries_nobody(told: list[Ending]) -> None:
+    """Who has more to do at the end, such as a tracker's upload, may do it."""
+    first, second = pair(HashStore())
+    first.watch()
+    second.end(KeyboardInterrupt())
+    time.sleep(0.02 * 20)
+    first.left.set()
+    assert told == []
+
+
+class LostStore(HashStore):
+    """A store whose machine is gone: it fails, or does not even answer."""
+
+    lost = ""
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        if self.lost == "fails":
+            raise DistNetworkError("Connection reset by peer")
+        while self.lost:
+            time.sleep(0.01)
+        return super().multi_get(keys)
+
+
+@pytest.mark.parametrize("lost", ["fails", "does not answer"])
+def test_a_launcher_that_is_gone_ends_all_which_can_save_before(told: list[Ending], lost: str) -> None:
+    store = LostStore()
+    first, _ = pair(store)
+    try:
+        first.watch()
+        time.sleep(0.1)
+        store.lost = lost
+        assert wait_for(told)[:2] == (
+            2,
+            "the launcher of the 2 processes is gone, or its machine; start again",
+        )
+        assert interrupts.received() == (signal.SIGTERM if lost == "fails" else 0)
+    finally:
+        interrupts.forget()
+        store.lost = ""
+        first.left.set()
+
+
+def test_the_same_sentence_of_all_is_told_once() -> None:
+    first, second = pair(HashStore())
+    first.end(UserError("all is wrong"))
+    with pytest.raises(ToldElsewhere, match="all is wrong"):
+        second.end(UserError("all is wrong"))
+    second.end(UserError("this is, too"))

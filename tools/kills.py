@@ -37,7 +37,7 @@ KINDS = {"working": 0.5, "saving": 0.25, "exporting": 0.15, "starting": 0.1}
 PARTIAL = ("*/checkpoints/.*.partial", "*/*/checkpoints/.*.partial", "*/.*.partial", "*/*/.*.partial")
 EXPORT = ("*/.model.partial", "*/*/.model.partial")
 ANY_TIME = re.compile(rb',? ?\n? *"(seconds\w*|tokens_per_second|memory_gib)": [-.e\d]+')
-LEFT_OUT = ("run.json", "config.toml", ".lock", "report", "data/report.json")
+LEFT_OUT = ("run.json", "config.toml", ".lock", ".holder.json", "report", "data/report.json")
 DEATH, WHOLE_RUN = 60.0, 24 * 3600.0  # seconds: until all are gone, and for a run that nobody kills
 
 

@@ -23,10 +23,11 @@ from reftune.planning.shapes import Shape, given_shape
 from reftune.problem import GivenReward, RunResult, UserError
 from reftune.reporting.run.report import write_report
 from reftune.runs.given_rows import with_problems
+from reftune.runs.holding import only_start
 from reftune.runs.listener import Listener, OnStep
 from reftune.runs.processes import by_main
 from reftune.runs.records import read_result
-from reftune.runs.run_dir import goes_on, only_start, open_run_dir, take_over
+from reftune.runs.run_dir import goes_on, open_run_dir, take_over
 from reftune.runs.setup import make_accelerator
 from reftune.runs.together import ending_together
 from reftune.runs.tracking import start_trackers, track_report, tracked

@@ -5,17 +5,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from reftune.config import Config
 from reftune.config.files import changed_settings, dump_config, load_config
-from reftune.files import atomic_directory, atomic_file, make_directory, write_json, writing_to
+from reftune.files import atomic_directory, atomic_file, make_directory, write_json
 from reftune.methods import METHODS, directory_of
 from reftune.problem import UserError, shown
 
@@ -87,26 +84,6 @@ def goes_on(config: Config) -> str:
             return f"the same command goes on with {stage} where it was"
         return f"the same command begins {stage} anew, which has no checkpoint yet"
     return "all stages are finished, and the same command writes the report"
-
-
-@contextmanager
-def only_start(run_dir: Path) -> Iterator[None]:
-    """Keep a second start of the same run away while the block runs; the system ends it with us.
-
-    Raises UserError where another process has begun.
-    """
-    make_directory(run_dir)
-    lock = FileLock(run_dir / ".lock", blocking=False)
-    with writing_to(run_dir / ".lock"):
-        try:
-            lock.acquire()
-        except Timeout:
-            told = "another process works on this run; wait for its end, or choose another --name"
-            raise UserError(f"{run_dir}: {told}") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def open_run_dir(config: Config, command: Sequence[str], processes: int, device: str) -> None:

@@ -38,7 +38,7 @@ class Ending(NamedTuple):
 
     code: int
     sentence: str
-    seconds: float = GRACE
+    seconds: float
 
 
 class Sign(NamedTuple):
@@ -67,7 +67,7 @@ def ending_together(accelerator: Accelerator, again: Callable[[], str]) -> Itera
     others.watch()
     try:
         yield
-        others.leave(Ending(0, ""))
+        others.leave(Ending(0, "", 0))
     except BaseException as error:
         others.end(error)
         raise
@@ -111,14 +111,15 @@ class Others:
         if _means_loss(error):
             self._end_as_another(error)
         if isinstance(error, KeyboardInterrupt):
-            self.leave(Ending(128 + (interrupts.received() or SIGINT), ""))
+            self.leave(Ending(INTERRUPTED + (interrupts.received() or SIGINT), "", 0))
         elif isinstance(error, UserError):
-            self.leave(Ending(2, str(error)))
+            self.leave(Ending(2, str(error), GRACE))
             if not self._is_first(str(error)):
                 raise ToldElsewhere(str(error)) from error
         else:
             reason = shortened(f"{type(error).__name__}: {error}")
-            self.leave(Ending(1, f"process {self.rank} of {self.count} has failed ({reason})"))
+            told = f"process {self.rank} of {self.count} has failed ({reason})"
+            self.leave(Ending(1, told, GRACE))
 
     def wait_where_needed(self) -> None:
         """Stay for a moment, if the store lives in this process, until all others have looked there."""
@@ -134,7 +135,7 @@ class Others:
                 f"one of the {self.count} processes is gone without a word, killed perhaps for want of"
                 f" memory; {self.again()}"
             )
-            self.leave(Ending(2, sentence))
+            self.leave(Ending(2, sentence, GRACE))
             raise (UserError if self._is_first(sentence) else ToldElsewhere)(sentence) from error
         if ends[0].code > INTERRUPTED:
             interrupts.stop(ends[0].code - INTERRUPTED)
@@ -177,6 +178,7 @@ class Others:
             self.seen = signs or self.seen
             if (ending := self._bad_news(signs, missed)) and not self.left.wait(ending.seconds):
                 self._end_here(ending)
+                return
 
     def _bad_news(self, signs: dict[int, Sign], missed: Counter[int]) -> Ending | None:
         """Return what ends this process, if there is something."""
@@ -188,7 +190,7 @@ class Others:
                 return end
             if end is None and missed[rank] >= MISSED:
                 told = f"process {rank} of {self.count}, on {host}, gives no sign of life"
-                return Ending(2, f"{told}; {self.again()}")
+                return Ending(2, f"{told}; {self.again()}", GRACE)
         return None
 
     def _launcher_is_gone(self) -> Ending:
