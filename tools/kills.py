@@ -8,13 +8,14 @@ SIGKILL comes at any time of the work, while a checkpoint, a model or a result i
 disk is made slow, so that this takes a while), and while the program starts. Of several processes it
 hits one, or the launcher; all must then be gone within a minute. A run that gets to its end is compared,
 and another one takes the kills that are left. Compared are all files but those that speak of the start
-(`run.json`), of times, and pages: byte for byte, checkpoints on the way included; with `--rounding` the
-numbers of `metrics.jsonl` within that tolerance alone.
+(`run.json`), of times, and pages: byte for byte, checkpoints on the way included (an optimizer's state
+value by value); with `--rounding` the numbers of `metrics.jsonl` within that tolerance alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,7 +236,11 @@ def differences(trial: Trial, name: str, rounding: float | None) -> list[str]:
             found.append(f"{name}: other files: {sorted(set(there[0]) ^ set(there[1]))}")
         for file in set(there[0]) & set(there[1]):
             pair = [(one / file).read_bytes() for one in (whole, other)]
-            equal = _close(*pair, rounding) if rounding else _settled(pair[0]) == _settled(pair[1])
+            equal = (
+                _close(*pair, rounding)
+                if rounding
+                else _content(file, pair[0]) == _content(file, pair[1])
+            )
             if rounding and not file.endswith("metrics.jsonl"):
                 continue
             same += equal
@@ -250,6 +256,27 @@ def _files(run: Path) -> list[str]:
 
 def _settled(content: bytes) -> bytes:
     return ANY_TIME.sub(b"", content)
+
+
+def _content(file: str, content: bytes) -> object:
+    """Return what has to be equal: of a pickle its values, as it writes one string once or twice."""
+    if not file.endswith("optimizer.bin"):
+        return _settled(content)
+    import torch
+
+    return list(_leaves(torch.load(io.BytesIO(content), weights_only=True)))
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, object]]:
+    """Yield places and values of nested containers, numbers of tensors as bytes."""
+    if isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in parts:
+            yield from _leaves(part, f"{place}/{key}")
+    elif hasattr(value, "numpy"):
+        yield place, (str(value.dtype), tuple(value.shape), value.float().numpy().tobytes())
+    else:
+        yield place, value
 
 
 def _close(whole: bytes, other: bytes, tolerance: float) -> bool:
