@@ -36,7 +36,7 @@ smollm2: $(SMOLLM2)  ## bring SmolLM2-135M-Instruct (Apache-2.0, 540 MB) into mo
 demo: install  ## train and compare the models of configs/demo.toml
 	$(BIN)/reftune run configs/demo.toml
 
-reproduce-mini: install  ## run the paper's comparison at laptop scale, for two to three hours; takes MINI="--seeds 1 ..."
+reproduce-mini: install  ## run the paper's comparison at laptop scale, for some hours; takes MINI="--seeds 1 ..."
 	$(BIN)/python -m reproduction $(MINI)
 
 bench: install  ## measure reftune against other ways of doing the same; takes BENCH="--device cuda ..."
