@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Sequence
 
 from benchmarks.contest import Contestant, Options, Turns, compete, parse_options, table
@@ -50,7 +49,9 @@ def gold_programs(options: Options) -> list[str]:
 
 def workers(options: Options) -> int:
     """Return how many processes run programs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from reftune.launcher import available_cores
+
+    cores = len(available_cores())
     return int(options.threads or cores)
 
 

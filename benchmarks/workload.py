@@ -8,7 +8,6 @@ the lengths are geometric around forty tokens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from benchmarks.contest import REAL, LeftOut, Options
 from reftune.config import Config
 from reftune.config.files import load_config
 from reftune.data.problems import load_splits
+from reftune.launcher import available_cores
 from reftune.model.forward import PackedForward
 from reftune.model.loading import build_model, load_both, response_ends
 from reftune.model.prompts import Prompter, make_prompter
@@ -158,7 +158,7 @@ def described(options: Options) -> str:
 
 def set_threads(options: Options) -> None:
     """Use the threads of the command line, or all cores, and the same random numbers each time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(available_cores())
     torch.set_num_threads(options.threads or cores)
     torch.manual_seed(0)
 

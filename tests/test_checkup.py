@@ -96,7 +96,7 @@ def test_bfloat16_that_is_slower_than_float32_is_noted_where_it_is_wanted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     paces = {torch.float32: 10.0, torch.bfloat16: 5.0}
-    monkeypatch.setattr(computing, "matmul_pace", paces.__getitem__)
+    monkeypatch.setattr(computing, "matrix_rate", lambda device, dtype: paces[dtype])
     wanted = make_config(model={"name": "some/model", "dtype": "bfloat16"})
     found = next(computing.precisions(wanted))
     assert (found.state, "0.5 times" in found.what) == ("note", True)

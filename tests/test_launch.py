@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import tiny_run
 from command_line import start
 from reftune.config.files import load_config
 from reftune.launch import Start, write_configuration
+from reftune.launcher import free_port
 from tiny_run import heed_ctrl_c
 
 
@@ -101,9 +101,7 @@ def test_a_signal_ends_all_processes_in_order(tmp_path: Path) -> None:
 def test_two_machines_work_on_one_run(tmp_path: Path) -> None:
     """Both at the address of this one, a process on each."""
     config = str(tiny_run.write_config(tmp_path))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     few = ("sft.epochs=2", "sft.warmup_epochs=2", "ppo.steps=2", "evaluation.samples=0")
     changes = [word for change in few for word in ("--set", change)]
     machines = ["--processes", "1", "--nodes", "2", "--address", address]

@@ -20,19 +20,23 @@ from reftune.data.commands import data_app
 from reftune.ending import run_to_end, say
 from reftune.evaluation.commands import power, reward_app
 from reftune.grading.commands import grade
-from reftune.launch import Sharding, launch
+from reftune.launch import launch
 from reftune.launcher import rank
 from reftune.options import (
     AsJson,
     ColumnNames,
+    ConfigFile,
     Keep,
     Most,
+    Name,
+    Overrides,
     RewardPlace,
     Subset,
     fill_help,
     named_columns,
     print_json,
 )
+from reftune.planning.commands import check, plan
 from reftune.problem import Cot
 from reftune.reporting.commands import compare, doctor
 from reftune.sampling.vllm.commands import serve
@@ -79,13 +83,6 @@ def _options(
 
 _running: list[Config] = []  # the run that this process works on
 
-ConfigFile = Annotated[Path, typer.Argument(help="TOML file; configs/demo.toml is one to start from")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="change one setting, e.g. --set ppo.kl_coef=0.05 (repeatable)"),
-]
-Name = Annotated[str | None, typer.Option(help="name of the run directory; default: the file's")]
-
 
 @app.command()
 def run(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> None:
@@ -117,65 +114,8 @@ def ppo(config: ConfigFile, overrides: Overrides = None, name: Name = None) -> N
     say(f"model: {run_dir / 'ppo' / 'model'}")
 
 
-@app.command()
-def plan(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    name: Name = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(help="for a GPU that is not at hand: its memory, such as 24GB, or its name"),
-    ] = None,
-    processes: Annotated[
-        int, typer.Option("--gpus", "--processes", min=1, help="how many share the work")
-    ] = 1,
-    sharding: Sharding = None,
-) -> None:
-    """Tell, before anything starts, what each stage needs: memory, whether it fits, and time.
-
-    For this machine the model is tried for a moment; for a GPU that is not at hand times are assumed,
-    and so they are for what several GPUs tell each other.
-    """
-    from rich.console import Console
-
-    from reftune.config.files import load_config
-
-    settings = load_config(config, overrides or [], name)
-    from reftune.planning.plan import plan_run
-    from reftune.planning.table import tables
-
-    Console().print(tables(plan_run(settings, gpu, processes, sharding)))
-
-
-@app.command("check")
-def check_command(
-    config: Annotated[Path | None, typer.Argument(help="a run that the machine is for")] = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Tell what will work on this machine and what will not, each with the fix.
-
-    It looks at torch, GPUs, precisions, threads, memory, the executor of programs, the disk, optional
-    packages, trackers, the model hub, and whether processes find each other. Exit code 1: a run would
-    fail here.
-    """
-    from reftune.config.files import load_config
-
-    settings = load_config(config, overrides or []) if config is not None else None
-    from reftune.planning.checkup.finding import shown
-    from reftune.planning.checkup.machine_check import check_machine
-
-    findings, width = [], shutil.get_terminal_size().columns
-    for found in check_machine(settings):
-        findings.append(found)
-        if not as_json and rank() == 0:
-            print(shown(found, width), flush=True)
-    if as_json and rank() == 0:
-        print_json([asdict(found) for found in findings])
-    if any(found.state == "fails" for found in findings):
-        raise typer.Exit(1)
-
-
+app.command()(plan)
+app.command()(check)
 app.command()(launch)
 
 

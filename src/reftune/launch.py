@@ -8,23 +8,19 @@ exit codes: a launcher's own is always 1.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reftune.launcher import available_cores, free_port
+from reftune.options import ConfigFile, Name, Overrides, Sharding
 from reftune.problem import UserError
 
 if TYPE_CHECKING:
     from reftune.config import Config
-
-Sharding = Annotated[
-    Literal["none", "fsdp2"] | None,
-    typer.Option(help="how the model is cut; default: as the file says, or what is needed"),
-]
 
 
 @dataclass(frozen=True)
@@ -56,11 +52,9 @@ class Start:
 
 
 def launch(
-    config: Annotated[Path, typer.Argument(help="TOML file, as for reftune run")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="change one setting (repeatable)")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="name of the run directory")] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    name: Name = None,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="of each machine; default: all of them")
     ] = None,
@@ -108,7 +102,7 @@ def run_processes(start: Start, path: Path, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(available_cores())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // start.processes)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes have said it
     try:
@@ -158,9 +152,7 @@ def _start(gpus: int | None, processes: int | None, nodes: int, node: int, addre
 
 def _address(given: str | None) -> tuple[str, int]:
     if given is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            return "127.0.0.1", int(free.getsockname()[1])
+        return "127.0.0.1", free_port()
     host, _, port = given.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--address {given}: give HOST:PORT, such as 10.0.0.1:29500")

@@ -1,7 +1,8 @@
-"""What a launcher tells each of several processes, such as `accelerate launch`."""
+"""What a launcher tells each of several processes, such as `accelerate launch`, and what it needs."""
 
 import functools
 import os
+import socket
 import sys
 
 from reftune.problem import UserError
@@ -33,6 +34,20 @@ def local_processes() -> int:
 def all_processes() -> int:
     """Return how many processes work on a run, on all machines; raise UserError as `rank` does."""
     return max(1, _number("WORLD_SIZE", 1))
+
+
+def available_cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
+    known = hasattr(os, "sched_getaffinity")
+    return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _number(name: str, default: int) -> int:

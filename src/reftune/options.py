@@ -1,11 +1,12 @@
-"""The options that commands share: one name and one meaning each, wherever data are read."""
+"""The options that commands share: one name and one meaning each."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +15,16 @@ from reftune.problem import UserError
 if TYPE_CHECKING:
     from reftune.config import Columns
 
+ConfigFile = Annotated[Path, typer.Argument(help="TOML file; configs/demo.toml is one to start from")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="change one setting, e.g. --set ppo.kl_coef=0.05 (repeatable)"),
+]
+Name = Annotated[str | None, typer.Option(help="name of the run directory; default: the file's")]
+Sharding = Annotated[
+    Literal["none", "fsdp2"] | None,
+    typer.Option(help="how the model is cut; default: as the file says, or what is needed"),
+]
 ColumnNames = Annotated[
     list[str] | None,
     typer.Option("--column", help="name of a column, e.g. --column question=problem (repeatable)"),

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from reftune.launcher import local_processes
+from reftune.launcher import available_cores, local_processes
 from reftune.problem import ANSWERED, STATUSES, Execution, Status, UserError
 
 START_SECONDS, START_ATTEMPTS = 60.0, 2
@@ -64,7 +64,7 @@ class WorkerPool:
     """
 
     def __init__(self, executor: Executor, workers: int | None = None) -> None:
-        self.cores = _available_cores()
+        self.cores = _rotated_cores()
         self._max_workers = workers or max(1, len(self.cores) // local_processes())
         self._executor = executor
         self._workers: list[_Worker] = []
@@ -278,9 +278,8 @@ def _stop_all(workers: list[_Worker]) -> None:
         workers.pop().stop()
 
 
-def _available_cores() -> list[int]:
+def _rotated_cores() -> list[int]:
     """Return the cores that we may use, rotated by our process id."""
-    known = hasattr(os, "sched_getaffinity")
-    cores = sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+    cores = available_cores()
     first = os.getpid() % len(cores)  # two trainers with one worker each should not share a core
     return cores[first:] + cores[:first]

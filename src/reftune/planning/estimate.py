@@ -51,13 +51,17 @@ def _seconds(run: Run, work: StageWork, pace: Pace) -> float:
 
 def measured_card(device: torch.device, dtype: torch.dtype) -> Card:
     """Return the machine at hand by its rates, from one matrix product and one pass over memory."""
-    gpu = device.type == "cuda"
-    size = 4096 if gpu else 1024
-    square = torch.ones(size, size, device=device, dtype=dtype)
-    product = _fastest(lambda: square @ square, device)
+    rate = matrix_rate(device, dtype)
     long = torch.ones(2**26, device=device)  # 256 MiB: larger than any cache, and there on any machine
     reading = _fastest(long.sum, device)
-    return Card(0.0, 2 * size**3 / product / 1e12, long.nbytes / reading / 1e9, float32=1.0)
+    return Card(0.0, rate / 1e12, long.nbytes / reading / 1e9, float32=1.0)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating point operations per second of a product of two square matrices."""
+    size = 4096 if device.type == "cuda" else 1024
+    square = torch.ones(size, size, device=device, dtype=dtype)
+    return float(2 * size**3 / _fastest(lambda: square @ square, device))
 
 
 def _fastest(act: Callable[[], object], device: torch.device) -> float:

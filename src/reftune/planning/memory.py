@@ -37,13 +37,14 @@ def memory(work: StageWork, shape: Shape, config: Config, machine: Machine) -> d
     always = kept(work, shape, config, machine)
     if work.learns:
         moments["update"] = always | _update(work, shape, config, machine)
+    resting = {
+        name: size for name, size in always.items() if name != "gradients"
+    }  # dropped by each step
     if in_parts(work, config, machine) and not machine.gpu:  # of a GPU's run it is the CPU's memory
-        resting = {name: size for name, size in always.items() if name != "gradients"}
         moments["saving"] = resting | {"gathered checkpoint": 3 * FLOAT * shape.trained}
     if draws := [draw for draw in (work.draws, work.validates) if draw]:
         fullest = max((_sampling(draw, shape, config, machine) for draw in draws), key=total)
-        resting = {name: size for name, size in always.items() if name != "gradients"}
-        moments["sampling"] = resting | fullest  # each step drops its gradients
+        moments["sampling"] = resting | fullest
         if work.name == "ppo" and config.ppo.async_rollouts:  # the engine reads a copy meanwhile
             builtin = config.compute.sampler == "builtin"
             copied = {"copy that samples": shape.weights * shape.bytes_each} if builtin else {}
@@ -77,9 +78,15 @@ def kept(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Ite
         items["optimizer"] = shape.trained * (2 if config.model.optimizer == "adamw_8bit" else 8)
         if machine.processes > 1:  # where DDP adds gradients up
             items["gradients to exchange"] = shape.trained * shape.trained_bytes
-    if work.reference and not shape.adapted and not (machine.gpu and config.compute.offload_reference):
+    if _has_reference(work, shape, config, machine):
         items["reference"] = shape.weights * shape.bytes_each
     return items | _vllm_at_rest(shape, config, machine)
+
+
+def _has_reference(work: StageWork, shape: Shape, config: Config, machine: Machine) -> bool:
+    """Tell whether a frozen copy lies beside the model: not that of an adapter, nor one on the CPU."""
+    rests_elsewhere = machine.gpu and config.compute.offload_reference
+    return work.reference and not shape.adapted and not rests_elsewhere
 
 
 def in_parts(work: StageWork, config: Config, machine: Machine) -> bool:
@@ -97,7 +104,7 @@ def _kept_in_parts(work: StageWork, shape: Shape, config: Config, machine: Machi
         "gradients": learning,
         "optimizer": 2 * learning,
     }
-    if work.reference and not shape.adapted and not (machine.gpu and config.compute.offload_reference):
+    if _has_reference(work, shape, config, machine):
         items["reference"] = shape.weights * shape.bytes_each * share
     if not work.name.startswith("reranker") and config.compute.sampler == "builtin":
         items["copy that samples"] = shape.weights * shape.bytes_each

@@ -1,6 +1,5 @@
 """What must stand before a model can work: processes and devices, the judge, prompts that fit."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from reftune.config import Config
 from reftune.grading.judge import Judge, make_judge, make_sandbox
 from reftune.grading.rewards import OwnReward
 from reftune.heap import keep_freed_memory
-from reftune.launcher import check_launcher, tell_once
+from reftune.launcher import available_cores, check_launcher, tell_once
 from reftune.model.loading import load_tokenizer
 from reftune.model.packing import position_limit
 from reftune.model.prompts import Prompter, make_prompter
@@ -42,7 +41,7 @@ def make_accelerator(config: Config) -> Accelerator:
         project_dir=str(config.run_dir),
         step_scheduler_with_optimizer=False,
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(available_cores())
     torch.set_num_threads(config.compute.threads or max(1, cores // accelerator.num_processes))
     return accelerator
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from reftune.config import Config
+from reftune.launcher import available_cores
 from reftune.planning.checkup.finding import Finding, fails, note, ok
+from reftune.planning.estimate import matrix_rate
 from reftune.planning.machine import this_machine
 from reftune.planning.memory import gib
 
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 LITTLE_MEMORY = 4 * 2**30  # what the smallest pretrained models want to be trained in
 WORTHWHILE = 1.2  # of float32's pace, below which bfloat16 on a CPU is no gain
-SIDE, TURNS = 1024, 5  # of the matrices that are multiplied to know a pace
+SIDE = 1024  # of the matrices that every GPU multiplies
 
 
 def torch_found(config: Config | None) -> Iterator[Finding]:
@@ -75,7 +76,8 @@ def precisions(config: Config | None) -> Iterator[Finding]:
         else:
             yield note("precision", "the GPU has no bfloat16", 'use model.dtype = "float16"')
         return
-    gain = matmul_pace(torch.bfloat16) / matmul_pace(torch.float32)
+    cpu = torch.device("cpu")
+    gain = matrix_rate(cpu, torch.bfloat16) / matrix_rate(cpu, torch.float32)
     told = f"bfloat16 multiplies {gain:.1f} times as fast as float32 on this CPU"
     if wanted == "bfloat16" and gain < 1:
         yield note("precision", told, 'model.dtype = "float32" is faster, and takes more memory')
@@ -83,20 +85,9 @@ def precisions(config: Config | None) -> Iterator[Finding]:
         yield ok("precision", told if gain >= WORTHWHILE else f"{told}: float32 does")
 
 
-def matmul_pace(dtype: torch.dtype) -> float:
-    """Return how many square matrices this CPU multiplies in a second, the best of some turns."""
-    one = torch.ones(SIDE // 2, SIDE // 2, dtype=dtype)
-    best = float("inf")
-    for _ in range(TURNS):
-        began = time.perf_counter()
-        torch.mm(one, one)
-        best = min(best, time.perf_counter() - began)
-    return 1 / best
-
-
 def threads(config: Config | None) -> Iterator[Finding]:
     """Tell how many CPU threads a run would have, and whether the machine grants them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(available_cores())
     wanted = (config.compute.threads if config is not None else None) or cores
     granted = cpu_limit()
     if granted is not None and granted < wanted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
 from reftune.config import Config
+from reftune.launcher import all_processes, free_port
 from reftune.planning.checkup.finding import Finding, note, ok
 
 SECONDS = 90.0
@@ -35,7 +35,7 @@ dist.destroy_process_group()
 
 def processes(config: Config | None) -> Iterator[Finding]:
     """Let the processes of a launcher tell each other where they are, or two try to work together."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if all_processes() > 1:
         yield _launched()
         return
     yield _two_together("gloo")
@@ -55,9 +55,7 @@ def _launched() -> Finding:
 
 
 def _two_together(backend: str) -> Finding:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     began = time.perf_counter()
     pair = [
         subprocess.Popen(
