@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from reftune.launcher import free_port
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["reftune.pipeline"])
 
