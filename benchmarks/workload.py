@@ -1,9 +1,10 @@
 """What the contestants work on: problems, prompts, the model, and the built-in sampler's samples.
 
 The trained models are the demo's warm-up and, with --model-size 135m, SmolLM2-135M-Instruct, which is
-asked SVAMP's questions by its chat template. A model of another size has random weights, made from a
-configuration; as it never learned to end a response, one in forty of its ids is taken for an end, and
-the lengths are geometric around forty tokens.
+asked SVAMP's questions by its chat template, or what reftune has trained from it, which is asked as it
+was trained (--smollm2 runs/smollm2_svamp/warmup/model). A model of another size has random weights, made
+from a configuration; as it never learned to end a response, one in forty of its ids is taken for an end,
+and the lengths are geometric around forty tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from reftune.data.problems import load_splits
 from reftune.launcher import available_cores
 from reftune.model.forward import PackedForward
 from reftune.model.loading import build_model, load_both, response_ends
-from reftune.model.prompts import Prompter, make_prompter
+from reftune.model.prompts import Prompter, make_prompter, saved_settings
 from reftune.model.wording import Wording
 from reftune.problem import Problem
 from reftune.sampling.engine import BuiltinSampler
@@ -151,7 +152,8 @@ def described(options: Options) -> str:
     )
     size = f"{options.questions} x {options.samples} responses, {questions}"
     if has_real(options):
-        return f"Model: {REAL_NAME}, by its chat template; {size}."
+        asked = "as it was trained" if saved_settings(str(options.smollm2)) else "by its chat template"
+        return f"Model: {REAL_NAME}, {asked}; {size}."
     missing = f"no model in {options.smollm2} (`make smollm2` brings it, --smollm2 names another place)"
     return f"Model: random weights in the shape of {REAL_NAME}, because there is {missing}; {size}."
 
@@ -218,10 +220,13 @@ def _real_config(options: Options) -> Config:
     """Return the settings of the real model, or of its shape with a tokenizer of our own."""
     sources = {"train": str(options.data / SVAMP), "test": str(options.data / SVAMP_TEST)}
     new = {"scratch": "tiny", "vocab_size": PIECES}
+    untrained = {"data": {"cot": "program"}, "prompt": {"repeat_question": False}}
+    saved = saved_settings(str(options.smollm2)) or untrained
+    limit = 12 if options.quick else REAL_LIMIT
     return Config.model_validate(
         {
-            "data": {"cot": "program", **(sources if _has_svamp(options) else {})},
-            "prompt": {"repeat_question": False, "max_new_tokens": 12 if options.quick else REAL_LIMIT},
+            "data": saved["data"] | (sources if _has_svamp(options) else {}),
+            "prompt": saved["prompt"] | {"max_new_tokens": limit},
             "model": {"name": str(options.smollm2)} if has_real(options) else new,
             "compute": {"tokens_per_microbatch": 2048},  # some GB of activations
         }

@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from benchmarks import settings, tricks, workload
 from benchmarks.contest import (
@@ -34,7 +35,9 @@ from benchmarks.update import Experience, make_experience, plain_update, reftune
 from benchmarks.workload import LARGE, described, new_large, open_workload
 from child import Child
 from precision import CLOSE, float64
+from reftune.config import Prompt
 from reftune.model import forward
+from reftune.model.prompts import make_prompter
 from reftune.sampling import shared_prefix
 from reftune.sampling.decoders import PaddedDecoder
 from reftune.sampling.engine import BuiltinSampler
@@ -142,6 +145,21 @@ def test_the_real_model_is_asked_svamps_questions_by_its_chat_template(tmp_path:
         assert prompt.startswith(f"<user>{problem.question}\n\n")
         assert prompt.endswith("```python block.<end><bot>")
     assert [decode(end) for end in asked.eos] == ["<end>"]
+
+
+def test_what_was_trained_from_the_real_model_is_asked_as_it_was_trained(tmp_path: Path) -> None:
+    _write_svamp(tmp_path)
+    _write_chat_model(tmp_path / "model")
+    settings = Prompt(style="plain", template="{question} =>", repeat_question=False)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    make_prompter(tokenizer, settings, "program").save(tmp_path / "model")
+    places = ["--smollm2", str(tmp_path / "model"), "--data", str(tmp_path)]
+    options = parse_options("", ["--quick", "--threads", "1", "--model-size", REAL, *places])
+    asked = open_workload(options, 2)
+    assert "SmolLM2-135M-Instruct, as it was trained" in described(options)
+    prompts = [asked.prompter.tokenizer.decode(prompt) for prompt in asked.prompts]
+    assert prompts == [f"{problem.question} =>def solution():\n" for problem in asked.problems]
+    assert asked.limit == 12  # of --quick
 
 
 def test_the_smallest_value_within_three_percent_is_recommended() -> None:
