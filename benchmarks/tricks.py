@@ -8,11 +8,9 @@ switch. Both sides take turns on the same work, so a ratio above 1 is what the t
 
 Sampling, on the model's own prompts and lengths:
 
-- admission: prompts enter while others run, in a ring buffer; a quarter of the responses is decoded at
-  once. Without, a batch begins when the one before has ended.
 - forks: responses are one row until they differ. Without, each has a row from the beginning.
 - shared prompts (sampling): a prompt's keys and values are kept once for all its responses. Without,
-  each row has a copy in a padded cache. Admission and forks, which need it, are off on both sides.
+  each row has a copy in a padded cache. Forks, which need it, are off on both sides.
 
 One update, on the model's own samples:
 
@@ -27,8 +25,8 @@ One update, on the model's own samples:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -61,11 +59,6 @@ Ids = Sequence[Sequence[int]]
 Switch = Callable[[], AbstractContextManager[Any]]
 
 
-def without_admission() -> AbstractContextManager[Any]:
-    """Let new prompts enter only when all rows have left."""
-    return mock.patch.object(SharedPrefixDecoder, "continuous", False)
-
-
 def without_forks() -> AbstractContextManager[Any]:
     """Give each response a row of its own when its prompt enters."""
     admit = SharedPrefixDecoder.admit
@@ -73,9 +66,8 @@ def without_forks() -> AbstractContextManager[Any]:
     def admit_apart(
         self: SharedPrefixDecoder, prompts: Ids, repeats: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        before = torch.arange(len(self.prompt_index), device=self.model.device)
         states, rows = admit(self, prompts, repeats)
-        self.retain(torch.cat((before, len(before) + rows)))
+        self.retain(rows)
         return states[rows], torch.arange(len(rows), device=rows.device)
 
     return mock.patch.object(SharedPrefixDecoder, "admit", admit_apart)
@@ -117,24 +109,10 @@ def without_packing() -> AbstractContextManager[Any]:
     return mock.patch("reftune.stages.ppo.loss.collate", collate_apart)
 
 
-def both(*switches: Switch) -> Switch:
-    """Return one switch for several."""
-
-    @contextmanager
-    def together() -> Iterator[None]:
-        with ExitStack() as stack:
-            for switch in switches:
-                stack.enter_context(switch())
-            yield
-
-    return together
-
-
 # Of each trick: what is off on both sides, and what is off without it.
 SAMPLING: dict[str, tuple[Switch, Switch]] = {
-    "admission": (nullcontext, without_admission),
     "forks": (nullcontext, without_forks),
-    "shared prompts (sampling)": (both(without_admission, without_forks), without_shared_prompts),
+    "shared prompts (sampling)": (without_forks, without_shared_prompts),
 }
 UPDATE: dict[str, tuple[Switch, Switch]] = {
     "prefix tree": (nullcontext, without_prefix_tree),
@@ -186,8 +164,6 @@ def sampler(options: Options, trick: str, on: bool) -> Callable[[int], list[Samp
     """Return the function that samples with or without a trick."""
     workload = open_workload(options, options.questions)
     rows = repeated(workload.prompts, options.samples)
-    if trick == "admission":
-        workload = workload.set(compute={"sampler_rows": max(1, len(rows) // 4)})
     always, off = SAMPLING[trick]
 
     def act(turn: int) -> list[Sample]:

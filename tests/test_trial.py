@@ -101,14 +101,11 @@ SHARED: dict[str, Callable[[Patch], None]] = {
     "rows that stay in the place of others": before(
         SharedPrefixDecoder, "_copy", lambda _, rows, start: (rows if start else rows[:0], start)
     ),
-    "what was written before a row entered": instead(
-        SharedPrefixDecoder, "_unwritten", lambda self, drawn: None
-    ),
     "the prompt of a neighbour": instead(
         SharedPrefixDecoder, "_per_question", lambda self, rows: _grouped(self, rows.flip(0))
     ),
-    "a clock that is set back without what was written": instead(
-        SharedPrefixDecoder, "_rewind", lambda self: _forget(self)
+    "tokens that are written over those before": before(
+        SharedPrefixDecoder, "step", lambda self, tokens: (setattr(self, "written", 0), tokens)[1:]
     ),
 }
 
@@ -116,11 +113,6 @@ SHARED: dict[str, Callable[[Patch], None]] = {
 def _grouped(decoder: SharedPrefixDecoder, rows: Tensor) -> Tensor:
     moved = rows.index_select(0, decoder.members).unflatten(0, (-1, decoder.most))
     return moved.transpose(1, 2).flatten(2, 3)
-
-
-def _forget(decoder: SharedPrefixDecoder) -> None:
-    start = int(decoder.admitted.min()) if len(decoder.admitted) else 0
-    decoder.clock, decoder.admitted = decoder.clock - start, decoder.admitted - start
 
 
 @pytest.mark.parametrize("broken", PACKS.values(), ids=PACKS)

@@ -21,10 +21,8 @@ PREFILL_TOKENS = 8192
 class Decoder(Protocol):
     """A batch of rows. Results are the model's states (or logits), (rows, features)."""
 
-    continuous: bool  # whether prompts may enter while other rows run
-
     def admit(self, prompts: Sequence[Tokens], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Read prompts, each for so many responses.
+        """Read prompts, each for so many responses; once, at the beginning.
 
         Returns what the model says in the new rows, and in which of them each response begins: all in a
         row of its own, or those to one prompt together.
@@ -45,9 +43,7 @@ class Decoder(Protocol):
 
 
 class PaddedDecoder:
-    """Decode left-padded rows through a transformers cache; new rows may enter when all have left."""
-
-    continuous = False
+    """Decode left-padded rows through a transformers cache."""
 
     def __init__(self, model: PreTrainedModel, max_new_tokens: int) -> None:
         self.model = model

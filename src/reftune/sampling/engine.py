@@ -1,9 +1,9 @@
 """The built-in engine: decode through any transformers causal model, in this process.
 
 Equal prompts share one prefill, and their responses one row until they differ. Finished responses leave
-the batch and waiting prompts enter, so that a few long answers do not make the rest wait. Every
-response draws from a random stream of its own (its seed and the token's position), so a sample never
-depends on which batch, order or process it was decoded in.
+the batch, and the next batch begins when all have left. Every response draws from a random stream of
+its own (its seed and the token's position), so a sample never depends on which batch, order or process
+it was decoded in.
 """
 
 import inspect
@@ -31,10 +31,7 @@ from reftune.sampling.shared_prefix import SharedPrefixDecoder
 from reftune.sampling.static_batch import LOOK_EVERY, CacheLayer, StaticBatch, pays_on
 from reftune.sampling.trial import find_fault
 
-# Finished responses leave once no more than this share still runs: leaving copies the cache, entering
-# also costs a forward pass for the new prompts.
-RETAIN_UNTIL = 0.9
-ADMIT_BELOW = 0.75
+RETAIN_UNTIL = 0.9  # share that still runs when finished responses leave, which copies the cache
 ANY_TOKEN = 2**32  # more than any vocabulary has
 
 
@@ -179,42 +176,31 @@ class _Batch:
         most = min(sampler.max_rows, len(drawn.indices))
         while self.waiting:
             decoder = sampler.make_decoder(drawn.longest, drawn.max_new_tokens, most)
-            states = self._admit(decoder, 0)
+            states = self._admit(decoder)
             while len(self.numbers):
                 chosen, running = self._draw(states)
-                share = ADMIT_BELOW if self.waiting and decoder.continuous else RETAIN_UNTIL
-                left = running <= share * len(self.numbers)
                 count = len(states)
-                if left:
+                if running <= RETAIN_UNTIL * len(self.numbers):
                     chosen, count = self._leave(decoder, chosen, finish)
                 if running:
                     states = decoder.step(self._branch(decoder, chosen, count))
-                    if left and decoder.continuous and self._next_fits():
-                        states = torch.cat((states, self._admit(decoder, len(states))))
 
-    def _next_fits(self) -> bool:
-        room = self.sampler.max_rows - len(self.numbers)
-        return bool(self.waiting) and len(self.waiting[0][1]) <= room
-
-    def _admit(self, decoder: Decoder, count: int) -> Tensor:
-        """Let waiting prompts enter while there is room, behind `count` rows; return their states."""
+    def _admit(self, decoder: Decoder) -> Tensor:
+        """Let as many waiting prompts enter as there is room for; return their states."""
         taken: list[Group] = []
-        while self._next_fits():
+        size = 0
+        while self.waiting and size + len(self.waiting[0][1]) <= self.sampler.max_rows:
             taken.append(self.waiting.popleft())
-            self._add(len(taken[-1][1]))
-        states, rows = decoder.admit(
+            size += len(taken[-1][1])
+        states, self.rows = decoder.admit(
             [prompt for prompt, _ in taken], [len(members) for _, members in taken]
         )
-        self.rows = torch.cat((self.rows, count + rows))
-        self.apart = self.apart and len(states) == len(rows)
+        self.apart = len(states) == size
+        self.numbers = torch.arange(self.admitted, self.admitted + size, device=states.device)
+        self.lengths = torch.zeros_like(self.numbers)
+        self.finished = torch.zeros_like(self.numbers, dtype=torch.bool)
+        self.admitted += size
         return states
-
-    def _add(self, count: int) -> None:
-        fresh = torch.arange(self.admitted, self.admitted + count, device=self.numbers.device)
-        self.numbers = torch.cat((self.numbers, fresh))
-        self.lengths = torch.cat((self.lengths, torch.zeros_like(fresh)))
-        self.finished = torch.cat((self.finished, torch.zeros_like(fresh, dtype=torch.bool)))
-        self.admitted += count
 
     def _draw(self, states: Tensor) -> tuple[Tensor, int]:
         """Choose every sample's next token; return them, and how many samples go on."""

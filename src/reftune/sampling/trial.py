@@ -27,17 +27,17 @@ END = 1
 # log-probability of SmolLM2-135M, where it is 0.4 for others.
 PLACES = (0.25, 0.5, 0.75)
 # Prompts of different lengths, and what is sampled after each, whatever the model. Samples begin as one
-# row where prompts are shared, fork at once or later, end while others go on, enter beside them, and
-# take the places of others. All are short: any window is wider.
+# row where prompts are shared, fork at once or later, and end while others go on: the first row of a
+# prompt, and all of one. All are short: any window is wider.
 SAMPLES = [
     ([6], [[9, END], [9, END], [4, END]]),
-    ([7, 8], [[END], [3, END], [END]]),
-    ([2, 9, 4], [[8, 5, END], [8, 6, 2], [7, 9, 5]]),
+    ([7, 8], [[END], [3, 5, END], [3, 6, 2]]),
+    ([2, 9, 4], [[8, 5, END], [8, 6, 2], [7, END]]),
     ([3, 4, 5], [[3, 5, END], [3, 8, 4], [6, 4, 3], [6, END]]),
 ]
 RESPONSES = [response for _, responses in SAMPLES for response in responses]
 MAX_NEW_TOKENS = max(map(len, RESPONSES))
-ROWS = 7  # fewer than samples, so that some enter when others have left
+ROWS = 7  # fewer than samples, so that some take the places of others
 
 
 def find_fault(sampler: BuiltinSampler, *, shares_prompts: bool) -> str:
