@@ -381,7 +381,7 @@ def test_a_forgotten_sandbox_ends_its_workers() -> None:
 TRAINER = """
 from reftune.grading.sandbox import Sandbox
 LOOP = "def solution():\\n    while True:\\n        pass\\n"
-sandbox = Sandbox(workers=2, seconds=1.0)
+sandbox = Sandbox(workers=2, seconds=5.0)
 try:
     print("running", flush=True)
     sandbox.run([LOOP, LOOP + "\\n"] + [LOOP + f"# {i}" for i in range(100)])
@@ -406,7 +406,7 @@ def test_workers_survive_ctrl_c_but_not_their_trainer() -> None:
         )
         assert len(orphans) == 4
         trainer.kill()
-    assert wait_until(lambda: not any(map(command_line, orphans)))
+    assert wait_until(lambda: not any(map(command_line, orphans)), 30)  # their programs' limit is 5
 
 
 # Workers that misbehave: small real processes in place of sandbox_worker.py
