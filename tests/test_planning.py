@@ -152,6 +152,18 @@ def test_masters_stand_beside_weights_of_16_bits() -> None:
     assert memory(work(), half, eight, GPU)["update"]["optimizer"] == 2000
 
 
+def test_a_head_in_float32_is_a_copy_whose_gradient_is_one_more_where_it_learns() -> None:
+    half = replace(SHAPE, trained_bytes=2, bytes_each=2)
+    exact = make_config(model={"name": "m", "dtype": "bfloat16", "float32_head": True})
+    head = 4 * SHAPE.vocabulary * SHAPE.width
+    moments = memory(work(), half, exact, GPU)
+    assert moments["update"]["head in float32"] == 2 * head
+    assert moments["sampling"]["head in float32"] == head
+    adapted = replace(half, adapted=600)
+    assert memory(work(), adapted, exact, GPU)["update"]["head in float32"] == head
+    assert "head in float32" not in memory(work(), half, make_config(), GPU)["update"]
+
+
 def test_with_an_adapter_there_is_no_reference_and_merged_weights_only_while_sampling() -> None:
     adapted = replace(SHAPE, trained=100, largest_trained=20, adapted=600)
     moments = memory(work(), adapted, make_config(), GPU)

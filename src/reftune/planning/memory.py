@@ -159,11 +159,19 @@ def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> 
     items: Items = {
         "activations": work.microbatch * activation_bytes(shape, config) * count,
         "logits": min(logits, chunk_bytes(machine)) * count,
+        **_float32_head(shape, config, learns=not shape.adapted),
     }
     if in_parts(work, config, machine):
         return items | _gathered(shape)
     # The largest weight's gradient is computed beside the sum that it is added to.
     return items | {"working space": shape.largest_trained * FLOAT * count}
+
+
+def _float32_head(shape: Shape, config: Config, *, learns: bool) -> Items:
+    """Return what `model.float32_head` takes beside weights of 16 bits: a copy, and its gradient."""
+    copies = 1 + learns
+    size = FLOAT * shape.vocabulary * shape.width * copies
+    return {"head in float32": size} if config.model.float32_head else {}
 
 
 def _sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Items:
@@ -181,6 +189,7 @@ def _sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Ite
     items["working space"] = read * shape.activation_bytes / shape.layers
     each = BYTES_PER_LOGIT if machine.gpu else BYTES_PER_LOGIT_ON_CPU
     items["logits"] = rows * shape.vocabulary * each
+    items |= _float32_head(shape, config, learns=False)
     if shape.adapted and draw.learning:
         items["merged weights"] = shape.adapted * shape.bytes_each
     return items
