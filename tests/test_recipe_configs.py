@@ -23,7 +23,9 @@ QUICK = [
 
 
 def test_there_is_a_recipe_for_each_way_that_people_ask_for() -> None:
-    assert set(RECIPES) == {"ppo_paper", "ppo_modern", "grpo", "dapo"}
+    assert set(RECIPES) == {
+        "ppo_paper", "ppo_modern", "ppo_question_critic", "grpo", "dapo",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,6 +54,12 @@ def test_a_recipe_is_laid_over_the_demo_or_a_users_own_run(name: str, tmp_path: 
     child = tmp_path / "child.toml"
     child.write_text(f'extends = ["own.toml", "{RECIPES[name]}"]\n', encoding="utf-8")
     assert load_config(child).ppo == laid_over(own, name).ppo, "as a file says it"
+
+
+def test_the_recipe_of_a_critic_that_knows_the_question_is_the_technique_that_was_measured() -> None:
+    technique = CONFIGS / "techniques" / "ppo" / "sees_both_plain.toml"
+    measured = load_config(CONFIGS / "techniques" / "program.toml", [f"extends={technique}"])
+    assert laid_over(CONFIGS / "demo.toml", "ppo_question_critic").ppo == measured.ppo
 
 
 def test_what_is_set_beside_a_recipe_has_the_last_word() -> None:
