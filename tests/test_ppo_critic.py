@@ -314,6 +314,38 @@ def test_in_value_passes_the_critic_learns_and_the_policy_rests(critic: str) -> 
     assert len(set(map(tuple, passes))) == 2
 
 
+@pytest.mark.parametrize(
+    ("family", "critic"), [("llama", "shared"), ("llama", "separate"), ("gemma2", "shared")]
+)
+@float64()
+def test_values_alone_are_those_of_a_whole_pass_without_a_logit(family: str, critic: str) -> None:
+    """Gemma 2 caps its logits: its body is the whole model, and the critic reads its backbone."""
+    policy, logits = PolicyWithValue(tiny_model(family), critic), []
+    assert policy.value_head is not None
+    torch.nn.init.normal_(policy.value_head.weight)
+    prompts, responses = zip(*TEXTS, strict=True)
+    batch = collate(prompts, responses)
+    whole = policy(batch)
+    head = policy.policy.get_output_embeddings()
+    handle = head.register_forward_hook(lambda *_: logits.append(1))
+    alone = policy(batch, values_only=True)
+    assert not logits, "of the policy nothing is said"
+    policy(batch)
+    assert logits
+    handle.remove()
+    torch.testing.assert_close(alone.values, whole.values)
+    torch.testing.assert_close(alone.value_outputs, whole.value_outputs)
+    assert not alone.logprobs.any()
+    assert not alone.entropies.any()
+
+
+def test_value_passes_compute_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make_learner(make_policy())
+    monkeypatch.setattr(PolicyWithValue, "_stats", None)
+    value_passes(learner, *make_batch(), settings("ppo.value_epochs=1"), 1)
+    assert learner.rows
+
+
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_value_passes_work_where_the_model_is_shared_out(critic: str, tmp_path: Path) -> None:
     """DDP stops at the second pass unless each weight got a gradient in the first, be it 0."""

@@ -67,15 +67,29 @@ class PolicyWithValue(nn.Module):
             self.value_head = make_head(state_width(policy)).to(policy.device, torch.float32)
 
     def forward(
-        self, sequences: Sequences, temperature: float = 1.0, *, entropy_gradient: bool = False
+        self,
+        sequences: Sequences,
+        temperature: float = 1.0,
+        *,
+        entropy_gradient: bool = False,
+        values_only: bool = False,
     ) -> TokenStats:
         """Compute log-probability, entropy and value of every response token.
 
-        The value of token t is read at the position that predicts it, before it is emitted. Entropies
-        have a gradient only where it is asked for.
+        The value of token t is read at the position that predicts it, before it is emitted.
+
+        Args:
+            sequences: prompts and responses.
+            temperature: of the distribution whose log-probabilities these are.
+            entropy_gradient: whether entropies have a gradient.
+            values_only: whether nothing is computed for log-probabilities and entropies, which are 0
+                then.
         """
         offsets = torch.arange(sequences.responses.shape[1], device=sequences.responses.device)
         mask = offsets < sequences.response_lengths.unsqueeze(1)
+        if values_only:
+            nothing = torch.zeros(mask.shape, device=mask.device)
+            return TokenStats(nothing, nothing, *self._values(None, sequences, mask))
         states = self.packed_forward(self.packed_forward.body(self.policy), sequences)
         targets = sequences.responses.flatten()[sequences.first_occurrence]
         logprobs, entropies = (
@@ -100,11 +114,13 @@ class PolicyWithValue(nn.Module):
         return torch.cat(chunks, dim=1)
 
     def _values(
-        self, states: Tensor, sequences: Sequences, mask: Tensor
+        self, states: Tensor | None, sequences: Sequences, mask: Tensor
     ) -> tuple[Tensor, Tensor | None]:
+        """Return values and what the head said; `states` are those of the policy's body, if known."""
         if self.value_head is None:
-            return torch.zeros(mask.shape, device=states.device), None
-        if self.value_backbone is not None or not self.packed_forward.lm_head_is_linear:
+            return torch.zeros(mask.shape, device=mask.device), None
+        shared = self.value_backbone is None and self.packed_forward.lm_head_is_linear
+        if states is None or not shared:
             states = self.packed_forward(self.value_backbone or backbone_of(self.policy), sequences)
         outputs = gather_rows(self.value_head(states), sequences.node_index)
         return torch.where(mask, self.value_head.value(outputs), 0.0), outputs
@@ -127,14 +143,10 @@ class WithoutAdapter(PolicyWithValue):
         """Return how the policy lies on its processes."""
         return getattr(self.adapted[0], "sharded", None)
 
-    def forward(
-        self, sequences: Sequences, temperature: float = 1.0, *, entropy_gradient: bool = False
-    ) -> TokenStats:
-        """Compute what the policy would without its adapter."""
+    def forward(self, sequences: Sequences, temperature: float = 1.0, **options: bool) -> TokenStats:
+        """Compute what the policy would without its adapter; the options are those of the policy."""
         with switched_off(self.policy):
-            stats: TokenStats = self.adapted[0](
-                sequences, temperature, entropy_gradient=entropy_gradient
-            )
+            stats: TokenStats = self.adapted[0](sequences, temperature, **options)
         return stats
 
 

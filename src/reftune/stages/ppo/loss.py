@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reftune.config import Config, Ppo
-from reftune.model.batch import collate
+from reftune.model.batch import Sequences, collate
 from reftune.model.policy import TokenStats
 from reftune.model.value_head import ValueHead
 from reftune.stages.ppo.critic import critic_loss, value_head
@@ -54,23 +54,19 @@ class PpoLoss:
     tokens: float  # that are read
     right: Tensor  # (batch,), 1 where the answer is right
     right_tokens: float
-    critic_alone: bool = False
 
     def __call__(
         self, model: nn.Module, mine: list[int], weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of some rows, and sums of losses and statistics (see `LossFn`)."""
-        samples = [self.rollouts.samples[i].sample for i in mine]
-        batch = collate([s.prompt for s in samples], [s.tokens for s in samples])
+        batch = _collated(self.rollouts, mine).to(self.device)
         options = {"entropy_gradient": True} if self.entropy_coef else {}
-        stats = model(batch.to(self.device), self.ppo.temperature, **options)
+        stats = model(batch, self.ppo.temperature, **options)
         before = self._before(mine, weights, stats.logprobs.shape[1])
         losses, flags = self._losses(stats, before, mine, value_head(model))
         total = torch.zeros((), device=self.device)
         for name, coef in self._coefficients().items():
             total = total + coef * losses[name]
-        if self.critic_alone and isinstance(model, DistributedDataParallel):
-            total = total + 0.0 * stats.logprobs.sum()  # it waits for a gradient of every weight
         statistics = self._statistics(stats, before, flags)
         return total, losses | {name: told / self.tokens for name, told in statistics.items()}
 
@@ -117,10 +113,8 @@ class PpoLoss:
     def _coefficients(self) -> dict[str, float]:
         """Return what each term is weighed by."""
         ppo = self.ppo
-        value = {"value_loss": ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0}
-        if self.critic_alone:
-            return value
-        weights = {"policy_loss": 1.0, **value}
+        value_coef = ppo.value_coef if ADVANTAGES[ppo.advantage].critic else 0.0
+        weights = {"policy_loss": 1.0, "value_loss": value_coef}
         if kl_in_loss(ppo):
             weights["kl_loss"] = ppo.kl_coef
         if self.entropy_coef:
@@ -143,6 +137,36 @@ class PpoLoss:
         }
 
 
+@dataclass(frozen=True)
+class ValueLoss:
+    """The critic's loss alone, for `Learner.step`: what the policy says is not even computed."""
+
+    rollouts: Rollouts
+    estimates: AdvantagesAndReturns
+    ppo: Ppo
+    device: torch.device
+    divisors: Divisors
+
+    def __call__(
+        self, model: nn.Module, mine: list[int], weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of some rows, and what it was before its coefficient (see `LossFn`)."""
+        waits = isinstance(model, DistributedDataParallel)  # for a gradient of every weight
+        batch = _collated(self.rollouts, mine).to(self.device)
+        stats = model(batch, self.ppo.temperature, values_only=not waits)
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[mine, : stats.values.shape[1]].to(self.device)
+
+        mask = pick(self.rollouts.mask) * weights.unsqueeze(1)
+        given = pick(self.rollouts.values), pick(self.estimates.returns), mask
+        losses = critic_loss(value_head(model), stats, *given, self.ppo.value_clip_range)
+        divisors = Divisors(self.divisors.rows[mine].to(self.device), self.divisors.total)
+        loss = aggregate(losses, mask, divisors)
+        rest = 0.0 * stats.logprobs.sum() if waits else 0.0
+        return self.ppo.value_coef * loss + rest, {"value_loss": loss}
+
+
 def make_loss(
     rollouts: Rollouts,
     estimates: AdvantagesAndReturns,
@@ -151,8 +175,6 @@ def make_loss(
     config: Config,
     device: torch.device,
     entropy_coef: float = 0.0,
-    *,
-    critic_alone: bool = False,
 ) -> PpoLoss:
     """Return the loss of one minibatch.
 
@@ -160,24 +182,49 @@ def make_loss(
         counted: the rows that its means are taken over.
         read: those of them that have a gradient.
         entropy_coef: of this step.
-        critic_alone: whether the value loss is all there is.
     """
-    ppo, lengths = config.ppo, rollouts.mask.sum(dim=1)
-    chosen = torch.zeros(len(lengths), dtype=torch.bool)
-    chosen[list(counted)] = True
+    lengths, chosen = rollouts.mask.sum(dim=1), _chosen(rollouts, counted)
     right = torch.tensor([float(a.verdict.correct) for a in rollouts.samples])
     return PpoLoss(
         rollouts,
         estimates,
-        ppo,
+        config.ppo,
         device,
         entropy_coef,
-        AGGREGATIONS[ppo.loss_aggregation](lengths, chosen, config.prompt.max_new_tokens),
+        _divisors(rollouts, counted, config),
         tokens=float(rollouts.mask[list(read)].sum()),
         right=right,
         right_tokens=float((lengths * right)[chosen].sum()),
-        critic_alone=critic_alone,
     )
+
+
+def make_value_loss(
+    rollouts: Rollouts,
+    estimates: AdvantagesAndReturns,
+    rows: Sequence[int],
+    config: Config,
+    device: torch.device,
+) -> ValueLoss:
+    """Return the critic's loss of one minibatch, of whose rows all count."""
+    return ValueLoss(rollouts, estimates, config.ppo, device, _divisors(rollouts, rows, config))
+
+
+def _collated(rollouts: Rollouts, rows: Sequence[int]) -> Sequences:
+    samples = [rollouts.samples[i].sample for i in rows]
+    return collate([s.prompt for s in samples], [s.tokens for s in samples])
+
+
+def _chosen(rollouts: Rollouts, rows: Sequence[int]) -> Tensor:
+    chosen = torch.zeros(len(rollouts.mask), dtype=torch.bool)
+    chosen[list(rows)] = True
+    return chosen
+
+
+def _divisors(rollouts: Rollouts, counted: Sequence[int], config: Config) -> Divisors:
+    """Return what the losses of a minibatch are divided by."""
+    aggregation = AGGREGATIONS[config.ppo.loss_aggregation]
+    lengths, chosen = rollouts.mask.sum(dim=1), _chosen(rollouts, counted)
+    return aggregation(lengths, chosen, config.prompt.max_new_tokens)
 
 
 def kl_in_loss(ppo: Ppo) -> bool:

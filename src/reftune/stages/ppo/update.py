@@ -10,7 +10,7 @@ from reftune.files import write_json
 from reftune.problem import UserError
 from reftune.progress import counting
 from reftune.runs.run_dir import complete_checkpoints
-from reftune.stages.ppo.loss import counted_and_read, make_loss
+from reftune.stages.ppo.loss import counted_and_read, make_loss, make_value_loss
 from reftune.training.learner import Learner, LossFn, non_finite
 from reftune.training.losses import next_entropy_coef
 from reftune.training.microbatches import minibatches, shuffled
@@ -63,8 +63,8 @@ def value_passes(
     learner.set_learning_rates(0.0, 1.0)
     with counting("critic", len(batches)) as count:
         for rows in batches:
-            given, device = (rollouts, estimates, rows, rows, config), learner.accelerator.device
-            loss_fn = make_loss(*given, device, critic_alone=True)
+            device = learner.accelerator.device
+            loss_fn = make_value_loss(rollouts, estimates, rows, config, device)
             _optimize(learner, rollouts, rows, rows, loss_fn, config, step)
             count.advance()
 
