@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from reftune.config.files import load_config
+from reftune.config.files import dump_config, load_config
+from reftune.files import write_json
+from reftune.runs.run_dir import take_over
 from reproduction import outcomes, series, techniques
 from reproduction.outcomes import Outcome, keep, kept
 from reproduction.series import Cell, put_between, run_all
@@ -65,6 +67,22 @@ def write_run(cell: Cell, right: str, explained: list[float]) -> None:
 
 def a_cell(name: str, seed: int = 1) -> Cell:
     return Cell("program", seed, SERIES, start="program", over=name)
+
+
+@pytest.mark.parametrize("chains", CHAINS)
+@pytest.mark.parametrize("name", techniques.techniques())
+def test_every_technique_takes_over_the_warm_up_of_its_seed(
+    chains: str, name: str, tmp_path: Path
+) -> None:
+    start, over = (techniques.CONFIGS.parent / f"{file}.toml" for file in (chains, f"ppo/{name}"))
+    source = load_config(start, [f"output_dir={tmp_path}", "name=source"])
+    write_json(source.run_dir / "sft" / "result.json", {})
+    (source.run_dir / "warmup").mkdir()
+    (source.run_dir / "config.toml").write_text(dump_config(source), encoding="utf-8")
+    changes = [f"extends={over}", 'methods=["reft"]', f"start_from={source.run_dir}"]
+    config = load_config(start, [f"output_dir={tmp_path}", "name=taking", *changes])
+    take_over(config, "sft")
+    assert (config.run_dir / "sft" / "result.json").exists()
 
 
 def test_what_a_run_came_to_is_kept_and_not_run_again(places: Path) -> None:

@@ -184,8 +184,9 @@ def _matters_to_start(key: str, stage: str) -> bool:
     if stage == "warmup_samples" and key.startswith("warmup_samples."):
         return True
     sections = ("seed", "data.", "prompt.", "model.", "lora.", "sft.")
+    critics = "model.value_"  # of which SFT has none
     return key == "reward.function" or (
-        key.startswith(sections) and key not in ("model.value_model", GATE)
+        key.startswith(sections) and not key.startswith(critics) and key != GATE
     )
 
 
