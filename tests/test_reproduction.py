@@ -18,6 +18,7 @@ from reproduction import plan, results, series, warmup
 from reproduction.claims import Expected, Finding, Side, Verdict, claims, find, judge
 from reproduction.plan import cell, cells
 from reproduction.results import claim_table, write_results
+from reproduction.series import Cell
 
 
 @pytest.mark.parametrize(
