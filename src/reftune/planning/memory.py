@@ -159,7 +159,7 @@ def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> 
     items: Items = {
         "activations": work.microbatch * activation_bytes(shape, config) * count,
         "logits": min(logits, chunk_bytes(machine)) * count,
-        **_float32_head(shape, config, learns=not shape.adapted),
+        **_float32_head(shape, config, copies=count * (1 if shape.adapted else 2)),
     }
     if in_parts(work, config, machine):
         return items | _gathered(shape)
@@ -167,9 +167,8 @@ def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> 
     return items | {"working space": shape.largest_trained * FLOAT * count}
 
 
-def _float32_head(shape: Shape, config: Config, *, learns: bool) -> Items:
-    """Return what `model.float32_head` takes beside weights of 16 bits: a copy, and its gradient."""
-    copies = 1 + learns
+def _float32_head(shape: Shape, config: Config, copies: int) -> Items:
+    """Return what `model.float32_head` takes beside weights of 16 bits; a gradient is a copy, too."""
     size = FLOAT * shape.vocabulary * shape.width * copies
     return {"head in float32": size} if config.model.float32_head else {}
 
@@ -189,7 +188,7 @@ def _sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Ite
     items["working space"] = read * shape.activation_bytes / shape.layers
     each = BYTES_PER_LOGIT if machine.gpu else BYTES_PER_LOGIT_ON_CPU
     items["logits"] = rows * shape.vocabulary * each
-    items |= _float32_head(shape, config, learns=False)
+    items |= _float32_head(shape, config, copies=1)
     if shape.adapted and draw.learning:
         items["merged weights"] = shape.adapted * shape.bytes_each
     return items

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -72,10 +73,7 @@ class PpoLoss:
 
     def _before(self, mine: list[int], weights: Tensor, time: int) -> Before:
         rollouts, estimates = self.rollouts, self.estimates
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor[mine, :time].to(self.device)
-
+        pick = partial(_pick, rows=mine, time=time, device=self.device)
         reference = rollouts.ref_logprobs if kl_in_loss(self.ppo) else None
         return Before(
             pick(rollouts.mask) * weights.unsqueeze(1),
@@ -92,7 +90,7 @@ class PpoLoss:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return all terms by name, before their coefficients, and the policy loss's flags."""
         ppo, mask = self.ppo, before.mask
-        divisors = Divisors(self.divisors.rows[mine].to(self.device), self.divisors.total)
+        divisors = _part_of(self.divisors, mine, self.device)
         tokens = Tokens(
             stats.logprobs, before.logprobs, before.sampler_logprobs, before.advantages, mask
         )
@@ -154,15 +152,11 @@ class ValueLoss:
         waits = isinstance(model, DistributedDataParallel)  # for a gradient of every weight
         batch = _collated(self.rollouts, mine).to(self.device)
         stats = model(batch, self.ppo.temperature, values_only=not waits)
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor[mine, : stats.values.shape[1]].to(self.device)
-
+        pick = partial(_pick, rows=mine, time=stats.values.shape[1], device=self.device)
         mask = pick(self.rollouts.mask) * weights.unsqueeze(1)
         given = pick(self.rollouts.values), pick(self.estimates.returns), mask
         losses = critic_loss(value_head(model), stats, *given, self.ppo.value_clip_range)
-        divisors = Divisors(self.divisors.rows[mine].to(self.device), self.divisors.total)
-        loss = aggregate(losses, mask, divisors)
+        loss = aggregate(losses, mask, _part_of(self.divisors, mine, self.device))
         rest = 0.0 * stats.logprobs.sum() if waits else 0.0
         return self.ppo.value_coef * loss + rest, {"value_loss": loss}
 
@@ -191,7 +185,7 @@ def make_loss(
         config.ppo,
         device,
         entropy_coef,
-        _divisors(rollouts, counted, config),
+        _divisors(lengths, chosen, config),
         tokens=float(rollouts.mask[list(read)].sum()),
         right=right,
         right_tokens=float((lengths * right)[chosen].sum()),
@@ -206,7 +200,8 @@ def make_value_loss(
     device: torch.device,
 ) -> ValueLoss:
     """Return the critic's loss of one minibatch, of whose rows all count."""
-    return ValueLoss(rollouts, estimates, config.ppo, device, _divisors(rollouts, rows, config))
+    divisors = _divisors(rollouts.mask.sum(dim=1), _chosen(rollouts, rows), config)
+    return ValueLoss(rollouts, estimates, config.ppo, device, divisors)
 
 
 def _collated(rollouts: Rollouts, rows: Sequence[int]) -> Sequences:
@@ -220,11 +215,19 @@ def _chosen(rollouts: Rollouts, rows: Sequence[int]) -> Tensor:
     return chosen
 
 
-def _divisors(rollouts: Rollouts, counted: Sequence[int], config: Config) -> Divisors:
-    """Return what the losses of a minibatch are divided by."""
+def _divisors(lengths: Tensor, chosen: Tensor, config: Config) -> Divisors:
+    """Return what the losses of the chosen rows are divided by."""
     aggregation = AGGREGATIONS[config.ppo.loss_aggregation]
-    lengths, chosen = rollouts.mask.sum(dim=1), _chosen(rollouts, counted)
     return aggregation(lengths, chosen, config.prompt.max_new_tokens)
+
+
+def _part_of(divisors: Divisors, rows: list[int], device: torch.device) -> Divisors:
+    return Divisors(divisors.rows[rows].to(device), divisors.total)
+
+
+def _pick(tensor: Tensor, rows: list[int], time: int, device: torch.device) -> Tensor:
+    """Return some rows of a (batch, time) tensor, as wide as the longest of them."""
+    return tensor[rows, :time].to(device)
 
 
 def kl_in_loss(ppo: Ppo) -> bool:
