@@ -312,7 +312,7 @@ def test_the_entropys_coefficient_is_remembered_from_step_to_step(tmp_path: Path
     run_ppo(stage, *make_policies())
     lines = (stage.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line)["entropy_coef"] for line in lines]
-    assert found == pytest.approx([0.0, 0.005, 0.01])
+    assert found == pytest.approx([0.0, 0.0, 0.005])  # in the first step the critic learns alone
 
 
 def test_a_broken_reference_stops_the_run_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -17,13 +18,17 @@ from torch import Tensor, nn
 
 from made_rollouts import graded_sample, make_rollouts, padded
 from precision import CLOSE, float64
-from reftune.config import Config
+from reftune.config import Config, Ppo
 from reftune.config.files import parse_config
+from reftune.config.ppo import KINDS
 from reftune.model.policy import PolicyWithValue
 from reftune.problem import UserError
 from reftune.sampling.sampler import Sample
+from reftune.stages.ppo.loss import counted_and_read
+from reftune.stages.ppo.targets import compute_advantages
 from reftune.stages.ppo.update import update
 from reftune.training.learner import Learner, LossFn
+from reftune.training.losses import KL_LOSSES, POLICY_LOSSES
 from reftune.training.types import AdvantagesAndReturns, Rollouts
 from tiny_models import tiny_model
 
@@ -295,6 +300,72 @@ def test_every_term_is_the_twins_however_the_minibatch_is_cut(
         torch.testing.assert_close(found, wanted, rtol=CLOSE, atol=CLOSE)
 
 
+def policy_losses(
+    name: str, new: Tensor, old: Tensor, sampler: Tensor, advantages: Tensor
+) -> list[tuple[Tensor, bool]]:
+    """Return the loss of each token of one response, and whether a bound has taken its gradient.
+
+    The bounds are 0.12 and 0.3 (gspo: of the whole response), 0.003 of a probability.
+    """
+    found = []
+    whole = math.exp(float((new.detach() - old).mean()))
+    for logprob, before, drawn, a in zip(new, old.tolist(), sampler.tolist(), advantages.tolist(),
+                                         strict=True):  # fmt: skip
+        ratio = math.exp(logprob.item() - before)
+        moved = math.exp(logprob.item()) - math.exp(drawn)
+        if name == "cispo":
+            found.append((-min(ratio, 1.3) * a * logprob, ratio > 1.3))
+            continue
+        if name == "dppo_tv":
+            bound, stops = ratio, a * moved > 0 and abs(moved) > 0.003
+        else:
+            ratio = whole if name == "gspo" else ratio
+            bound = min(max(ratio, 0.88), 1.3)
+            stops = bound * a < ratio * a
+        # The gradient of a ratio is the ratio times that of the logarithm.
+        slope = logprob - logprob.item()
+        kept = -a * ratio * (1 + slope)
+        found.append((torch.tensor(-a * bound) * (name != "dppo_tv") if stops else kept, stops))
+    return found
+
+
+KL_OF = dict(zip(POLICY_LOSSES, itertools.cycle(KL_LOSSES), strict=False))  # each is tried once
+
+
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+@pytest.mark.parametrize("budget", [4096, 1])
+@float64()
+@pytest.mark.usefixtures("kept_gradients")
+def test_each_policy_loss_and_kl_loss_is_learnt_from_as_it_says(name: str, budget: int) -> None:
+    policy = make_policy()
+    twin, (rollouts, targets) = Twin(policy), make_batch(policy)
+    rollouts = with_right_samples(rollouts)
+    assert rollouts.ref_logprobs is not None
+    losses, far, stopped = {"policy_loss": torch.zeros(()), "kl_loss": torch.zeros(())}, 0, 0
+    for row, graded in enumerate(rollouts.samples):
+        new, _, _ = twin.read(graded.sample)
+        n = len(new)
+        cut = (rollouts.logprobs, rollouts.sampler_logprobs, targets.advantages)
+        terms = policy_losses(name, new, *(tensor[row, :n] for tensor in cut))
+        change = new - rollouts.ref_logprobs[row, :n]
+        kl = {"loss_k1": change, "loss_k2": change**2 / 2, "loss_k3": torch.exp(-change) - 1 + change}
+        losses["policy_loss"] = losses["policy_loss"] + sum(term for term, _ in terms) / n / 6
+        losses["kl_loss"] = losses["kl_loss"] + kl[KL_OF[name]].sum() / n / 6
+        stopped, far = stopped + sum(stops for _, stops in terms), far + n
+    assert 0 < stopped < far
+    (losses["policy_loss"] + 0.3 * losses["kl_loss"]).backward()
+    config = settings(
+        f"compute.tokens_per_microbatch={budget}", ppo_epochs=1, policy_loss=name, clip_range=0.12,
+        clip_range_high=0.3, tv_range=0.003, kl_penalty=KL_OF[name], kl_coef=0.3, value_coef=0.0,
+    )  # fmt: skip
+    told = update(make_learner(policy, config), rollouts, targets, config, 3)
+    expected = {name: loss.item() for name, loss in losses.items()}
+    assert {name: told[name] for name in expected} == pytest.approx(expected, rel=CLOSE)
+    for part, parameter in policy.policy.named_parameters():
+        wanted = twin.parameters()[f"policy.{part}"].grad
+        torch.testing.assert_close(parameter.grad, wanted, rtol=CLOSE, atol=CLOSE)
+
+
 @float64()
 def test_right_samples_are_those_of_the_minibatch() -> None:
     policy = make_policy()
@@ -348,18 +419,38 @@ def test_terms_that_do_not_go_by_advantages_are_taken_over_all_rows(
 def test_a_live_denominator_leaves_whole_questions_out() -> None:
     policy = make_policy()
     twin, (rollouts, targets) = Twin(policy), make_batch(policy)
-    targets.advantages[:3] = 0.0  # the first question
-    targets.advantages[4] = 0.0  # and a sample of the second, which is its question's mean
+    targets.advantages[4] = 0.0  # of a question that counts: two samples were rewarded otherwise
+    # The samples of the first were rewarded alike, whatever a KL penalty makes of it; the third has one.
+    rewards = torch.tensor([0.1, 0.1, 0.1, 1.0, 0.0, 1.0], dtype=torch.float64)
+    rollouts = replace(rollouts, rewards=rewards)
     config = settings(ppo_epochs=1, advantage="group", live_denominator=True)
-    loss, _ = twin.learn(rollouts, targets, range(3, 6), 0.0)
+    loss, _ = twin.learn(rollouts, targets, range(3, 5), 0.0)
     learner = make_learner(policy, config)
     told = update(learner, rollouts, targets, config, 3)
     assert told["loss"] == pytest.approx(loss.item(), rel=CLOSE)
-    assert [sorted(rows) for rows in learner.rows] == [[3, 5]]
+    assert [sorted(rows) for rows in learner.rows] == [[3]]
     config = settings(ppo_epochs=1, advantage="group", live_denominator=True, entropy_coef=0.1)
     learner = make_learner(policy, config)
     update(learner, rollouts, targets, config, 3)
-    assert [sorted(rows) for rows in learner.rows] == [[3, 4, 5]]
+    assert [sorted(rows) for rows in learner.rows] == [[3, 4]]
+
+
+@pytest.mark.parametrize("advantage", [name for name, kind in KINDS.items() if kind.compares])
+def test_a_question_is_live_by_its_rewards_whatever_the_estimator(advantage: str) -> None:
+    rewards = [(q, r) for q, given in {"a": (0.1,) * 3, "b": (1.0, 0.0), "c": (1.0,) * 3}.items()
+               for r in given]  # fmt: skip
+    graded = [graded_sample(q, [10, 11], reward) for q, reward in rewards]
+    graded.append(graded_sample("a", [10, 11], 1.0, status="sandbox_error"))
+    logprobs = [[-1.0 - i / 10, -0.5] for i in range(9)]
+    for kl_coef, all_same in ((0.0, advantage != "reinforce++"), (0.1, False)):
+        reference = [[a - 0.2, b] for a, b in logprobs[:4]] + logprobs[4:]
+        rollouts = make_rollouts(graded, logprobs, reference=reference)
+        rollouts.logprobs[0] += 0.3  # so that a penalty tells samples of one question apart
+        ppo = Ppo(advantage=advantage, live_denominator=True, kl_coef=kl_coef, samples_per_question=3)
+        counted, read = counted_and_read(rollouts, compute_advantages(rollouts, ppo), ppo)
+        assert counted == [False] * 3 + [True] * 2 + [False] * 3 + [False]
+        if all_same:
+            assert read == [False] * 3 + [True] * 2 + [False] * 4
 
 
 def test_the_entropy_bonus_rises_below_its_target_and_rests_above() -> None:
@@ -428,7 +519,7 @@ def test_rows_without_advantages_are_not_read_where_there_is_no_critic() -> None
     """They had no gradient; the loss is still divided by all six."""
     policy = make_policy()
     twin, (rollouts, targets) = Twin(policy), make_batch(policy)
-    targets.advantages[:3] = 1e-8  # what rounding leaves of a mean
+    targets.advantages[:3] = 0.0
     config = settings(ppo_epochs=1, advantage="group")
     loss, _ = twin.learn(rollouts, targets, range(6), 0.0)
     loss.backward()

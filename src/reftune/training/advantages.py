@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftune.config import Ppo
@@ -88,16 +88,32 @@ def group(
 ) -> Float[Tensor, "batch time"]:
     """Estimate advantages without a critic: a sample's total reward minus the mean of its question's.
 
-    Every token of a sample gets the same number. With `scale_rewards` it is divided by the
-    question's standard deviation, as in GRPO (Shao et al. 2024, section 4.1.2). Rows without real
-    tokens count in no mean.
+    Every token of a sample gets the same number, which is 0 where those of a question are all rewarded
+    alike. With `scale_rewards` it is divided by the question's standard deviation, as in GRPO (Shao et
+    al. 2024, section 4.1.2), with n in its divisor. Rows without real tokens count in no mean.
     """
     real = _real(mask)
     totals = (rewards * mask).sum(dim=1)
     centred = totals - _group_mean(totals, real, groups)
+    centred = centred * told_apart(totals, mask, groups)  # not what rounding leaves of a mean
     if scale_rewards:
         centred = centred / (_group_mean(centred.square(), real, groups).sqrt() + 1e-4)
     return centred.unsqueeze(1) * mask
+
+
+def told_apart(
+    numbers: Float[Tensor, " batch"],
+    mask: Float[Tensor, "batch time"],
+    groups: Int[Tensor, " batch"],
+) -> Bool[Tensor, " batch"]:
+    """Tell of every row whether `numbers` differ between the rows of its group that have real tokens."""
+    size, real = int(groups.max()) + 1 if len(groups) else 0, mask.any(dim=1)
+    start = numbers.new_zeros(size)
+    most, least = (
+        start.scatter_reduce(0, groups[real], numbers[real], how, include_self=False)
+        for how in ("amax", "amin")
+    )
+    return (most > least)[groups]
 
 
 def rloo(

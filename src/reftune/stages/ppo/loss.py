@@ -14,7 +14,7 @@ from reftune.model.batch import Sequences, collate
 from reftune.model.policy import TokenStats
 from reftune.model.value_head import ValueHead
 from reftune.stages.ppo.critic import critic_loss, value_head
-from reftune.training.advantages import ADVANTAGES
+from reftune.training.advantages import ADVANTAGES, told_apart
 from reftune.training.losses import (
     AGGREGATIONS,
     POLICY_LOSSES,
@@ -26,8 +26,6 @@ from reftune.training.losses import (
     ratio_statistics,
 )
 from reftune.training.types import AdvantagesAndReturns, Rollouts
-
-ROUNDING = 1e-3  # of a mean over a question's samples; what tells them apart is larger
 
 
 class Before(NamedTuple):
@@ -242,16 +240,15 @@ def counted_and_read(
 
     Without a critic those have none whose advantages are all 0: the samples of a question that were all
     right, or all wrong, unless a KL penalty tells them apart. They count nevertheless, unless
-    `ppo.live_denominator` leaves their questions out (trl#6367), and have one by terms of the loss that
-    do not go by advantages.
+    `ppo.live_denominator` leaves out questions whose samples were all rewarded alike (trl#6367), and
+    have one by terms of the loss that do not go by advantages.
     """
     everyone = [True] * len(estimates.advantages)
     if ADVANTAGES[ppo.advantage].critic:
         return everyone, everyone
-    taught = (estimates.advantages.abs() > ROUNDING).any(dim=1)
+    taught = estimates.advantages.any(dim=1)
     counted = everyone
     if ppo.live_denominator:
-        live = torch.isin(rollouts.groups, rollouts.groups[taught])
-        counted = live.tolist()
+        counted = told_apart(rollouts.rewards, rollouts.mask, rollouts.groups).tolist()
     others = kl_in_loss(ppo) or ppo.entropy_coef or ppo.entropy_target or ppo.positive_coef
     return counted, everyone if others else taught.tolist()

@@ -107,7 +107,8 @@ class PpoStep:
         set_units(self.policy.value_head, estimates.returns, rollouts.mask, memory)
         factor = 0.0 if alone else self.stage.rate_factor(ppo, step, memory.get("pretrained", 0))
         self.learner.set_learning_rates(factor, 1.0)
-        losses = update(self.learner, rollouts, estimates, config, step, memory)
+        adapting = None if alone else memory  # entropy says nothing while the policy rests
+        losses = update(self.learner, rollouts, estimates, config, step, adapting)
         value_passes(self.learner, rollouts, estimates, config, step)
         beside.learn(rollouts, estimates, memory)
         if alone:
