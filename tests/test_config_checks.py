@@ -188,7 +188,7 @@ TABLE: list[tuple[list[str], str, str, list[str]]] = [
         ["ppo.policy_loss=clip"],
     ),
     (
-        ["ppo.policy_loss=gspo"], "ppo.dual_clip=3",
+        ["ppo.policy_loss=gspo", "ppo.clip_range=3e-4"], "ppo.dual_clip=3",
         'only ppo.policy_loss = "clip" has that bound; leave one of them out', ["ppo.policy_loss=clip"],
     ),
     (

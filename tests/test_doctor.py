@@ -251,6 +251,66 @@ def test_without_a_critic_nothing_is_said_of_it() -> None:
     assert diagnose(rows(explained_variance=0.0), SETTINGS) == []
 
 
+# What a setting changes in what is said: rows, settings, names of warnings, words that are (not) there.
+@pytest.mark.parametrize(
+    ("changes", "on", "warned", "there", "not_there"),
+    [
+        ({"clip_fraction": 0.5}, {"ppo.policy_loss": "gspo"}, [], [], []),
+        ({"clip_fraction": 0.7}, {"ppo.policy_loss": "gspo"}, ["clipped_everywhere"], [], []),
+        (
+            {"clip_fraction": 0.5}, {"ppo.policy_loss": "dppo_tv"}, ["clipped_everywhere"],
+            ["far beyond ppo.tv_range"], ["clip_range"],
+        ),
+        (
+            {"clip_fraction": 0.5}, {"ppo.policy_loss": "cispo"}, ["clipped_everywhere"],
+            ["far beyond ppo.clip_range_high"], [],
+        ),
+        (
+            {"kl": line(0, 130), "response_length": 400.0, **FLAT}, {"ppo.kl_penalty": "loss_k3"},
+            [], [], [],
+        ),
+        (
+            {"truncated": 0.4, "statuses": {"ok": 77, "truncated": 51}}, {"ppo.mask_truncated": True},
+            ["cut_off"], ["teach nothing whatever they say"], ["wrong"],
+        ),
+        (
+            {"sampler_weight": None, "sampler_truncated": None, "sampler_masked": 0.2},
+            {"ppo.importance_sampling": "token_mask"}, ["sampler_apart"],
+            ["20.0% of the tokens masked", "widen ppo.importance_sampling_min"], ["_cap"],
+        ),
+        ({"sampler_masked": 0.05}, {"ppo.importance_sampling": "sequence_mask"}, [], [], []),
+        ({"logprob_gap": 0.2}, {"ppo.async_rollouts": True}, [], [], []),
+    ],
+)  # fmt: skip
+def test_what_a_setting_changes_in_what_is_said(
+    changes: dict[str, Any],
+    on: dict[str, Any],
+    warned: list[str],
+    there: list[str],
+    not_there: list[str],
+) -> None:
+    found = diagnose(rows(**changes), {**SETTINGS, **on})
+    assert names(found) == warned
+    said = " ".join(finding.sentence for finding in found)
+    assert [word for word in there if word not in said] == [], said
+    assert [word for word in not_there if word in said] == [], said
+
+
+def test_a_sampler_that_is_a_step_ahead_is_not_checked() -> None:
+    ahead = {**SETTINGS, "ppo.async_rollouts": True}
+    assert not_checked(rows(), ahead) == {"sampler_apart": "no ppo.async_rollouts"}
+    assert "sampler_apart" not in not_checked(rows(), SETTINGS)
+
+
+def test_a_blind_critic_is_not_told_to_do_what_is_refused_or_done() -> None:
+    blind = rows(explained_variance=-0.2)
+    [one] = diagnose(blind, {**SETTINGS, "ppo.samples_per_question": 1})
+    assert one.sentence.endswith(' ppo.advantage = "group" and ppo.samples_per_question = 8')
+    [sees] = diagnose(blind, {**SETTINGS, "ppo.value_features": ["group"]})
+    assert "value_features" not in sees.sentence
+    assert sees.sentence.endswith(': do without it by ppo.advantage = "group"')
+
+
 def test_with_one_update_per_batch_a_ratio_of_one_is_right() -> None:
     still = rows(clip_fraction=0.0, approx_kl=0.0, **FLAT)
     once = {**SETTINGS, "ppo.ppo_epochs": 1}

@@ -97,7 +97,7 @@ IDLE = (
          'only a classified value has one; set model.value_targets = "two_hot"'),
     Idle("ppo.gae_lambda", lambda c: c.ppo.lambda_length_alpha > 0, "ppo.lambda_length_alpha",
          "lambda goes by the length of a response; leave it out, or set ppo.lambda_length_alpha = 0"),
-    Idle("ppo.minibatch_size", lambda c: (c.ppo.minibatch_size or 0) > _batch(c), _UPDATES,
+    Idle("ppo.minibatch_size", lambda c: (c.ppo.minibatch_size or 0) > c.ppo.samples_per_step, _UPDATES,
          "a batch has only ppo.questions_per_step x ppo.samples_per_question samples; lower it"),
     Idle("ppo.importance_sampling ppo.importance_sampling_min ppo.importance_sampling_max",
          lambda c: not c.ppo.importance_sampling_cap, "ppo.importance_sampling_cap",
@@ -125,10 +125,10 @@ IDLE = (
          'everything is in float32; leave it out, or set model.dtype = "bfloat16"'),
     Idle("ppo.value_clip_range", lambda c: c.model.value_targets == "two_hot", "model.value_targets",
          "a cross-entropy is not clipped; leave one of them out"),
-    Idle("ppo.clip_range ppo.clip_range_high ppo.dual_clip", lambda c: _updates_once(c), _UPDATES,
+    Idle("ppo.clip_range ppo.clip_range_high ppo.dual_clip", lambda c: c.ppo.updates == 1, _UPDATES,
          "a batch's only update starts at the policy that sampled it, with nothing to clip;"
          " raise ppo.ppo_epochs or lower ppo.minibatch_size"),
-    Idle("ppo.value_clip_range", lambda c: _updates_once(c) and not c.ppo.value_epochs,
+    Idle("ppo.value_clip_range", lambda c: c.ppo.updates == 1 and not c.ppo.value_epochs,
          f"{_UPDATES} ppo.value_epochs",
          "a batch's only update starts at the policy that sampled it, with nothing to clip;"
          " raise ppo.ppo_epochs or ppo.value_epochs, or lower ppo.minibatch_size"),
@@ -254,15 +254,6 @@ def _answers(config: Config) -> str:
     if prompt.answer_style != "auto" or style == "auto":
         return prompt.answer_style
     return AUTO_ANSWERS[style, config.data.cot]
-
-
-def _batch(config: Config) -> int:
-    return config.ppo.questions_per_step * config.ppo.samples_per_question
-
-
-def _updates_once(config: Config) -> bool:
-    ppo, batch = config.ppo, _batch(config)
-    return ppo.ppo_epochs == 1 and (ppo.minibatch_size or batch) >= batch
 
 
 def _generated(config: Config) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -26,6 +27,13 @@ KINDS = {
     "rloo": Kind(compares=True),
     "reinforce++": Kind(compares=True),
     "maxrl": Kind(compares=True),
+}
+
+
+# What bounds another thing than a token's ratio, and how far the papers let it go.
+OWN_RANGES = {
+    "gspo": "ppo.clip_range = 3e-4 and ppo.clip_range_high = 4e-4, as in GSPO",
+    "cispo": "ppo.clip_range_high = 4, as in ScaleRL",
 }
 
 
@@ -142,7 +150,7 @@ class PolicyLoss(Section):
         " over samples of their tokens' sum / prompt.max_new_tokens (Dr. GRPO)",
     )
     live_denominator: bool = Field(
-        False, description="means leave out questions whose samples all have the advantage 0"
+        False, description="means leave out questions whose samples were all rewarded alike"
     )
     entropy_coef: Weight = Field(0.0, description="of the entropy bonus")
     entropy_target: Limit | None = Field(
@@ -175,6 +183,17 @@ class Ppo(PolicyLoss, Critic, Advantages, Sampling, Reference, Steps):
 
     ppo_epochs: Few = Field(2, description="passes over each batch; num_ppo_epochs in TRL")
     minibatch_size: Count | None = Field(None, description="samples per optimizer step; default all")
+
+    @property
+    def updates(self) -> int:
+        """Return how many optimizer steps a batch gets at most."""
+        batch = self.samples_per_step
+        return self.ppo_epochs * math.ceil(batch / (self.minibatch_size or batch))
+
+    @property
+    def samples_per_step(self) -> int:
+        """Return how many samples a batch has."""
+        return self.questions_per_step * self.samples_per_question
 
     @property
     def kind(self) -> Kind:

@@ -21,16 +21,20 @@ class Symptom(NamedTuple):
         needs: metrics and settings without which it is not looked for; `a|b`: either.
         causes: symptoms that explain this one; where one of them is found it is not told.
         level: a warning asks for a change, a note is worth knowing.
+        unless: a setting that makes it healthy.
     """
 
     find: Callable[[Rows, Settings], str | None]
     needs: str
     causes: str = ""
     level: Level = "warning"
+    unless: str = ""
 
     def is_measured(self, known: set[str]) -> bool:
         """Tell whether these metrics and settings are what it is seen by."""
-        return all({*either.split("|")} & known for either in self.needs.split())
+        return self.unless not in known and all(
+            {*either.split("|")} & known for either in self.needs.split()
+        )
 
 
 _UPDATE = "not_finite hacking kl_runaway clipped_everywhere collapsed"
@@ -61,7 +65,10 @@ SYMPTOMS: dict[str, Symptom] = {
         rewards.samples_alike, "groups_alike|groups_all_right", f"{_ANY} entropy_collapsed solved"
     ),
     "sampler_apart": Symptom(
-        updates.sampler_apart, "logprob_gap|probability_gap|sampler_weight", "not_finite"
+        updates.sampler_apart,
+        "logprob_gap|probability_gap|sampler_weight|sampler_masked",
+        "not_finite",
+        unless="ppo.async_rollouts",
     ),
     "critic_blind": Symptom(updates.critic_blind, "explained_variance accuracy", _ANY, "note"),
     "sharpened": Symptom(
@@ -182,4 +189,8 @@ def history(rows: Rows, settings: Settings) -> list[Finding]:
 def not_checked(rows: Rows, settings: Settings) -> dict[str, str]:
     """Return the symptoms that nothing can be said of, each with the metrics and settings it needs."""
     known = _known(rows, settings)
-    return {name: symptom.needs for name, symptom in SYMPTOMS.items() if not symptom.is_measured(known)}
+    return {
+        name: f"no {symptom.unless}" if symptom.unless in known else symptom.needs
+        for name, symptom in SYMPTOMS.items()
+        if not symptom.is_measured(known)
+    }

@@ -65,9 +65,10 @@ def cut_off(rows: Rows, settings: Settings) -> str | None:
     share = mean(last, "truncated")
     if not at_least(share, questions(last, settings)) > CUT_OFF:
         return None
+    fate = "teach nothing" if settings.get("ppo.mask_truncated") else "count as wrong"
     return (
         f"{share:.0%} of the samples {steps_of(last)} were cut off"
-        f"{f' at {limit} tokens' if limit else ''}, and count as wrong whatever they say; raise"
+        f"{f' at {limit} tokens' if limit else ''}, and {fate} whatever they say; raise"
         f" prompt.max_new_tokens{f' to {2 * limit}' if limit else ''}"
     )
 

@@ -24,12 +24,15 @@ from reftune.evaluation.doctor.windows import (
 
 FAR = 1.0  # nats per token: the start gives each token an e-th of the policy's probability
 MUCH_CLIPPED = 0.3  # share of tokens; steps that teach clip some 1%, large ones 10 to 20%
+MUCH_CLIPPED_BY = {"gspo": 0.6}  # which clips a sixth in runs that learn (Zheng et al. 2025, figure 2)
+RANGES = {"cispo": "ppo.clip_range_high", "dppo_tv": "ppo.tv_range"}
 LEAP = 1.0  # approx_kl of a step; those of runs that learn stay below a third of it
 STANDS_STILL = 1e-6  # approx_kl: below, what an update changes is next to rounding
 LOGPROB_GAP = 0.05  # nats; bfloat16 makes 0.01 to 0.02
 PROBABILITY_GAP = 0.01  # what verl's documentation calls a fault of precision
 WEIGHT_OFF = 0.05  # of the mean importance weight, which is 1 where both agree
 WEIGHTS_CAPPED = 0.01  # share of tokens
+MUCH_MASKED = 0.1  # share of tokens; to leave out a few is what masks are for
 ABLE = 0.1  # accuracy that there is something to lose of
 HALF = 0.5  # of the accuracy: less than that is no bad luck
 LITTLE_ENTROPY = 0.1  # of what it was in the first steps; runs that get better keep a third or more
@@ -59,7 +62,8 @@ def kl_runaway(rows: Rows, settings: Settings) -> str | None:
     """Find a policy that leaves its reference, and does not get better by it."""
     last, held = recent(rows), settings.get("ppo.kl_coef", 0.0)
     per_token = _kl_per_token(last)
-    cost = held * mean(last, "kl") if held else 0.0  # in rewards: a right answer is worth 1
+    in_rewards = settings.get("ppo.kl_penalty", "reward") == "reward"
+    cost = held * mean(last, "kl") if held and in_rewards else 0.0  # a right answer is worth 1
     if not (per_token > FAR or cost > 1) or risen(rows, "accuracy"):
         return None
     return (
@@ -79,12 +83,12 @@ def _kl_per_token(rows: Rows) -> float:
 def clipped_everywhere(rows: Rows, settings: Settings) -> str | None:
     """Find updates that go far beyond the clip range."""
     last, epochs = recent(rows), settings.get("ppo.ppo_epochs", 0)
-    share = mean(last, "clip_fraction")
-    if not share > MUCH_CLIPPED:
+    share, loss = mean(last, "clip_fraction"), settings.get("ppo.policy_loss", "clip")
+    if not share > MUCH_CLIPPED_BY.get(loss, MUCH_CLIPPED):
         return None
     return (
         f"the ratio is clipped on {share:.0%} of the tokens {steps_of(last)}: updates go far beyond"
-        f" ppo.clip_range; lower {now(settings, LESS_RATE, LOWER)}"
+        f" {_range(settings)}; lower {now(settings, LESS_RATE, LOWER)}"
         f"{f', or ppo.ppo_epochs from {epochs} to 1' if epochs > 1 else ''}"
     )
 
@@ -98,9 +102,14 @@ def clipped_nowhere(rows: Rows, settings: Settings) -> str | None:
     if any(row["clip_fraction"] for row in moving) or moved > STANDS_STILL:
         return None
     return (
-        f"the policy stands still: no ratio has reached ppo.clip_range {steps_of(moving)}, and updates"
-        f" move it by {moved:.1g} nats per token; raise {now(settings, LESS_RATE, 10)}"
+        f"the policy stands still: nothing has reached {_range(settings)} {steps_of(moving)}, and"
+        f" updates move it by {moved:.1g} nats per token; raise {now(settings, LESS_RATE, 10)}"
     )
+
+
+def _range(settings: Settings) -> str:
+    """Name the key that bounds an update."""
+    return RANGES.get(settings.get("ppo.policy_loss", ""), "ppo.clip_range")
 
 
 def _updates(settings: Settings) -> int:
@@ -111,15 +120,20 @@ def _updates(settings: Settings) -> int:
 
 
 def sampler_apart(rows: Rows, settings: Settings) -> str | None:
-    """Find a sampler whose probabilities are not the trainer's; one that samples ahead may be apart."""
-    if settings.get("ppo.async_rollouts"):
-        return None
+    """Find a sampler whose probabilities are not the trainer's."""
     last = recent(rows)
     seen = (
         ("logprob_gap", 0.0, LOGPROB_GAP, "{:.3g} nats between their log-probabilities of a token"),
         ("probability_gap", 0.0, PROBABILITY_GAP, "{:.3g} between their probabilities of a token"),
         ("sampler_weight", 1.0, WEIGHT_OFF, "a mean importance weight of {:.3g}"),
         ("sampler_truncated", 0.0, WEIGHTS_CAPPED, "{:.1%} of the tokens at the weights' cap"),
+        ("sampler_masked", 0.0, MUCH_MASKED, "{:.1%} of the tokens masked"),
+    )
+    masks = settings.get("ppo.importance_sampling", "").endswith("_mask")
+    keep = (
+        "widen ppo.importance_sampling_min and ppo.importance_sampling_max"
+        if masks
+        else "keep ppo.importance_sampling_cap = 2"
     )
     for key, expected, allowed, told in seen:
         found = mean(last, key)
@@ -127,7 +141,7 @@ def sampler_apart(rows: Rows, settings: Settings) -> str | None:
             return (
                 f"sampler and trainer are apart: {told.format(found)} {steps_of(last)}, so PPO learns"
                 ' from the samples of another policy; set model.dtype = "float32" to see whether that is'
-                " rounding, and keep ppo.importance_sampling_cap = 2"
+                f" rounding, and {keep}"
             )
     return None
 
@@ -175,8 +189,8 @@ def entropy_collapsed(rows: Rows, settings: Settings) -> str | None:
         return None
     return (
         f"the policy tries nothing any more: entropy fell from {before:.2g} to {after:.2g} per token"
-        f" {steps_of(last)}, with {right:.0%} right; lower {now(settings, LESS_RATE, LOWER)}, raise"
-        " ppo.kl_coef, or sample at a higher ppo.temperature"
+        f" {steps_of(last)}, with {right:.0%} right; lower {now(settings, LESS_RATE, LOWER)}, sample at"
+        " a higher ppo.temperature, or set ppo.clip_range_high = 0.28 or ppo.entropy_coef = 0.001"
     )
 
 
@@ -188,8 +202,11 @@ def critic_blind(rows: Rows, settings: Settings) -> str | None:
         return None
     if not any(found) or median(found) > BLIND:  # exactly 0: there is no critic
         return None
+    features = 'let it go by ppo.value_features = ["group", "surprise"], or '
+    alone = settings.get("ppo.samples_per_question") == 1
+    several = " and ppo.samples_per_question = 8" if alone else ""
     return (
         f"the critic explains {median(found):.2f} of the variance of returns {steps_of(last)}, no more"
-        ' than a constant: let it go by ppo.value_features = ["group", "surprise"], or do without it by'
-        ' ppo.advantage = "group"'
+        f" than a constant: {'' if settings.get('ppo.value_features') else features}do without it by"
+        f' ppo.advantage = "group"{several}'
     )

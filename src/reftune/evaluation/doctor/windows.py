@@ -20,13 +20,23 @@ SURE = 3.0  # standard errors that accuse: a run is looked at hundreds of times
 CONFIDENCE = 0.9973  # the same of a share
 LIKELY = 2.0  # standard errors that acquit
 LARGEST = 1e30  # beyond, sums would overflow
+NAMES: dict[str, type] = {  # settings that are no numbers, and that what is said depends on
+    "ppo.policy_loss": str,
+    "ppo.kl_penalty": str,
+    "ppo.importance_sampling": str,
+    "ppo.value_features": list,
+}
 FEWEST_QUESTIONS = 8  # of a step, where nobody says how many there are
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
-    """Return the numbers of a configuration by their dotted keys; 0, which switches off, is left out."""
+    """Return what is on in a configuration by dotted keys: numbers above 0, and some names."""
     values = flat(dict(config)).items()
-    return {key: value for key, value in values if _is_number(value) and value > 0}
+    return {
+        key: value
+        for key, value in values
+        if (_is_number(value) and value > 0) or (isinstance(value, NAMES.get(key, ())) and value)
+    }
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:

@@ -18,15 +18,11 @@ from reftune.training.types import AdvantagesAndReturns, Rollouts
 def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> dict[str, Any]:
     """Return the metrics of one batch under the field's names, before the update.
 
-    `kl`, where there is a reference, is the mean over samples of the summed log-ratio to it;
-    `sampler_weight` the mean of the weights that correct for the sampler, `sampler_truncated` the share
-    of tokens at their cap, or masked. What the sandbox failed on counts in `statuses`,
-    `response_length` and `truncated` alone.
+    `kl`, where there is a reference, is the mean over samples of the summed log-ratio to it. What the
+    sandbox failed on counts in `statuses`, `response_length` and `truncated` alone.
     """
     mask, graded = rollouts.mask, rollouts.samples
     judged = torch.tensor([a.verdict.judged for a in graded])  # what was cut off, too
-    weights = importance_weights(rollouts, ppo)[mask.bool()]
-    cut = (weights == 0) | (weights == (ppo.importance_sampling_cap or math.inf))
     parts, kl = {}, {}
     if ppo.overlong_buffer:
         given = torch.tensor([a.verdict.reward for a in graded])
@@ -45,9 +41,20 @@ def describe(rollouts: Rollouts, estimates: AdvantagesAndReturns, ppo: Ppo) -> d
         "truncated": sum(not a.sample.finished for a in graded) / len(graded),
         "explained_variance": explained(rollouts, estimates),
         **(_by_quarter(estimates, mask) if ADVANTAGES[ppo.advantage].critic else {}),
-        "sampler_weight": float(weights.mean().nan_to_num(1.0)),
-        "sampler_truncated": float(cut.float().mean().nan_to_num(0.0)),
+        **_weights(rollouts, ppo),
         "statuses": dict(Counter(a.verdict.status for a in graded)),
+    }
+
+
+def _weights(rollouts: Rollouts, ppo: Ppo) -> dict[str, float]:
+    """Return what corrects for the sampler: the mean weight and the share at its cap, or masked."""
+    weights = importance_weights(rollouts, ppo)[rollouts.mask.bool()]
+    if ppo.importance_sampling.endswith("_mask"):
+        return {"sampler_masked": float((weights == 0).float().mean().nan_to_num(0.0))}
+    capped = weights == (ppo.importance_sampling_cap or math.inf)
+    return {
+        "sampler_weight": float(weights.mean().nan_to_num(1.0)),
+        "sampler_truncated": float(capped.float().mean().nan_to_num(0.0)),
     }
 
 
