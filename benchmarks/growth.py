@@ -17,7 +17,7 @@ from typing import Any
 from transformers import Qwen2Config
 
 from reftune.config import Config
-from reftune.planning.fitting import with_microbatches
+from reftune.planning.fitting import with_choices
 from reftune.planning.machine import named_machine
 from reftune.planning.memory import total
 from reftune.planning.pace import DECODING_SHARE, TRAINING_SHARE, assumed
@@ -74,7 +74,7 @@ def _row(model: str, gpu: str, gpus: int) -> str:
     config = Config.model_validate(SETTINGS)
     shape = calculation.shape(config)
     config = with_sharding(config, None, shape, machine)
-    config = with_microbatches(config, config.lineup.stages, shape, machine)
+    config = with_choices(config, config.lineup.stages, shape, machine)
     assert machine.card is not None
     pace = assumed(machine.card, shape, config)
     stages = [planned(work, moments, pace, calculation, config)

@@ -170,7 +170,7 @@ def sample(
 ) -> list[Sample]:
     """Sample one response per prompt at temperature 1 with reftune; another turn gives others."""
     seeds = [turn * len(prompts) + i for i in range(len(prompts))]
-    rows = workload.config.compute.sampler_rows
+    rows = workload.config.compute.rows
     if tuple(ends) not in workload.samplers:
         workload.samplers[tuple(ends)] = BuiltinSampler(
             workload.model, ends, rows, packed_forward=workload.packed_forward

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny_run
 from command_line import start
-from reftune.config import Config
+from reftune.config import Compute, Config
 from reftune.planning import fitting
-from reftune.planning.fitting import fit, with_microbatches
+from reftune.planning.fitting import fit, with_microbatches, with_rows
 from reftune.planning.machine import Machine, named_machine
 from reftune.planning.memory import memory
 from reftune.planning.pace import Card, Pace, assumed
@@ -115,6 +115,35 @@ def test_memory_while_samples_are_drawn() -> None:
     many = replace(work().draws, questions=1000, samples=1)
     sampling = memory(work(draws=many), SHAPE, make_config(), CPU)["sampling"]
     assert sampling["working space"] == 8192 * 350  # no more prompts than that are read at once
+
+
+def test_a_critic_of_its_own_has_what_the_policy_has_but_is_in_no_reference() -> None:
+    """600 numbers of the backbone beside the 1,000 of the policy, and two forward passes to remember."""
+    shape, own = replace(SHAPE, critic=600), make_config(model={"name": "m", "value_model": "separate"})
+    update = memory(work(), shape, own, GPU)["update"]
+    assert (update["weights"], update["reference"]) == (4 * 1600, 4000)
+    assert (update["gradients"], update["optimizer"]) == (4 * 1600, 8 * 1600)
+    assert update["activations"] == 2 * 70000
+    halves = {"name": "m", "value_model": "separate", "dtype": "bfloat16"}
+    in_16_bits = replace(shape, trained_bytes=2, bytes_each=2)
+    update = memory(work(), in_16_bits, make_config(model=halves), GPU)["update"]
+    assert (update["weights"], update["masters"]) == (2 * 1600, 4 * 1600)
+    together = memory(work(), shape, own, replace(GPU, processes=2))["update"]
+    assert together["gradients to exchange"] == 4 * 1600
+    cut = own.model_copy(update={"compute": own.compute.model_copy(update={"sharding": "fsdp2"})})
+    assert memory(work(), shape, cut, replace(GPU, processes=2))["update"]["optimizer"] == 8 * 800
+    # Neither another stage has it, nor PPO without a critic.
+    assert memory(replace(work(), name="sft"), shape, own, GPU)["update"]["optimizer"] == 8000
+    rloo = make_config(model={"name": "m"}, ppo={"advantage": "rloo", "samples_per_question": 2})
+    assert memory(work(), shape, rloo, GPU)["update"]["optimizer"] == 8000
+
+
+def test_a_critic_of_its_own_is_what_a_shapes_backbone_learns_by(tmp_path: Path) -> None:
+    with_head = LlamaConfig(**{**LLAMA.to_dict(), "tie_word_embeddings": False})
+    found, tied = (shape_of(x, make_config(), activations=False) for x in (with_head, LLAMA))
+    assert (found.critic, tied.critic) == (found.weights - 300 * 64, tied.weights)
+    lora = shape_of(LLAMA, make_config(lora={"rank": 2}), activations=False)
+    assert lora.critic == lora.trained > 0  # what no one changes is shared
 
 
 def test_what_samples_while_the_policy_learns_has_a_copy_and_a_cache_of_its_own() -> None:
@@ -255,6 +284,13 @@ def test_what_the_stages_of_a_run_do() -> None:
     assert (auto.validates.questions, auto.validates.samples) == (11, 9)  # one of them greedy
     distinct = 4 * 30 + 20 * 20.0
     assert (ppo.steps, ppo.learns, ppo.reads, ppo.updates) == (7, 2 * distinct, distinct, 4)
+    # With a critic of its own, or where the policy moves on, the samples are read anew, by both.
+    own = make_config(model={"name": "m", "value_model": "separate"}, ppo={"kl_coef": 0.0})
+    ahead = make_config(ppo={"kl_coef": 0.0, "async_rollouts": True})
+    [_, plain, _] = works(make_config(ppo={"kl_coef": 0.0}), LENGTHS, counts)
+    [_, both, _], [_, moved, _] = (works(x, LENGTHS, counts) for x in (own, ahead))
+    assert (plain.reads, both.reads, moved.reads) == (0.0, plain.learns, plain.learns / 2)
+    assert both.learns == 2 * plain.learns
     [_, free, _] = works(make_config(ppo={"kl_coef": 0.0}), LENGTHS, counts)
     assert (ppo.reference, free.reference, free.reads) == (True, False, 0.0)  # nor does anybody read
     assert ppo.draws is not None
@@ -351,6 +387,39 @@ def test_what_micro_batches_share_a_memory_with(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fitting, "local_processes", lambda: 4)
     assert tokens(gpu=True) == [4096, 2048]
     assert max(tokens()) < 4096  # four processes share a CPU's memory
+
+
+def test_as_many_rows_are_decoded_as_the_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has 12 numbers of each of 30 tokens, 50 logits and a prompt of its own."""
+    config = make_config(prompt={"max_prompt_tokens": 10, "max_new_tokens": 20})
+
+    def rows(memory: float, gpu: bool = False, **compute: Any) -> int | None:
+        given = config.model_copy(update={"compute": Compute(tokens_per_microbatch=64, **compute)})
+        machine = Machine("m", memory, 1000.0, gpu)
+        return with_rows(given, ["sft", "ppo"], SHAPE, machine).compute.sampler_rows
+
+    def least(count: int) -> float:
+        cache, logits = count * 30 * 2 * 6 * 4, count * 50 * 16
+        reading = min(8192, count * 10) * 700 / 2  # the inside of one of two layers
+        return 1000 + 4000 * 5 + cache + logits + reading
+
+    assert [rows(least(n)) for n in (512, 256, 32, 16)] == [512, 256, 32, 16]
+    assert [rows(least(n) - 1) for n in (512, 256, 32, 16)] == [256, 128, 16, 16]
+    assert rows(least(64), sampler_rows=999) == 999
+    assert rows(least(64), gpu=True) is rows(least(64), sampler="vllm") is None
+    monkeypatch.setattr(fitting, "local_processes", lambda: 4)
+    assert rows(least(512)) == 64  # four processes share a CPU's memory
+
+
+def test_all_processes_of_a_cpu_have_to_fit_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, weights = save_tiny(tmp_path), sum(p.numel() for p in LlamaForCausalLM(LLAMA).parameters())
+    least = 5 * 4 * weights + 1000
+    monkeypatch.setattr(fitting, "local_processes", lambda: 3)
+    fitted(name, 3 * least, monkeypatch)
+    with pytest.raises(UserError, match=r"^ppo: .* in each of 3 processes, and this toaster has"):
+        fitted(name, 3 * least - 1, monkeypatch)
 
 
 def test_a_gpu_reads_more_at_once_where_it_can() -> None:

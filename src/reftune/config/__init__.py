@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from reftune.config.data import GYM, GYM_REWARD, Columns, Data, Prompt, Synthetic
 from reftune.config.evaluation import Evaluation, Reward
 from reftune.config.model import Lora, Model
-from reftune.config.ppo import Ppo
+from reftune.config.ppo import OWN_RANGES, Ppo
 from reftune.config.ranges import Count, Place, Section, Seed, Threads
 from reftune.config.training import (
     Epochs,
@@ -48,6 +48,9 @@ __all__ = [
 ]
 
 
+MOST_ROWS = 512  # of the sampler, where the settings name no number
+
+
 class Compute(Section):
     """Means and budgets of this machine.
 
@@ -61,7 +64,10 @@ class Compute(Section):
     sampler: Literal["builtin", "vllm"] = Field(
         "builtin", description="engine that draws samples; vllm needs it installed, or vllm_server"
     )
-    sampler_rows: Count = Field(512, description="responses decoded at once; max_num_seqs in vLLM")
+    sampler_rows: Count | None = Field(
+        None,
+        description="responses decoded at once; default: what fits, up to 512; max_num_seqs in vLLM",
+    )
     vllm_server: str | None = Field(
         None,
         description="address of a `reftune serve`, such as gpu2:8300; default: in this process",
@@ -92,6 +98,11 @@ class Compute(Section):
     tracker_group: str | None = Field(
         None, description="what a tracker shows together, such as the seeds of a recipe (wandb, trackio)"
     )
+
+    @property
+    def rows(self) -> int:
+        """Return how many responses are decoded at once."""
+        return self.sampler_rows or MOST_ROWS
 
 
 class Config(Section):
@@ -189,6 +200,12 @@ class Config(Section):
                 f"ppo.overlong_buffer = {ppo.overlong_buffer} is longer than a response can be; set it"
                 f" to prompt.max_new_tokens = {prompt.max_new_tokens} or less"
             )
+        given = {"clip_range", "clip_range_high"} & ppo.model_fields_set
+        if ppo.policy_loss in OWN_RANGES and not given and ppo.updates > 1:
+            raise ValueError(
+                f'ppo.policy_loss = "{ppo.policy_loss}" needs another range than ppo.clip_range ='
+                f" {ppo.clip_range}; set {OWN_RANGES[ppo.policy_loss]}"
+            )
         if lora is not None and lora.rank and ppo.reference_reset_steps:
             raise ValueError(
                 "ppo.reference_reset_steps: with LoRA the reference is the model without its adapter,"
@@ -197,12 +214,17 @@ class Config(Section):
         return ppo
 
     @model_validator(mode="after")
-    def _classes_span_what_is_left(self) -> Config:
-        classes = self.model.value_targets == "two_hot"
-        if classes and self.ppo.value_features and self.model.value_span[0] >= 0:
+    def _classes_span_the_returns(self) -> Config:
+        ppo, classes = self.ppo, self.model.value_targets == "two_hot"
+        below = (
+            "what ppo.value_features leave over of a return is often" if ppo.value_features
+            else "ppo.overlong_buffer makes returns" if ppo.overlong_buffer
+            else ""
+        )  # fmt: skip
+        if classes and below and self.model.value_span[0] >= 0:
             raise ValueError(
-                "model.value_span begins at 0 or above, and what ppo.value_features leave over of a"
-                " return is often negative; set model.value_span = [-1.0, 1.0]"
+                f"model.value_span begins at 0 or above, and {below} negative; set model.value_span ="
+                " [-1.0, 1.0]"
             )
         return self
 

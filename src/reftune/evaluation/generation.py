@@ -121,7 +121,7 @@ def _sampler(
     enough: Callable[[list[list[int]]], list[bool]] | None,
 ) -> BuiltinSampler:
     policy = make_policy(model, config.model, device=make_accelerator(config).device)
-    rows, forward = config.compute.sampler_rows, policy.packed_forward
+    rows, forward = config.compute.rows, policy.packed_forward
     return BuiltinSampler(policy.policy, ends, rows, packed_forward=forward, top_p=top_p, enough=enough)
 
 

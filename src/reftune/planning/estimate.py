@@ -46,7 +46,7 @@ def rough_seconds(run: Run, left: Sequence[str], shape: Shape | None) -> float |
 def _seconds(run: Run, work: StageWork, pace: Pace) -> float:
     saved = complete_checkpoints(run.config.run_dir / work.name)
     done = int(saved[-1].name.removeprefix("step-")) if saved else 0
-    return pace.stage(work, run.config.compute.sampler_rows) * max(0.0, 1 - done / work.steps)
+    return pace.stage(work, run.config.compute.rows) * max(0.0, 1 - done / work.steps)
 
 
 def measured_card(device: torch.device, dtype: torch.dtype) -> Card:

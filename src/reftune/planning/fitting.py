@@ -1,21 +1,34 @@
 """Fit a run to the machine before its first stage: refuse what cannot fit, choose what is left open."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from reftune.config import Config
+from reftune.config import MOST_ROWS, Config
 from reftune.launcher import local_processes, tell_once
 from reftune.planning.machine import Machine, this_machine
-from reftune.planning.memory import activation_bytes, chunk_bytes, gib, kept, replicas, total
+from reftune.planning.memory import (
+    Items,
+    activation_bytes,
+    chunk_bytes,
+    gib,
+    kept,
+    replicas,
+    sampling,
+    total,
+)
 from reftune.planning.shapes import Shape
 from reftune.planning.sharing import learning
+from reftune.planning.workload import Draw
 from reftune.problem import UserError
 from reftune.training.token_budget import MOST_TOKENS, token_budget
 
+FEWEST_ROWS = 16  # where not even they fit, memory is too small for anything else, too
+
 
 def fit(config: Config, stages: Sequence[str], device: torch.device, shape: Shape | None) -> Config:
-    """Return the settings of a run with what they leave to the machine (see `with_microbatches`).
+    """Return the settings of a run with what they leave to the machine (see `with_choices`).
 
     What depends on the data is left out, and so is a model without known sizes (see `given_shape`).
 
@@ -28,22 +41,54 @@ def fit(config: Config, stages: Sequence[str], device: torch.device, shape: Shap
     """
     if shape is None or not stages:
         return config
-    is_open = config.compute.tokens_per_microbatch is None
     machine = this_machine(device)
     for work in learning(config, stages):
-        items, stage = kept(work, shape, config, machine), work.name
-        if total(items) + machine.program > machine.memory:
-            parts = ", ".join(f"{key} {gib(value)}" for key, value in items.items())
-            raise UserError(
-                f"{stage}: {config.model.name} takes {gib(total(items))} GiB before any text is read"
-                f" ({parts}), and {machine.name} has {gib(machine.memory)}; `reftune plan` says what to"
-                " change"
-            )
-    fitted = with_microbatches(config, stages, shape, machine)
-    tokens = fitted.compute.tokens_per_microbatch
-    if is_open and tokens is not None and tokens < MOST_TOKENS:
-        tell_once(f"compute.tokens_per_microbatch = {tokens}: more would not fit into {machine.name}")
+        _refuse(work.name, kept(work, shape, config, machine), config, machine)
+    fitted = with_choices(config, stages, shape, machine)
+    for key, most in (("tokens_per_microbatch", MOST_TOKENS), ("sampler_rows", MOST_ROWS)):
+        chosen = getattr(fitted.compute, key)
+        if chosen != getattr(config.compute, key) and chosen < most:
+            tell_once(f"compute.{key} = {chosen}: more would not fit into {machine.name}")
     return fitted
+
+
+def _refuse(stage: str, items: Items, config: Config, machine: Machine) -> None:
+    """Raise UserError where the processes of a machine cannot hold what a stage keeps."""
+    processes = 1 if machine.gpu else local_processes()  # those of a CPU share its memory
+    if processes * (total(items) + machine.program) <= machine.memory:
+        return
+    parts = ", ".join(f"{key} {gib(value)}" for key, value in items.items())
+    raise UserError(
+        f"{stage}: {config.model.name} takes {gib(total(items))} GiB before any text is read ({parts})"
+        f"{f' in each of {processes} processes' if processes > 1 else ''}, and {machine.name} has"
+        f" {gib(machine.memory)}; `reftune plan` says what to change"
+    )
+
+
+def with_choices(config: Config, stages: Sequence[str], shape: Shape, machine: Machine) -> Config:
+    """Return settings that leave nothing open: see `with_microbatches` and `with_rows`."""
+    return with_rows(with_microbatches(config, stages, shape, machine), stages, shape, machine)
+
+
+def with_rows(config: Config, stages: Sequence[str], shape: Shape, machine: Machine) -> Config:
+    """Return settings that name how many responses are decoded at once, as many as fit on a CPU.
+
+    Each is taken to be as long as the settings let it be, with a prompt of its own, as where validation
+    questions are answered. On a GPU the sampler sees what is free.
+    """
+    compute, prompt = config.compute, config.prompt
+    is_open = compute.sampler_rows is None and config.model.name is not None
+    if not is_open or compute.sampler != "builtin" or machine.gpu:
+        return config
+    fullest = max(total(kept(work, shape, config, machine)) for work in learning(config, stages))
+    share = min(machine.share, machine.memory / local_processes())
+    free, rows = share - machine.program - fullest, MOST_ROWS
+    longest, longest_prompt = prompt.max_new_tokens, prompt.max_prompt_tokens
+    draw = Draw(rows, 1, longest, longest, longest_prompt, longest_prompt, learning=True)
+    while rows > FEWEST_ROWS and total(sampling(draw, shape, config, machine)) > free:
+        rows //= 2
+        draw = replace(draw, questions=rows)
+    return config.model_copy(update={"compute": compute.model_copy(update={"sampler_rows": rows})})
 
 
 def with_microbatches(config: Config, stages: Sequence[str], shape: Shape, machine: Machine) -> Config:
@@ -57,10 +102,12 @@ def with_microbatches(config: Config, stages: Sequence[str], shape: Shape, machi
     """
     if config.compute.tokens_per_microbatch is not None or config.model.name is None:
         return config
-    fullest = max(total(kept(work, shape, config, machine)) for work in learning(config, stages))
+    works = learning(config, stages)
+    fullest = max(total(kept(work, shape, config, machine)) for work in works)
     share = min(machine.share, machine.memory / (1 if machine.gpu else local_processes()))
     count = replicas(shape, machine)
     free = share - machine.program - fullest - count * chunk_bytes(machine)
-    tokens = token_budget(None, activation_bytes(shape, config), free, count, gpu=machine.gpu)
+    each = max(activation_bytes(shape, config, work.name) for work in works)
+    tokens = token_budget(None, each, free, count, gpu=machine.gpu)
     compute = config.compute.model_copy(update={"tokens_per_microbatch": tokens})
     return config.model_copy(update={"compute": compute})

@@ -11,7 +11,7 @@ from reftune.config import Config
 from reftune.model.policy import LOGITS_PER_CHUNK, LOGITS_PER_CHUNK_ON_GPU
 from reftune.planning.machine import Machine
 from reftune.planning.shapes import Shape
-from reftune.planning.workload import Draw, StageWork
+from reftune.planning.workload import Draw, StageWork, has_own_critic
 from reftune.sampling.decoders import PREFILL_TOKENS
 from reftune.sampling.static_batch import BYTES_PER_LOGIT, round_up
 from reftune.sampling.vllm.engine import CPU_CACHE
@@ -43,7 +43,7 @@ def memory(work: StageWork, shape: Shape, config: Config, machine: Machine) -> d
     if in_parts(work, config, machine) and not machine.gpu:  # of a GPU's run it is the CPU's memory
         moments["saving"] = resting | {"gathered checkpoint": 3 * FLOAT * shape.trained}
     if draws := [draw for draw in (work.draws, work.validates) if draw]:
-        fullest = max((_sampling(draw, shape, config, machine) for draw in draws), key=total)
+        fullest = max((sampling(draw, shape, config, machine) for draw in draws), key=total)
         moments["sampling"] = resting | fullest
         if work.name == "ppo" and config.ppo.async_rollouts:  # the engine reads a copy meanwhile
             builtin = config.compute.sampler == "builtin"
@@ -70,14 +70,16 @@ def kept(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Ite
     """Return what a stage holds whatever it reads; for the arguments see `memory`."""
     if in_parts(work, config, machine):
         return _kept_in_parts(work, shape, config, machine)
-    items: Items = {"weights": shape.weights * shape.bytes_each}
+    own = shape.critic if has_own_critic(work.name, config) else 0
+    items: Items = {"weights": shape.weights * shape.bytes_each + own * shape.trained_bytes}
     if work.learns:
+        trained = shape.trained + own
         if shape.trained_bytes < FLOAT:
-            items["masters"] = shape.trained * FLOAT
-        items["gradients"] = shape.trained * FLOAT * replicas(shape, machine)
-        items["optimizer"] = shape.trained * (2 if config.model.optimizer == "adamw_8bit" else 8)
+            items["masters"] = trained * FLOAT
+        items["gradients"] = trained * FLOAT * replicas(shape, machine)
+        items["optimizer"] = trained * (2 if config.model.optimizer == "adamw_8bit" else 8)
         if machine.processes > 1:  # where DDP adds gradients up
-            items["gradients to exchange"] = shape.trained * shape.trained_bytes
+            items["gradients to exchange"] = trained * shape.trained_bytes
     if _has_reference(work, shape, config, machine):
         items["reference"] = shape.weights * shape.bytes_each
     return items | _vllm_at_rest(shape, config, machine)
@@ -97,7 +99,8 @@ def in_parts(work: StageWork, config: Config, machine: Machine) -> bool:
 def _kept_in_parts(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
     """Return what a process holds of a model in parts (see `model.sharding`); adapters stay whole."""
     share = 1 / machine.processes
-    learning = shape.trained * FLOAT * (1 if shape.adapted else share)
+    own = shape.critic if has_own_critic(work.name, config) else 0
+    learning = (shape.trained + own) * FLOAT * (1 if shape.adapted else share)
     frozen = shape.weights if shape.adapted else 0
     items: Items = {
         "weights": learning + frozen * shape.bytes_each * share,
@@ -133,12 +136,12 @@ def _vllm_at_rest(shape: Shape, config: Config, machine: Machine) -> Items:
     return {"vLLM": VLLM_ASLEEP if machine.gpu else shape.weights * shape.bytes_each + CPU_CACHE}
 
 
-def activation_bytes(shape: Shape, config: Config) -> float:
-    """Return what backward needs of each token that was read."""
-    if not config.compute.gradient_checkpointing:
-        return shape.activation_bytes
-    # the states between layers, and the inside of one
-    return shape.layers * shape.width * shape.bytes_each + shape.activation_bytes / shape.layers
+def activation_bytes(shape: Shape, config: Config, stage: str) -> float:
+    """Return what backward needs of each token that was read, by the policy and a critic of its own."""
+    kept: float = shape.activation_bytes
+    if config.compute.gradient_checkpointing:  # the states between layers, and the inside of one
+        kept = shape.layers * shape.width * shape.bytes_each + shape.activation_bytes / shape.layers
+    return kept * (2 if has_own_critic(stage, config) else 1)
 
 
 def chunk_bytes(machine: Machine) -> int:
@@ -157,7 +160,7 @@ def _update(work: StageWork, shape: Shape, config: Config, machine: Machine) -> 
     count = replicas(shape, machine)
     logits = CHUNK_COPIES * FLOAT * work.targets * shape.vocabulary
     items: Items = {
-        "activations": work.microbatch * activation_bytes(shape, config) * count,
+        "activations": work.microbatch * activation_bytes(shape, config, work.name) * count,
         "logits": min(logits, chunk_bytes(machine)) * count,
         **_float32_head(shape, config, copies=count * (1 if shape.adapted else 2)),
     }
@@ -173,11 +176,12 @@ def _float32_head(shape: Shape, config: Config, copies: int) -> Items:
     return {"head in float32": size} if config.model.float32_head else {}
 
 
-def _sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Items:
+def sampling(draw: Draw, shape: Shape, config: Config, machine: Machine) -> Items:
+    """Return what drawing samples takes beside what a stage keeps."""
     if config.compute.sampler == "vllm":
         awake = _has_vllm(config) and machine.gpu
         return {"vLLM": config.compute.vllm_gpu_memory * machine.memory} if awake else {}
-    rows = min(draw.rows, config.compute.sampler_rows)
+    rows = min(draw.rows, config.compute.rows)
     prompts = min(draw.questions, math.ceil(rows / draw.samples))  # as wide as the longest of them
     tokens = prompts * draw.longest_prompt + rows * draw.longest
     if machine.gpu:  # each row has its prompt for itself (see `sampling.static_batch`)

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from reftune.config import Config
 from reftune.data.problems import load_splits
-from reftune.planning.fitting import with_microbatches
+from reftune.planning.fitting import with_choices
 from reftune.planning.machine import Machine, named_machine, this_machine
 from reftune.planning.memory import Items, memory, total
 from reftune.planning.pace import Pace, assumed
@@ -127,7 +127,7 @@ def calculate(
     lengths = measure(prompter, run.splits.train, config)
     calculation = Calculation(architecture, lengths, counts_of(run), machine)
     config = with_sharding(config, sharding, calculation.shape(config), machine)
-    config = with_microbatches(config, config.lineup.stages, calculation.shape(config), machine)
+    config = with_choices(config, config.lineup.stages, calculation.shape(config), machine)
     return config, run, calculation
 
 
@@ -169,7 +169,7 @@ def planned(
     config: Config,
 ) -> PlannedStage:
     """Return a stage with what it holds and how long it takes; without a pace nobody knows that."""
-    rows, machine = config.compute.sampler_rows, calculation.machine
+    rows, machine = config.compute.rows, calculation.machine
     if pace is None:
         return PlannedStage(work, moments, None, None)
     told = exchange_seconds(work, calculation.shape(config), config, machine)

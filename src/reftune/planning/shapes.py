@@ -33,6 +33,7 @@ class Shape:
     activation_bytes: int  # that backward needs per token, all layers
     bytes_each: int  # of a weight
     outside: int = 0  # numbers in the weights outside of layers: embeddings and head
+    critic: int = 0  # numbers that a critic of its own has for itself: those of the backbone that learn
 
     @property
     def of_a_layer(self) -> int:
@@ -91,6 +92,7 @@ def shape_of(architecture: PreTrainedConfig, config: Config, *, activations: boo
         activation_bytes=kept,
         bytes_each=dtype.itemsize,
         outside=whole - inside,
+        critic=sum(p.numel() for p in backbone_of(model).parameters() if p.requires_grad),
     )
 
 

@@ -148,14 +148,16 @@ def _steps(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, in
     # A question's prompt is read once for all its samples.
     distinct = settings.questions_per_step * lengths.prompt + rows * lengths.response
     # The reference, and the policy where the sampler's numbers are not the trainer's.
+    models = 2 if has_own_critic(stage, config) else 1
     exact = config.model.dtype == "float32" and config.compute.sampler == "builtin"
-    readers = has_reference(stage, config) + (stage == "ppo" and not exact)
+    again = stage == "ppo" and not (exact and models == 1 and not config.ppo.async_rollouts)
+    readers = has_reference(stage, config) + models * again
     padded = _microbatch(config, rows, lengths.longest_prompt + lengths.longest_response)
     share = distinct / (rows * (lengths.prompt + lengths.response))
     return StageWork(
         stage,
         steps=settings.steps,
-        learns=passes * distinct,
+        learns=passes * distinct * models,
         updates=passes * math.ceil(rows / (getattr(settings, "minibatch_size", None) or rows)),
         reads=distinct * readers,
         reference=has_reference(stage, config),
@@ -170,6 +172,11 @@ def _steps(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, in
 def has_reference(stage: str, config: Config) -> bool:
     """Tell whether a stage has a frozen model beside the one that learns."""
     return stage == "ppo" and config.ppo.kl_coef > 0
+
+
+def has_own_critic(stage: str, config: Config) -> bool:
+    """Tell whether a stage's critic is a model of its own, which learns as the policy does."""
+    return stage == "ppo" and config.model.value_model == "separate" and config.ppo.kind.critic
 
 
 def _asking(stage: str, config: Config, lengths: Lengths, counts: Mapping[str, int]) -> StageWork:

@@ -71,10 +71,11 @@ def answer_with(run: Run, name: str) -> list[AnsweredQuestion]:
     """Answer the test questions with one of the run's models; rank the samples if it has a reranker."""
     config, test = run.config, run.splits.test
     policy, prompter = run.load_policy(name), run.prompter(name)
-    rows = config.compute.sampler_rows
+    rows = config.compute.rows
     generator = make_generator(policy, prompter, run.judge, run.accelerator, config.compute)
     pieces = config.run_dir / "evaluation" / PIECES / name
     answered = answer_questions(generator, test, config.evaluation, config.seed, rows, pieces)
+    del policy, generator  # the reranker needs their room
     if config.evaluation.rerank and name in config.lineup.reranked:
         budget = token_budget(config.compute.tokens_per_microbatch)
         rank(load_reranker(run, name), prompter, test, answered, run.accelerator, budget)

@@ -44,7 +44,7 @@ def make_sampler(
     return (BuiltinSampler if whole else CopySampler)(
         policy.policy if whole else whole_copy(policy, accelerator.device),
         response_ends(policy.policy, prompter.eos),
-        compute.sampler_rows,
+        compute.rows,
         packed_forward=policy.packed_forward,
         context=computing(accelerator),
         value_head=policy.value_head if policy.value_backbone is None else None,
@@ -120,7 +120,7 @@ def _settings(
         architecture_of(policy.policy),
         str(dtype).removeprefix("torch."),
         int(min(longest, position_limit(policy.policy.config))),
-        compute.sampler_rows,
+        compute.rows,
     )
 
 

@@ -55,7 +55,7 @@ def needs(config: Config) -> dict[str, str]:
         found["bitsandbytes"] = f'model.optimizer = "{model.optimizer}"'
     if str(model.name or "").endswith(".gguf"):
         found["gguf"] = f"model.name = {model.name}"
-    if any(str(source).startswith(GYM) for source in (data.train, data.test, *data.mixture)):
+    if any(str(source).startswith(GYM) for source in (*data.trained_on, *data.tested_on)):
         found["reasoning_gym"] = "[data]"
     if config.compute.sampler == "vllm" and config.compute.vllm_server is None:
         found["vllm"] = 'compute.sampler = "vllm"'
