@@ -69,6 +69,32 @@ def test_the_exit_code_is_that_of_the_process_that_failed(tmp_path: Path) -> Non
     assert "compute.sharding = none" in output
 
 
+@pytest.mark.parametrize(
+    ("processes", "gpu", "nodes", "expected"),
+    [(1, True, 1, False), (2, True, 1, True), (1, True, 2, True), (2, False, 1, False)],
+)
+def test_accelerate_starts_several_processes_on_gpus_alone(
+    processes: int, gpu: bool, nodes: int, expected: bool
+) -> None:
+    assert Start(processes, gpu, nodes).by_accelerate == expected
+
+
+def test_one_gpu_has_the_exit_code_and_the_sentence_of_its_process(tmp_path: Path) -> None:
+    """For one process accelerate's launcher would raise: a traceback, and the exit code 1."""
+    config, missing = str(tiny_run.write_config(tmp_path)), str(tmp_path / "missing.jsonl")
+    arguments = [config, "--gpus", "1", "--sharding", "none", "--set", f"data.train={missing}"]
+    pretended = (
+        "import sys, torch; torch.cuda.device_count = lambda: 1; from reftune.cli import main;"
+        f" sys.argv = ['reftune', 'launch', *{arguments!r}]; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", pretended], capture_output=True, text=True, timeout=120, check=False
+    )
+    told = done.stdout + done.stderr
+    assert (done.returncode, "Traceback" in told) == (2, False), told
+    assert f"{missing}: no such file" in told
+
+
 @pytest.mark.slow
 def test_a_run_goes_through_in_parts_and_says_so(tmp_path: Path) -> None:
     config = str(tiny_run.write_config(tmp_path))

@@ -39,6 +39,11 @@ class Start:
         """Return how many there are on all machines."""
         return self.processes * self.nodes
 
+    @property
+    def by_accelerate(self) -> bool:
+        """Tell whether `accelerate launch` starts them: not one process, which nothing would end."""
+        return self.gpu and self.all_processes > 1
+
     def accelerate(self) -> dict[str, Any]:
         """Return the configuration for `accelerate launch` on this machine."""
         several = self.all_processes > 1
@@ -106,7 +111,8 @@ def run_processes(start: Start, path: Path, arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // start.processes)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes have said it
     try:
-        (_on_gpus if start.gpu else _on_cpu)(start, path, ["-m", "reftune", *arguments])
+        program = ["-m", "reftune", *arguments]
+        _by_accelerate(path, program) if start.by_accelerate else _by_torchrun(start, program)
     except ChildFailedError as error:
         code = int(error.get_first_failure()[1].exitcode)
         return code if code > 0 else 128 - code
@@ -115,16 +121,17 @@ def run_processes(start: Start, path: Path, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _on_gpus(start: Start, path: Path, program: Sequence[str]) -> None:
+def _by_accelerate(path: Path, program: Sequence[str]) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     launch_command(launch_command_parser().parse_args(["--config_file", str(path), *program]))
 
 
-def _on_cpu(start: Start, path: Path, program: Sequence[str]) -> None:
+def _by_torchrun(start: Start, program: Sequence[str]) -> None:
     from torch.distributed.run import parse_args, run
 
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if not start.gpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     where = [f"--nnodes={start.nodes}", f"--node-rank={start.node}"]
     where += [f"--master-addr={start.host}", f"--master-port={start.port}"]
     run(parse_args([*where, f"--nproc-per-node={start.processes}", *program]))
