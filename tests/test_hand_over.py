@@ -66,6 +66,18 @@ def test_transformers_opens_the_same_model(tmp_path: Path, family: str) -> None:
         assert (out / name).read_text() == (source / name).read_text()
 
 
+def test_an_adapter_comes_along_and_the_card_says_what_it_is(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model")
+    reftune.export(source, tmp_path / "plain")
+    assert not (tmp_path / "plain/adapter").exists()
+    assert "LoRA" not in (tmp_path / "plain/README.md").read_text()
+    (source / "adapter").mkdir()
+    (source / "adapter/adapter_config.json").write_text("{}")
+    reftune.export(source, tmp_path / "out")
+    assert (tmp_path / "out/adapter/adapter_config.json").read_text() == "{}"
+    assert "`adapter/` has it by itself" in (tmp_path / "out/README.md").read_text()
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_its_files_are_what_vllms_loader_reads(tmp_path: Path, tied: bool) -> None:
     """vLLM was not run here: it takes the class of config.json, and refuses names that this has not."""

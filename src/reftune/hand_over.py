@@ -13,6 +13,7 @@ from reftune.files import atomic_directory, check_writable
 from reftune.model.gguf import is_gguf
 from reftune.model.loading import load_both, saved_dtype
 from reftune.model.prompts import SETTINGS_FILE, saved_settings
+from reftune.model.saving import ADAPTER_FOLDER
 from reftune.problem import UserError
 from reftune.reporting.run.model_card import Asked, model_card
 from reftune.runs.run_dir import choose_model
@@ -49,6 +50,8 @@ def export(
         tokenizer.save_pretrained(temporary)
         if (Path(directory) / SETTINGS_FILE).exists():
             _copy_settings(Path(directory), temporary, dtype)
+        if (adapter := Path(directory) / ADAPTER_FOLDER).is_dir():
+            shutil.copytree(adapter, temporary / ADAPTER_FOLDER)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return out
 
@@ -90,7 +93,8 @@ def _asked(
         prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     most = model.generation_config.max_new_tokens if model.generation_config else None
     program = settings.get("data", {}).get("cot") == "program"
-    return Asked(name, EXAMPLE, prompt, program, most or 300, trained=bool(settings))
+    adapter = ADAPTER_FOLDER if (Path(directory) / ADAPTER_FOLDER).is_dir() else ""
+    return Asked(name, EXAMPLE, prompt, program, most or 300, bool(settings), adapter)
 
 
 def _own_license(directory: str) -> str | None:

@@ -12,6 +12,8 @@ from reftune.model.policy import PolicyWithValue
 from reftune.model.prompts import Prompter
 from reftune.model.sharding import gathered_weights, sharded
 
+ADAPTER_FOLDER = "adapter"  # in a model's directory, beside the weights that it is part of
+
 
 def whole_weights(policy: PolicyWithValue, *, keep: bool) -> dict[str, Tensor] | None:
     """Return the weights of a sharded policy for `save_policy`; None where it is whole.
@@ -53,7 +55,7 @@ def save_policy(
         with merged(model):
             _save(without_adapter(model) if has_adapter(model) else model, directory, dtype)
     if has_adapter(model):
-        save_adapter(model, directory / "adapter")
+        save_adapter(model, directory / ADAPTER_FOLDER)
 
 
 def _save(

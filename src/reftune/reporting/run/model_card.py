@@ -27,6 +27,7 @@ class Asked:
         program: whether it answers with programs.
         max_new_tokens: that an answer may have.
         trained: whether reftune trained it, and knows how to ask it.
+        adapter: folder with the adapter that is part of its weights; "" where there is none.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Asked:
     program: bool
     max_new_tokens: int
     trained: bool
+    adapter: str = ""
 
 
 def model_card(
