@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from reftune.sampling.vllm import client, server, wire
 from reftune.sampling.vllm.client import RemoteEngine, ask_server, parsed
 from reftune.sampling.vllm.engine import VllmEngine
 from reftune.sampling.vllm.sampler import VllmSampler
-from reftune.sampling.vllm.server import SampleServer
+from reftune.sampling.vllm.server import STALE, SampleServer
 from reftune.training.samplers import check_sampler, make_sampler
 from test_vllm_sampler import ENDS, PROMPTS, SEEDS, draw, gap, settings_of, tied_model
 from tiny_stage import PROMPTER
@@ -87,6 +88,15 @@ def test_many_files_make_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
         sampler = VllmSampler(engine_at(address), ENDS, TIED)
         sampler.update_weights(plain_weights(model))
         assert gap(model, draw(sampler)) < 1e-4
+
+
+def test_weights_whose_sender_has_died_are_thrown_away_when_others_come() -> None:
+    with serving() as (served, _):
+        lost, coming = served.begin("lost"), served.begin("coming")
+        then = time.time() - STALE - 1
+        os.utime(lost, (then, then))
+        assert served.begin("next").is_dir()
+        assert (lost.exists(), coming.exists()) == (False, True)
 
 
 def test_another_process_waits_for_the_weights_that_the_first_one_sends() -> None:

@@ -17,6 +17,7 @@ from reftune.sampling.vllm.engine import VllmEngine
 from reftune.sampling.vllm.sampler import SETTING, Draw, EngineSettings
 from reftune.sampling.vllm.wire import BEAT_SECONDS, OTHER_WEIGHTS, as_rows, authorization
 
+STALE = 600.0  # seconds without another part: whoever sent these weights has died
 MakeEngine = Callable[[EngineSettings], VllmEngine]
 
 
@@ -54,6 +55,16 @@ class SampleServer(ThreadingHTTPServer):
     def place(self, version: str) -> Path:
         """Return where files of these weights lie, whatever the version is called."""
         return self.files / version.encode().hex()
+
+    def begin(self, version: str) -> Path:
+        """Make room for weights that come, also by leaving out what has stopped coming."""
+        with self.opening:
+            for place in self.files.iterdir():
+                if time.time() - place.stat().st_mtime > STALE:
+                    shutil.rmtree(place, ignore_errors=True)
+        place = self.place(version)
+        place.mkdir(exist_ok=True)
+        return place
 
     def load(self, version: str) -> None:
         """Let the engine take over the files that have come."""
@@ -95,8 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _keep_part(self) -> dict[str, Any]:
         _, _, version, number = self.path.split("/")
-        place = self.server.place(version)
-        place.mkdir(exist_ok=True)
+        place = self.server.begin(version)
         left = int(self.headers["Content-Length"])
         with (place / f"{int(number):05d}.safetensors").open("wb") as file:
             while left and (read := self.rfile.read(min(left, 2**20))):

@@ -89,7 +89,11 @@ class Ahead:
 
         thread = Thread(target=work, name="ahead", daemon=True)
         thread.start()
-        yield
+        try:
+            yield
+        except Exception:  # what follows closes the engine that the thread works with
+            thread.join()
+            raise
         thread.join()
         [found] = drawn
         if isinstance(found, Exception):
