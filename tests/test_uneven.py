@@ -42,9 +42,16 @@ def metrics(run: Path, stage: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_process_without_a_question_or_a_row_takes_part(tmp_path: Path) -> None:
+# In parts all processes have to gather each weight: one that reads nothing would hold up the others.
+CUT = pytest.mark.parametrize(
+    "cut", [(), pytest.param(("compute.sharding=fsdp2",), marks=pytest.mark.slow, id="fsdp2")]
+)
+
+
+@CUT
+def test_a_process_without_a_question_or_a_row_takes_part(tmp_path: Path, cut: tuple[str, ...]) -> None:
     config = str(tiny_run.write_all_methods(tmp_path))
-    two = finish(tmp_path, config, "two", *FEW)
+    two = finish(tmp_path, config, "two", *FEW, *cut)
     sets = [x for change in FEW for x in ("--set", change)]
     Child("reftune", "run", config, "--name", "one", *sets, float64=True).finish()
     one = tmp_path / "runs/one"
@@ -55,7 +62,10 @@ def test_a_process_without_a_question_or_a_row_takes_part(tmp_path: Path) -> Non
     assert len(metrics(one, "ppo")) == len(metrics(two, "ppo")) == 2
 
 
-def test_where_all_rewards_are_equal_all_processes_skip_what_teaches_nothing(tmp_path: Path) -> None:
+@CUT
+def test_where_all_rewards_are_equal_all_processes_skip_what_teaches_nothing(
+    tmp_path: Path, cut: tuple[str, ...]
+) -> None:
     config = str(tiny_run.write_config(tmp_path))
     (tmp_path / "mine.py").write_text(REWARD)
     changes = [
@@ -63,7 +73,7 @@ def test_where_all_rewards_are_equal_all_processes_skip_what_teaches_nothing(tmp
         "data.validation_size=1", "data.max_test=1", "sft.epochs=1", "sft.warmup_epochs=1",
         "evaluation.samples=0",
     ]  # fmt: skip
-    rows = metrics(finish(tmp_path, config, "equal", *changes), "ppo")
+    rows = metrics(finish(tmp_path, config, "equal", *changes, *cut), "ppo")
     assert [row["questions_kept"] for row in rows] == [0, 0, 0]
     assert [row["draws"] for row in rows] == [2, 2, 2]
     assert sum(row["questions_left_out"] for row in rows) > 0

@@ -27,6 +27,7 @@ from reftune.model.wording import answer_style
 from reftune.problem import AnsweredQuestion, Cot, Problem, UserError
 from reftune.runs.display import Display
 from reftune.runs.setup import check_prompts, judge_of, make_accelerator, with_prompt
+from reftune.training.first_prompts import check_first_prompts
 from reftune.training.rollouts import Generator, make_generator
 from reftune.training.types import GradedSample
 
@@ -115,7 +116,7 @@ def evaluate_on(
     judge = judge_of(config, problems, own_reward(config.reward))
     opened = open_model(config, judge, problems, shown, tuple(stop))
     with Display("evaluate", 1, shown=opened.generator.accelerator.is_main_process):
-        at_once = config.compute.sampler_rows
+        at_once = config.compute.rows
         answers = answer_questions(opened.generator, problems, config.evaluation, config.seed, at_once)
     judged = judged_by_all({"": answers})[""]
     also = {
@@ -181,7 +182,8 @@ def open_model(
     Args:
         config: see `model_config`.
         judge: of its answers; default: one that finds them, whatever they are.
-        problems: that it will be asked; raises UserError where one of them is too long.
+        problems: that it will be asked; raises UserError where one of them is too long, or where the
+            sampler does not say of the first what the model's own forward pass says.
         shots: solved examples before each; the limit of a prompt's length is without them.
         stop: texts at which an answer is cut.
     """
@@ -199,6 +201,7 @@ def open_model(
     policy = make_policy(model, config.model, device=accelerator.device)
     judge = judge or _extractor(config)
     generator = make_generator(policy, prompter, judge, accelerator, config.compute, stop)
+    check_first_prompts(generator, policy, problems)
     return OpenModel(config, policy.policy, generator)
 
 
