@@ -45,8 +45,13 @@ OTHERS = [
 
 def rows_of(table: str) -> dict[str, str]:
     """Return how each model type of a Markdown table is used."""
-    rows = re.findall(r"^\| (\S+) \| (.*) \|$", table, flags=re.MULTILINE)
-    return {kind: use for kind, use in rows if kind not in ("model", "---")}
+    return {kind: use for kind, (use, _) in columns_of(table).items()}
+
+
+def columns_of(table: str) -> dict[str, tuple[str, str]]:
+    """Return of each model type how it is used, and the largest gap of a log-probability; "": refused."""
+    rows = re.findall(r"^\| (\S+) \| (.*) \| (.*) \|$", table, flags=re.MULTILINE)
+    return {kind: (use, gap.strip()) for kind, use, gap in rows if kind not in ("model", "---")}
 
 
 def test_the_page_knows_what_is_known_here() -> None:
@@ -55,6 +60,13 @@ def test_the_page_knows_what_is_known_here() -> None:
         assert page[kind].split(":")[0] == use
     assert set(OTHERS) <= page.keys()
     assert not any("WRONG" in use for use in page.values())
+
+
+def test_log_probabilities_are_those_of_the_model_to_1e_4_or_to_what_its_own_cache_is_off() -> None:
+    found = columns_of(PAGE.read_text(encoding="utf-8"))
+    far = {kind for kind, (use, gap) in found.items() if gap and float(gap) > 1e-4}
+    assert far == {kind for kind, (use, _) in found.items() if "its own cache says" in use}
+    assert sum(bool(gap) for _, gap in found.values()) == 151
 
 
 @pytest.mark.slow

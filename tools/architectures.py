@@ -13,7 +13,8 @@ different times, within the model's window and beyond it:
 - its greedy text.
 
 Prints a Markdown table of how each is used: packed (prompts and beginnings are read once), padded, or
-refused with a sentence. The exit code is 1 if something is WRONG or fails otherwise than by a sentence.
+refused with a sentence; and by how much log-probabilities differ at most, of the trainer or the sampler.
+The exit code is 1 if something is WRONG or fails otherwise than by a sentence.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ from reftune.sampling.sampler import Sample
 MOST_PARAMETERS = 5e6
 MEMORY = 8 * 2**30
 SECONDS = 120.0
-TOLERANCE = 5e-3  # of numbers around 1 in float32
+EXACT = 1e-4  # of log-probabilities in float32
+TOLERANCE = 5e-3  # of gradients, sums over all tokens; and of a greedy token's distance from the best
+# What is compared with the model's own pass over the whole text; `CACHED` with one by its cache.
+READ, SAMPLED = "log-probabilities of the trainer", "log-probabilities of the sampler"
+CACHED, OTHERS = "log-probabilities of the sampler beside the model's cache", ("gradient", "greedy text")
 PROMPT_LENGTHS = {"short": ((2, 1, 3), 3), "long": ((3, 11, 1, 7), 12)}  # and tokens to sample
 SAMPLES = 4  # of each prompt
 ROWS = 7  # decoded at once: fewer than there are, so that some enter when others leave
@@ -58,18 +63,20 @@ class Result(NamedTuple):
 
     use: str
     right: bool = True
+    gap: float | None = None  # the largest of a log-probability
 
 
 def main() -> None:
     """Try the architectures that are named, or all; print the table."""
     quiet()
     kinds = sys.argv[1:] or sorted([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS])
-    print("| model type | use |\n| --- | --- |")
+    print("| model type | use | largest gap |\n| --- | --- | --- |")
     right = True
     for kind in kinds:
         result = try_apart(kind)
         right = right and result.right
-        print(f"| {kind} | {result.use} |", flush=True)
+        gap = "" if result.gap is None else f"{result.gap:.0e}"
+        print(f"| {kind} | {result.use} | {gap} |", flush=True)
     sys.exit(not right)
 
 
@@ -137,16 +144,25 @@ def try_model(model: PreTrainedModel) -> Result:
     plain = copy.deepcopy(model)
     policy = make_policy(model, Model(name="tiny"), critic=True, trainable=True)
     sampler = BuiltinSampler(policy.policy, ENDS, ROWS, packed_forward=policy.packed_forward)
-    faults = [
-        f"{fault} ({name})"
+    found = {
+        name: distances(policy, sampler, plain, make_prompts(lengths), new)
         for name, (lengths, new) in PROMPT_LENGTHS.items()
-        for fault in find_faults(policy, sampler, plain, make_prompts(lengths), new)
+    }
+    own = any(row[SAMPLED] > EXACT for row in found.values())  # then its cache must be as far
+    judged = (READ, CACHED if own else SAMPLED, *OTHERS)
+    faults = [
+        f"{what}: {row[what]:.1e} off ({name})"
+        for name, row in found.items()
+        for what in judged
+        if not row[what] <= (TOLERANCE if what in OTHERS else EXACT)  # nor is nan
     ]
     if faults:
         return Result(f"WRONG: {'; '.join(faults)}", right=False)
+    gap = max(max(row[READ], row[SAMPLED]) for row in found.values())
     packs, shares = policy.packed_forward.supports_packing, sampler.shares_prompts
     ways = {(True, True): "packed", (True, False): "packed in training, padded in sampling"}
-    return Result(ways.get((packs, shares), "padded") + _unreached(policy))
+    remark = "; its own cache says something else than the whole text, too" if own else ""
+    return Result(ways.get((packs, shares), "padded") + remark + _unreached(policy), gap=gap)
 
 
 def _unreached(policy: PolicyWithValue) -> str:
@@ -163,14 +179,14 @@ def make_prompts(lengths: Sequence[int]) -> list[list[int]]:
     return [prompt for prompt in distinct for _ in range(SAMPLES)]
 
 
-def find_faults(
+def distances(
     policy: PolicyWithValue,
     sampler: BuiltinSampler,
     plain: PreTrainedModel,
     prompts: list[list[int]],
     new: int,
-) -> list[str]:
-    """Return what of trainer and sampler differs from the plain model, with by how much."""
+) -> dict[str, float]:
+    """Return by how much trainer and sampler differ from the plain model, in several things."""
     samples, greedy = (
         sampler.sample(prompts, range(len(prompts)), max_new_tokens=new, temperature=t)
         for t in (1.0, 0.0)
@@ -178,21 +194,33 @@ def find_faults(
     expected = [read_alone(plain, s.prompt, s.tokens) for s in samples]
     trained = policy(collate([s.prompt for s in samples], [s.tokens for s in samples])).logprobs
     weights = [torch.randn(len(row), generator=torch.Generator().manual_seed(2)) for row in expected]
+    drawn = [torch.tensor(s.logprobs) for s in samples]
+    by_cache = [read_by_cache(plain, s.prompt, s.tokens) for s in samples]
     read = [row[: len(other)] for row, other in zip(trained, expected, strict=True)]
-    faults = {
-        "log-probabilities of the trainer": _distance(read, expected),
-        "of the sampler": _distance([torch.tensor(s.logprobs) for s in samples], expected),
-        "gradient": _gradient_distance(policy.policy, plain, read, expected, weights),
-        "greedy text": max(greedy_distance(plain, s, new) for s in greedy),
+    return {
+        READ: _distance(read, expected),
+        SAMPLED: _distance(drawn, expected),
+        CACHED: _distance(drawn, by_cache),
+        OTHERS[0]: _gradient_distance(policy.policy, plain, read, expected, weights),
+        OTHERS[1]: max(greedy_distance(plain, s, new) for s in greedy),
     }
-    # Not `distance > TOLERANCE`, which nan is not.
-    return [f"{name}: {off:.1e} off" for name, off in faults.items() if not off <= TOLERANCE]
 
 
 def read_alone(plain: PreTrainedModel, prompt: list[int], response: list[int]) -> Tensor:
     """Return the log-probability of each token of a response, read as one text."""
     logits = plain(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1)[torch.arange(len(response)), response]
+
+
+@torch.no_grad()
+def read_by_cache(plain: PreTrainedModel, prompt: list[int], response: list[int]) -> Tensor:
+    """Return the same from the model's own cache, a token at a time: some round far otherwise there."""
+    found, cache, ids = [], None, torch.tensor([prompt])
+    for token in response:
+        output = plain(input_ids=ids, past_key_values=cache, use_cache=True)
+        found.append(output.logits[0, -1].log_softmax(-1)[token])
+        cache, ids = output.past_key_values, torch.tensor([[token]])
+    return torch.stack(found)
 
 
 def greedy_distance(plain: PreTrainedModel, sample: Sample, new: int) -> float:

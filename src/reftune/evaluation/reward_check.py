@@ -173,10 +173,6 @@ _RIGHT = {"natural": _RIGHT_TEXTS, "program": _RIGHT_PROGRAMS}
 _WRONG = {"natural": _WRONG_TEXTS, "program": _WRONG_PROGRAMS}
 
 
-_RIGHT = {"natural": _RIGHT_TEXTS, "program": _RIGHT_PROGRAMS}
-_WRONG = {"natural": _WRONG_TEXTS, "program": _WRONG_PROGRAMS}
-
-
 def table(found: Sequence[Tried]) -> Iterator[str]:
     """Yield the lines of a table: what was tried, how often it was judged wrongly, with intervals."""
     width = max(len(one.name) for one in found)
