@@ -149,6 +149,14 @@ def test_behind_examples_in_plain_text_the_next_question_ends_an_answer(folder: 
     assert open_model(config).generator.stop == ()
 
 
+def test_behind_programs_an_empty_line_ends_one_unless_an_example_has_one(folder: Path) -> None:
+    config = model_config(str(folder / "one/model"), cot="program")
+    chain = "def solution():\n    return 4"
+    shots = [Problem("s", "What is 4?", "4", chain), Problem("t", "What is 4?", "4", chain + "\n\n")]
+    assert open_model(config, shots=shots[:1]).generator.stop == ("\nQuestion:", "\n\n")
+    assert open_model(config, shots=shots).generator.stop == ("\nQuestion:",)
+
+
 def test_examples_make_no_prompt_too_long(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

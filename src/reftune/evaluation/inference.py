@@ -22,7 +22,7 @@ from reftune.grading.cells import as_text
 from reftune.grading.judge import Judge, make_extractor, make_sandbox
 from reftune.grading.rewards import own_reward
 from reftune.model.loading import load_both, make_policy, refuse_run
-from reftune.model.prompts import Prompter, make_prompter, saved_settings
+from reftune.model.prompts import SHOT_END, Prompter, make_prompter, saved_settings
 from reftune.model.wording import answer_style
 from reftune.problem import AnsweredQuestion, Cot, Problem, UserError
 from reftune.runs.display import Display
@@ -213,11 +213,19 @@ def _with_shots(
     longer = len(shown.encode_prompt(shots[0])) - len(prompter.encode_prompt(shots[0]))
     limit = prompter.settings.max_prompt_tokens + longer
     settings = prompter.settings.model_copy(update={"max_prompt_tokens": limit})
+    return replace(shown, settings=settings), stop or _ends(prompter, shots)
+
+
+def _ends(prompter: Prompter, shots: Sequence[Problem]) -> tuple[str, ...]:
+    """Return where a model that has not learnt to end has said what the examples say, in plain text."""
     asked = prompter.wording.asked
+    if asked.style != "plain":
+        return ()
     begins = str(asked.template).partition("{question}")[0].strip()
-    if asked.style == "plain" and begins and not stop:  # a model that has not learnt to end goes on
-        stop = (f"\n{begins}",)
-    return replace(shown, settings=settings), stop
+    ends = [f"\n{begins}"] if begins else []
+    if asked.answer_style == "function" and not any(SHOT_END in str(shot.chain) for shot in shots):
+        ends.append(SHOT_END)
+    return tuple(ends)
 
 
 def _extractor(config: Config) -> Judge:

@@ -194,11 +194,14 @@ class Prompter:
         if self.wording.asked.style == "chat":
             turns = [(asked, "".join(said)) for asked, *said in shots]
             return Chat(self.tokenizer, self.wording.asked, turns).ids(text)
-        text = SHOT_END.join(["".join(pieces) for pieces in shots] + [text])
-        ids, bos = self._plain(text), self.tokenizer.bos_token_id
+        # Examples in the pieces of what is asked: as one text a program's opening would be other tokens.
+        pieces = [piece for asked, *said in shots for piece in (asked, *said[:-1], said[-1] + SHOT_END)]
+        first, *others = [*pieces, text]
+        ids, bos = self._plain(first), self.tokenizer.bos_token_id
         # See what the tokenizer does: the attribute add_bos_token is often missing, or lost on saving.
-        starts_with_bos = self.tokenizer(text).input_ids[: len(ids) + 1] == [bos, *ids]
-        return [bos, *ids] if starts_with_bos else ids
+        starts_with_bos = self.tokenizer(first).input_ids[: len(ids) + 1] == [bos, *ids]
+        begin = [bos, *ids] if starts_with_bos else ids
+        return begin + [token for piece in others if piece for token in self._continuation(piece)]
 
     def _opening(self, problem: Problem) -> list[int]:
         return self._continuation(self.wording.opening(problem))
