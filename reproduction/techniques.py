@@ -81,7 +81,7 @@ TOLD = (
     "(Differences are over the seeds and questions that both have, with 95% intervals; p-values are"
     " corrected for the techniques of a table. Explained: the share of the returns' variance that the"
     f" critic explains, in {LAST} steps at PPO's end, over all tokens and in each quarter of a response."
-    " Accuracies over different seeds cannot be compared: look at differences. With one seed: this model,"
+    " Accuracies over different seeds are not comparable; differences are. With one seed: this model,"
     " not this method.)"
 )
 

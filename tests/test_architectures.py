@@ -49,7 +49,7 @@ def rows_of(table: str) -> dict[str, str]:
 
 
 def columns_of(table: str) -> dict[str, tuple[str, str]]:
-    """Return of each model type how it is used, and the largest gap of a log-probability; "": refused."""
+    """Return how each model type is used, and the largest gap of a log-probability; "": refused."""
     rows = re.findall(r"^\| (\S+) \| (.*) \| (.*) \|$", table, flags=re.MULTILINE)
     return {kind: (use, gap.strip()) for kind, use, gap in rows if kind not in ("model", "---")}
 

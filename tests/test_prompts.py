@@ -308,7 +308,7 @@ def test_examples_stand_before_the_question_in_plain_text(kind: str, cot: Cot) -
     assert spell(kind, without_bos(kind, shown.encode_prompt(asked))) == (
         f"Question:\n2 + 2?\nAnswer reasoning:\n{said}\n\nQuestion:\n3 + 3?\nAnswer reasoning:\n{begins}"
     )
-    # In the tokens in which it would be asked: what follows a program's opening begins as it will have to.
+    # In the tokens in which it would be asked: so lines begin as behind the opening that is given away.
     as_asked = plain.encode_prompt(shot)
     assert shown.encode_prompt(asked)[: len(as_asked)] == as_asked
     tokens = plain.encode_example(shot)[1]
