@@ -339,11 +339,11 @@ def test_the_table_gives_maxrl_the_rewards_without_the_penalty() -> None:
 
 
 def test_a_question_whose_samples_all_score_the_same_teaches_nothing() -> None:
-    rewards = torch.full((5, 1), 0.1)
-    groups = torch.tensor([0, 0, 0, 0, 3])  # question 3 has one sample only
+    rewards = torch.full((10, 1), 0.1)
+    groups = torch.tensor([0] * 9 + [3])  # question 3 has one sample only
     for scale in (False, True):
-        # Exactly: what rounding leaves of the mean of five times 0.1 would be learnt from else.
-        assert group(rewards, torch.ones(5, 1), groups, scale).tolist() == [[0.0]] * 5
+        # Exactly: the mean of nine times 0.1 is not 0.1, and what is left would be learnt from.
+        assert group(rewards, torch.ones(10, 1), groups, scale).tolist() == [[0.0]] * 10
         small = group(torch.tensor([[2e-6], [1e-6]]), torch.ones(2, 1), groups[:2], scale)
         assert small.sign().tolist() == [[1.0], [-1.0]]  # however little a reward tells apart
 

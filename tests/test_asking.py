@@ -149,6 +149,19 @@ def test_behind_examples_in_plain_text_the_next_question_ends_an_answer(folder: 
     assert open_model(config).generator.stop == ()
 
 
+def test_a_sampler_that_says_something_else_of_the_first_questions_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "reftune.evaluation.inference.check_first_prompts",
+        lambda generator, policy, problems: asked.append((generator, problems)),
+    )
+    problems = [Problem("s", "What is 4?", "4", "It is 4.")]
+    opened = open_model(model_config(str(folder / "one/model"), cot="natural"), problems=problems)
+    assert asked == [(opened.generator, problems)]
+
+
 def test_behind_programs_an_empty_line_ends_one_unless_an_example_has_one(folder: Path) -> None:
     config = model_config(str(folder / "one/model"), cot="program")
     chain = "def solution():\n    return 4"

@@ -403,6 +403,31 @@ def test_two_hot_beside_features_needs_a_span_on_both_sides_of_0() -> None:
     assert parsed("ppo.samples_per_question=1", both[1]).ppo.value_features == ["surprise"]
 
 
+def test_two_hot_beside_a_price_for_length_needs_one_too() -> None:
+    both = ["model.value_targets=two_hot", "ppo.overlong_buffer=20"]
+    with pytest.raises(UserError, match=r"overlong_buffer makes returns negative; set model.value_span"):
+        parsed(*both)
+    assert parsed(*both, "model.value_span=[-1.0, 1.0]").ppo.overlong_buffer == 20
+
+
+@pytest.mark.parametrize(
+    ("loss", "told", "given"),
+    [
+        ("gspo", "set ppo.clip_range = 3e-4 and ppo.clip_range_high = 4e-4", "ppo.clip_range=3e-4"),
+        ("cispo", "set ppo.clip_range_high = 4", "ppo.clip_range_high=4"),
+    ],
+)
+def test_what_bounds_another_thing_than_a_ratio_wants_a_range_of_its_own(
+    loss: str, told: str, given: str
+) -> None:
+    with pytest.raises(
+        UserError, match=f'"{loss}" needs another range than ppo.clip_range = 0.2; {told}'
+    ):
+        parsed(f"ppo.policy_loss={loss}")
+    assert parsed(f"ppo.policy_loss={loss}", given).ppo.policy_loss == loss
+    assert parsed(f"ppo.policy_loss={loss}", "ppo.ppo_epochs=1").ppo.updates == 1  # nothing is clipped
+
+
 def test_what_is_switched_off_may_be_said() -> None:
     off = ["ppo.whiten=false", "ppo.value_coef=0", "ppo.value_pretraining_steps=0"]
     assert parsed(*GROUPED, *off).ppo.advantage == "group"

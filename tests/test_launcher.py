@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from reftune.launcher import check_launcher, local_processes, rank
+from reftune.launcher import check_launcher, free_port, local_processes, rank
 from reftune.problem import UserError
 
 
@@ -26,4 +28,17 @@ def test_what_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, told: str
 def test_whatever_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "z")
     with pytest.raises(UserError, match=f"^the environment says {name} = 'z', which is no number"):
+        check_launcher()
+
+
+def test_a_launcher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its store elsewhere the processes look for each other by themselves."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port := free_port()))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    check_launcher()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(UserError, match=rf"^the launcher does not answer at 127.0.0.1:{port} .*again$"):
+        check_launcher()
+    with socket.create_server(("127.0.0.1", port)):
         check_launcher()

@@ -134,7 +134,10 @@ def test_a_critic_of_its_own_has_what_the_policy_has_but_is_in_no_reference() ->
     assert memory(work(), shape, cut, replace(GPU, processes=2))["update"]["optimizer"] == 8 * 800
     # Neither another stage has it, nor PPO without a critic.
     assert memory(replace(work(), name="sft"), shape, own, GPU)["update"]["optimizer"] == 8000
-    rloo = make_config(model={"name": "m"}, ppo={"advantage": "rloo", "samples_per_question": 2})
+    rloo = make_config(
+        model={"name": "m", "value_model": "separate"},
+        ppo={"advantage": "rloo", "samples_per_question": 2},
+    )
     assert memory(work(), shape, rloo, GPU)["update"]["optimizer"] == 8000
 
 

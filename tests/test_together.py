@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tiny_run
 from child import Child, start_together
 from precision import CLOSE
 from reftune import interrupts
+from reftune.launcher import free_port
 from reftune.problem import ToldElsewhere, UserError
 from reftune.runs import together
 from reftune.runs.together import Ending, Others
@@ -237,3 +239,11 @@ def test_the_same_sentence_of_all_is_told_once() -> None:
     with pytest.raises(ToldElsewhere, match="all is wrong"):
         second.end(UserError("all is wrong"))
     second.end(UserError("this is, too"))
+
+
+def test_a_store_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "MEETING", timedelta(seconds=1))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port := free_port()))
+    with pytest.raises(UserError, match=rf"^the launcher does not answer at 127.0.0.1:{port}; start"):
+        together._store()

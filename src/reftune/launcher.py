@@ -7,11 +7,25 @@ import sys
 
 from reftune.problem import UserError
 
+ANSWERS_WITHIN = 30.0  # seconds, also where many processes ask at once
+
 
 def check_launcher() -> None:
-    """Raise UserError where the environment says something of processes that is no number."""
+    """Raise UserError where the environment is no launcher's, or the launcher is gone already.
+
+    Its store is there before it starts a process; without it they would wait for each other for hours.
+    """
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         _number(name, 0)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return
+    host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), _number("MASTER_PORT", 0)
+    try:
+        socket.create_connection((host, port), ANSWERS_WITHIN).close()
+    except OSError as error:
+        raise UserError(
+            f"the launcher does not answer at {host}:{port} ({error}); start again"
+        ) from None
 
 
 def rank() -> int:

@@ -30,6 +30,8 @@ MISSED = 18  # of another process's signs, and it is taken for dead; looks are c
 # a machine may have slept
 GRACE, SAVING = 15.0, 45.0  # seconds to end by itself: where another is gone, where all can still save
 INTERRUPTED = 128  # and the number of the signal: an exit code
+MEETING = timedelta(seconds=30)  # to reach the launcher, which is there before its processes
+ANSWER = timedelta(minutes=5)  # of its store later on, torch's default
 SLOWEST = timedelta(hours=2)  # that one process may keep the others waiting in a collective operation
 
 
@@ -223,7 +225,11 @@ def _tell_and_exit(ending: Ending) -> NoReturn:
 def _store() -> Store:
     """Connect to the store by which the processes have found each other."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, wait_for_workers=False)
+    try:
+        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=MEETING)
+    except DistError:
+        raise UserError(f"the launcher does not answer at {host}:{port}; start again") from None
+    store.set_timeout(ANSWER)
     return PrefixStore(f"reftune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
