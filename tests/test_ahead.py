@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from reftune.problem import Problem, UserError, Verdict
 from reftune.runs.listener import Listener
 from reftune.sampling.sampler import Sample
 from reftune.stages.ppo.ahead import Ahead
+from reftune.stages.ppo.batch import Batch
 from reftune.stages.ppo.step import run_ppo
 from reftune.stages.stage import Stage
 from reftune.training.learner import Learner
@@ -156,6 +158,35 @@ def test_an_error_of_the_engine_ends_the_step(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the server is gone"), ahead.meanwhile(1, memory):
         pass
     assert memory == {}
+
+
+def test_a_failure_of_the_update_waits_for_the_samples_that_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows closes the engine; a second Ctrl-C does not wait."""
+    started, finished, stage = threading.Event(), threading.Event(), make_stage(tmp_path)
+
+    def slowly(*_: object) -> Batch:
+        started.set()
+        time.sleep(0.3)
+        finished.set()
+        return Batch([], True, {})
+
+    monkeypatch.setattr("reftune.stages.ppo.ahead.draw_batch", slowly)
+    ahead = Ahead(stage, make_policy(), stage.generator(make_policy()))
+
+    def fail(error: BaseException) -> None:
+        with ahead.meanwhile(1, {}):
+            assert started.wait(SECONDS)
+            raise error
+
+    for error, waits in ((UserError("the loss is not finite"), True), (KeyboardInterrupt(), False)):
+        started.clear()
+        finished.clear()
+        with pytest.raises(type(error)):
+            fail(error)
+        assert finished.is_set() == waits
+        assert finished.wait(SECONDS)
 
 
 def test_nothing_is_drawn_behind_the_last_step(tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ def test_packages_that_a_run_needs_and_the_machine_lacks(monkeypatch: pytest.Mon
         compute={"sampler": "vllm"},
     )  # fmt: skip
     assert set(software.needs(needed)) == {"gguf", "bitsandbytes", "reasoning_gym", "vllm"}
+    tested = make_config(data={"test_sources": ["reasoning_gym:x"]})
+    assert set(software.needs(tested)) == {"reasoning_gym"}
 
 
 def test_a_server_of_samples_that_does_not_answer_fails() -> None:
