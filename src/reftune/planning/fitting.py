@@ -20,7 +20,7 @@ from reftune.planning.memory import (
 )
 from reftune.planning.shapes import Shape
 from reftune.planning.sharing import learning
-from reftune.planning.workload import Draw
+from reftune.planning.workload import Draw, StageWork
 from reftune.problem import UserError
 from reftune.training.token_budget import MOST_TOKENS, token_budget
 
@@ -52,9 +52,21 @@ def fit(config: Config, stages: Sequence[str], device: torch.device, shape: Shap
     return fitted
 
 
+def _sharing(machine: Machine) -> int:
+    """Return how many processes share the machine's memory: those of a CPU do, each GPU has its own."""
+    return 1 if machine.gpu else local_processes()
+
+
+def _free(works: Sequence[StageWork], shape: Shape, config: Config, machine: Machine) -> float:
+    """Return the bytes that a process has beside the program and what the fullest stage keeps."""
+    fullest = max(total(kept(work, shape, config, machine)) for work in works)
+    share = min(machine.share, machine.memory / _sharing(machine))
+    return share - machine.program - fullest
+
+
 def _refuse(stage: str, items: Items, config: Config, machine: Machine) -> None:
     """Raise UserError where the processes of a machine cannot hold what a stage keeps."""
-    processes = 1 if machine.gpu else local_processes()  # those of a CPU share its memory
+    processes = _sharing(machine)
     if processes * (total(items) + machine.program) <= machine.memory:
         return
     parts = ", ".join(f"{key} {gib(value)}" for key, value in items.items())
@@ -80,9 +92,7 @@ def with_rows(config: Config, stages: Sequence[str], shape: Shape, machine: Mach
     is_open = compute.sampler_rows is None and config.model.name is not None
     if not is_open or compute.sampler != "builtin" or machine.gpu:
         return config
-    fullest = max(total(kept(work, shape, config, machine)) for work in learning(config, stages))
-    share = min(machine.share, machine.memory / local_processes())
-    free, rows = share - machine.program - fullest, MOST_ROWS
+    free, rows = _free(learning(config, stages), shape, config, machine), MOST_ROWS
     longest, longest_prompt = prompt.max_new_tokens, prompt.max_prompt_tokens
     draw = Draw(rows, 1, longest, longest, longest_prompt, longest_prompt, learning=True)
     while rows > FEWEST_ROWS and total(sampling(draw, shape, config, machine)) > free:
@@ -102,11 +112,8 @@ def with_microbatches(config: Config, stages: Sequence[str], shape: Shape, machi
     """
     if config.compute.tokens_per_microbatch is not None or config.model.name is None:
         return config
-    works = learning(config, stages)
-    fullest = max(total(kept(work, shape, config, machine)) for work in works)
-    share = min(machine.share, machine.memory / (1 if machine.gpu else local_processes()))
-    count = replicas(shape, machine)
-    free = share - machine.program - fullest - count * chunk_bytes(machine)
+    works, count = learning(config, stages), replicas(shape, machine)
+    free = _free(works, shape, config, machine) - count * chunk_bytes(machine)
     each = max(activation_bytes(shape, config, work.name) for work in works)
     tokens = token_budget(None, each, free, count, gpu=machine.gpu)
     compute = config.compute.model_copy(update={"tokens_per_microbatch": tokens})

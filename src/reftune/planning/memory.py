@@ -70,7 +70,7 @@ def kept(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Ite
     """Return what a stage holds whatever it reads; for the arguments see `memory`."""
     if in_parts(work, config, machine):
         return _kept_in_parts(work, shape, config, machine)
-    own = shape.critic if has_own_critic(work.name, config) else 0
+    own = _own_critic(work, shape, config)
     items: Items = {"weights": shape.weights * shape.bytes_each + own * shape.trained_bytes}
     if work.learns:
         trained = shape.trained + own
@@ -83,6 +83,11 @@ def kept(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Ite
     if _has_reference(work, shape, config, machine):
         items["reference"] = shape.weights * shape.bytes_each
     return items | _vllm_at_rest(shape, config, machine)
+
+
+def _own_critic(work: StageWork, shape: Shape, config: Config) -> int:
+    """Return the numbers that a critic of its own adds to what a stage trains."""
+    return shape.critic if has_own_critic(work.name, config) else 0
 
 
 def _has_reference(work: StageWork, shape: Shape, config: Config, machine: Machine) -> bool:
@@ -99,7 +104,7 @@ def in_parts(work: StageWork, config: Config, machine: Machine) -> bool:
 def _kept_in_parts(work: StageWork, shape: Shape, config: Config, machine: Machine) -> Items:
     """Return what a process holds of a model in parts (see `model.sharding`); adapters stay whole."""
     share = 1 / machine.processes
-    own = shape.critic if has_own_critic(work.name, config) else 0
+    own = _own_critic(work, shape, config)
     learning = (shape.trained + own) * FLOAT * (1 if shape.adapted else share)
     frozen = shape.weights if shape.adapted else 0
     items: Items = {
